@@ -1,0 +1,95 @@
+"""TensorRT for Keras models in one line.
+
+>>> import keras_trt
+>>> fast = keras_trt.accelerate(model)
+>>> fast.predict(x)
+
+Importing this package imports none of TensorFlow, Keras, TensorRT, CUDA and onnx: each is loaded by the first call
+that needs it.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from ._version import __version__
+
+if TYPE_CHECKING:
+    from .api import accelerate as accelerate
+    from .cache import EngineCache as EngineCache
+    from .errors import BuildError as BuildError
+    from .errors import CacheError as CacheError
+    from .errors import CudaError as CudaError
+    from .errors import EngineLoadError as EngineLoadError
+    from .errors import ExportError as ExportError
+    from .errors import FallbackWarning as FallbackWarning
+    from .errors import InputError as InputError
+    from .errors import KerasTRTError as KerasTRTError
+    from .errors import MissingDependencyError as MissingDependencyError
+    from .errors import PrecisionError as PrecisionError
+    from .errors import VerificationError as VerificationError
+    from .export import export_onnx as export_onnx
+    from .model import TRTModel as TRTModel
+    from .options import BuildOptions as BuildOptions
+    from .specs import OptimizationProfile as OptimizationProfile
+    from .specs import ShapeRange as ShapeRange
+    from .specs import TensorSpec as TensorSpec
+
+_HOMES = {
+    "accelerate": "api",
+    "EngineCache": "cache",
+    "BuildError": "errors",
+    "CacheError": "errors",
+    "CudaError": "errors",
+    "EngineLoadError": "errors",
+    "ExportError": "errors",
+    "FallbackWarning": "errors",
+    "InputError": "errors",
+    "KerasTRTError": "errors",
+    "MissingDependencyError": "errors",
+    "PrecisionError": "errors",
+    "VerificationError": "errors",
+    "export_onnx": "export",
+    "TRTModel": "model",
+    "BuildOptions": "options",
+    "OptimizationProfile": "specs",
+    "ShapeRange": "specs",
+    "TensorSpec": "specs",
+}
+
+__all__ = [
+    "BuildError",
+    "BuildOptions",
+    "CacheError",
+    "CudaError",
+    "EngineCache",
+    "EngineLoadError",
+    "ExportError",
+    "FallbackWarning",
+    "InputError",
+    "KerasTRTError",
+    "MissingDependencyError",
+    "OptimizationProfile",
+    "PrecisionError",
+    "ShapeRange",
+    "TRTModel",
+    "TensorSpec",
+    "VerificationError",
+    "__version__",
+    "accelerate",
+    "export_onnx",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'keras_trt' has no attribute {name!r}")
+    import importlib
+
+    value = getattr(importlib.import_module(f".{_HOMES[name]}", __name__), name)
+    globals()[name] = value  # the next access finds it without coming here
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

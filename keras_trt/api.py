@@ -1,0 +1,112 @@
+"""`accelerate`: where it is decided what happens when something cannot be had."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from typing import Any
+
+from . import backends, source
+from .cache import EngineCache
+from .errors import CacheError, EngineLoadError, ExportError, FallbackWarning, InputError, KerasTRTError
+from .model import TRTModel
+from .options import BuildOptions
+from .predictor import Predictor
+from .provision import provision
+from .report import Report
+
+
+def accelerate(model: Any, *, options: BuildOptions | None = None, **keywords: Any) -> TRTModel:
+    """Return a drop-in for a Keras model whose `predict` runs on TensorRT.
+
+    The model is exported to ONNX, an engine is built of it, compared with Keras and cached. Every later call for
+    the same model, options, GPU and versions, in any process, finds the engine in the cache: nothing is exported
+    or built. The Keras model is not changed, and later changes of it do not reach the drop-in.
+
+    Where no engine can be had, the Keras model runs, and one `FallbackWarning` says why; `fallback="raise"`
+    raises instead.
+
+    Args:
+        model: a built `keras.Model` on the TensorFlow backend.
+        options: a `BuildOptions`. Defaults to `None`: its defaults.
+        **keywords: fields of `BuildOptions`, put over `options`: `precision`, `backend`, `batch_sizes`,
+            `profiles`, `sample`, `optimization_level`, `verify`, `fallback`, `cache`, `device`, `verbose`.
+
+    Returns:
+        A `TRTModel`.
+
+    Raises:
+        TypeError: if `model` is not a Keras 3 model, or a keyword is not an option.
+        ValueError: if an option has a value that is not allowed, or an axis of an input has no known size.
+        InputError: if the sample does not fit the model.
+        ExportError: if the model is not built; with `fallback="raise"` also if it cannot be exported.
+        MissingDependencyError, EngineLoadError: if a backend that is asked for by name cannot be used.
+        BuildError, VerificationError, CudaError: with `fallback="raise"` only.
+
+    Example:
+    >>> fast = keras_trt.accelerate(model)
+    >>> fast.predict(images)                                        # as model.predict(images)
+    >>> keras_trt.accelerate(model, precision="fp32", batch_sizes=(1, 8, 64))
+    """
+    chosen = BuildOptions.of(options, keywords)
+    source.check_is_keras(model)
+    _ensure_built(model, chosen)
+    backend, unusable = backends.choose(chosen.backend, chosen.device)
+    if unusable:
+        if chosen.fallback == "raise":
+            raise EngineLoadError(" ".join(unusable))
+        _warn(f"{backend.title} runs '{model.name}' on the CPU: {' '.join(unusable)}")
+    try:
+        if only_keras := source.what_only_keras_can(model):
+            raise ExportError(f"Only Keras can run this model: {only_keras}.")
+        ready = provision(model, backend, chosen, _cache(chosen))
+    except InputError:
+        raise  # the user's sample: nothing that another engine could mend
+    except KerasTRTError as error:
+        if chosen.fallback == "raise":
+            raise
+        notes = " ".join(getattr(error, "__notes__", ()))
+        _warn(f"Keras runs '{model.name}' without TensorRT: {error}{' ' + notes if notes else ''}")
+        return _keras_instead(model, str(error), chosen)
+    report = ready.report
+    if report.fell_back:
+        _warn(f"'{model.name}' runs in {report.precision}, not as asked: {'; '.join(report.fell_back)}.")
+    if chosen.verbose:
+        print(report)  # noqa: T201 (as Keras's own verbose)
+    return TRTModel(model, Predictor(model, ready.signature, ready.session), ready.session, report)
+
+
+def _ensure_built(model: Any, options: BuildOptions) -> None:
+    if model.built:
+        return
+    if options.sample is None:
+        raise ExportError(
+            f"The model '{model.name}' has not been built, so the shapes of its inputs are not known. "
+            "Call it once on a batch of data, or pass `sample=` with such a batch."
+        )
+    model.predict_on_batch(options.sample)
+
+
+def _cache(options: BuildOptions) -> EngineCache | None:
+    if isinstance(options.cache, EngineCache) or options.cache is None:
+        return options.cache
+    if options.cache is False:
+        return None
+    try:
+        return EngineCache(None if options.cache is True else os.fspath(options.cache))
+    except CacheError as error:
+        _warn(f"Engines are not cached, so each start builds them again: {error}")
+        return None
+
+
+def _keras_instead(model: Any, why: str, options: BuildOptions) -> TRTModel:
+    report = Report(
+        backend="keras", title="Keras", device="", device_name="", precision="keras", origin="keras", fell_back=(why,)
+    )
+    if options.verbose:
+        print(report)  # noqa: T201 (as Keras's own verbose)
+    return TRTModel(model, None, None, report)
+
+
+def _warn(message: str) -> None:
+    warnings.warn(message, FallbackWarning, stacklevel=3)

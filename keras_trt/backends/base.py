@@ -1,0 +1,142 @@
+"""The one interface of all backends: a typed ONNX graph becomes a plan, a plan becomes an engine."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+
+from ..options import Precision
+from ..specs import OptimizationProfile
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+
+@dataclass(frozen=True)
+class BuildSpec:
+    """Everything beside the graph that decides what is built.
+
+    Attributes:
+        precision: the precision of the typed graph; `"tf32"` and `"fp32"` differ only here.
+        profile: the shapes to build for.
+        optimization_level: TensorRT's builder optimization level, or `None` for its default.
+    """
+
+    precision: Precision
+    profile: OptimizationProfile
+    optimization_level: int | None = None
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Something in a graph that a backend refuses.
+
+    Attributes:
+        node: name of the ONNX node, empty where the backend does not say it.
+        operator: its operator.
+        reason: what the backend says.
+    """
+
+    node: str
+    operator: str
+    reason: str
+
+
+class HostEngine(Protocol):
+    """An engine that takes and gives numpy arrays. Safe to call from many threads."""
+
+    @property
+    def input_names(self) -> Sequence[str]: ...
+    @property
+    def output_names(self) -> Sequence[str]: ...
+
+    def run(self, feeds: Mapping[str, Array]) -> list[Array]:
+        """Return the outputs, in the order of `output_names`."""
+
+    def close(self) -> None:
+        """Free the engine."""
+
+
+class DeviceContext(Protocol):
+    """One thread of execution of a `DeviceEngine`, with its own shapes and addresses."""
+
+    def set_shapes(self, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
+        """Set the shapes of the inputs and return those of the outputs."""
+
+    def set_address(self, name: str, address: int) -> None:
+        """Set where an input or output lies in device memory."""
+
+    def enqueue(self, stream: int) -> None:
+        """Put one inference on a CUDA stream."""
+
+    def close(self) -> None:
+        """Free the context."""
+
+
+@runtime_checkable
+class DeviceEngine(Protocol):
+    """An engine that reads and writes device memory."""
+
+    @property
+    def input_names(self) -> Sequence[str]: ...
+    @property
+    def output_names(self) -> Sequence[str]: ...
+    @property
+    def device(self) -> int: ...
+
+    def dtype(self, name: str) -> np.dtype[Any]:
+        """Return the type of an input or output as the engine has it."""
+
+    def create_context(self, stream: int) -> DeviceContext:
+        """Return a new execution context, set up on a CUDA stream."""
+
+    def close(self) -> None:
+        """Free the engine. All of its contexts must be closed."""
+
+
+class Backend(Protocol):
+    """Builds and loads engines. Making one checks that it can be used here.
+
+    Attributes:
+        name: the `backend=` that selects it.
+        default_precision: what `precision=None` means.
+        precisions: the precisions that it can run.
+        title: name and version for people, such as `"TensorRT 10.9.0"`.
+        device: `"cpu"`, or as `"cuda:0"`.
+        device_name: product name of the device.
+    """
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def default_precision(self) -> Precision: ...
+    @property
+    def precisions(self) -> Sequence[Precision]: ...
+    @property
+    def title(self) -> str: ...
+    @property
+    def device(self) -> str: ...
+    @property
+    def device_name(self) -> str: ...
+
+    def identity(self) -> dict[str, Any]:
+        """Return all of this backend, system and device that an engine depends on, for the engine key."""
+
+    def supports(self, onnx: bytes) -> list[Finding]:
+        """Return what it refuses in a typed graph; nothing is built."""
+
+    def build(self, onnx: bytes, spec: BuildSpec) -> bytes:
+        """Build a plan.
+
+        Raises:
+            BuildError: with the builder's log.
+        """
+
+    def load(self, plan: bytes) -> HostEngine | DeviceEngine:
+        """Load a plan.
+
+        Raises:
+            EngineLoadError: if it cannot be used here.
+        """

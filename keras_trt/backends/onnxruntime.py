@@ -1,0 +1,88 @@
+"""ONNX Runtime on the CPU: the engine where there is no GPU. Its plan is the typed ONNX graph itself."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from .._require import require
+from ..errors import BuildError, EngineLoadError
+from ..options import Precision
+from .base import Array, BuildSpec, Finding
+
+
+class OnnxRuntimeBackend:
+    """See `Backend`.
+
+    It has no TF32: CPUs compute float32 in full.
+    """
+
+    name = "onnxruntime"
+    default_precision: Precision = "fp32"
+    precisions: tuple[Precision, ...] = ("fp16", "fp32")
+    device = "cpu"
+
+    def __init__(self) -> None:
+        self._ort = require(
+            "onnxruntime", package="onnxruntime", extra="tensorflow", purpose="The backend 'onnxruntime'"
+        )
+        self.title = f"ONNX Runtime {self._ort.__version__}"
+        self.device_name = platform.processor() or platform.machine()
+
+    def identity(self) -> dict[str, Any]:
+        """Return what an engine depends on: a graph runs on any machine that has this ONNX Runtime."""
+        return {"backend": self.name, "version": self._ort.__version__}
+
+    def supports(self, onnx: bytes) -> list[Finding]:
+        """Return what ONNX Runtime refuses in a graph."""
+        try:
+            self._session(onnx)
+        except Exception as error:  # its exceptions share no base class
+            return [Finding("", "", str(error))]
+        return []
+
+    def build(self, onnx: bytes, spec: BuildSpec) -> bytes:  # noqa: ARG002 (the graph says it all)
+        """Return the graph, once ONNX Runtime has taken it.
+
+        Raises:
+            BuildError: if it does not.
+        """
+        if findings := self.supports(onnx):
+            raise BuildError(f"ONNX Runtime refused the graph: {findings[0].reason}")
+        return onnx
+
+    def load(self, plan: bytes) -> OnnxRuntimeEngine:
+        """Load a graph.
+
+        Raises:
+            EngineLoadError: if ONNX Runtime does not take it.
+        """
+        try:
+            return OnnxRuntimeEngine(self._session(plan))
+        except Exception as error:  # its exceptions share no base class
+            raise EngineLoadError(f"ONNX Runtime could not load the graph: {error}") from error
+
+    def _session(self, onnx: bytes) -> Any:
+        options = self._ort.SessionOptions()
+        options.log_severity_level = 3  # errors; what it warns of (such as unused initializers) changes no result
+        return self._ort.InferenceSession(onnx, options, providers=["CPUExecutionProvider"])
+
+
+class OnnxRuntimeEngine:
+    """See `HostEngine`."""
+
+    def __init__(self, session: Any) -> None:
+        self._session = session
+        self.input_names = tuple(value.name for value in session.get_inputs())
+        self.output_names = tuple(value.name for value in session.get_outputs())
+
+    def run(self, feeds: Mapping[str, Array]) -> list[Array]:
+        """Return the outputs, in the order of `output_names`."""
+        return [np.asarray(output) for output in self._session.run(None, dict(feeds))]
+
+    def close(self) -> None:
+        """Free the session."""
+        self._session = None

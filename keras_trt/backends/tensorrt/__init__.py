@@ -1,0 +1,110 @@
+"""TensorRT 8.6, 10, 11 and TensorRT-RTX: which one (`flavor`), typed networks (`types`), plans, engines."""
+
+from __future__ import annotations
+
+import os
+import platform
+import sys
+from typing import Any
+
+from ... import cuda
+from ...errors import BuildError, EngineLoadError
+from ...options import Precision
+from ..base import BuildSpec, Finding
+from .builder import PlanBuilder
+from .engine import TensorRTEngine
+from .flavor import FlavorName, flavor
+
+__all__ = ["TensorRTBackend"]
+
+
+class TensorRTBackend:
+    """See `Backend`.
+
+    Args:
+        name: `"tensorrt"` or `"tensorrt_rtx"`.
+        device: index of the GPU.
+
+    Raises:
+        MissingDependencyError: if TensorRT or cuda-python is not installed.
+        EngineLoadError: if there is no such GPU, or TensorRT does not support it.
+    """
+
+    default_precision: Precision = "fp16"
+    precisions: tuple[Precision, ...] = ("fp16", "tf32", "fp32")
+
+    def __init__(self, name: FlavorName, device: int) -> None:
+        self.name = name
+        self._flavor = flavor(name)
+        self.title = self._flavor.title
+        count = cuda.device_count()
+        if device >= count:
+            hidden = os.environ.get("CUDA_VISIBLE_DEVICES")
+            raise EngineLoadError(
+                f"{self.title} needs a GPU, and CUDA shows {count or 'none'}. Received: device={device}"
+                f"{'' if hidden is None else f', CUDA_VISIBLE_DEVICES={hidden!r}'}. "
+                "Check `nvidia-smi`, or use backend='onnxruntime'."
+            )
+        self._device = device
+        self._info = cuda.device_info(device)
+        self.device = f"cuda:{device}"
+        self.device_name = self._info.name
+        trt = self._flavor.trt
+        if hasattr(trt, "ComputeCapability"):
+            # TensorRT-RTX lists the GPUs that it supports, and no data-centre GPU is among them.
+            wanted = "SM{}{}".format(*self._info.compute_capability)
+            if wanted not in trt.ComputeCapability.__members__:
+                raise EngineLoadError(f"{self.title} does not support {self.device_name} ({wanted}).")
+        self._builder: PlanBuilder | None = None
+
+    def identity(self) -> dict[str, Any]:
+        """Return all that a plan depends on: it runs on one kind of GPU, system and TensorRT alone."""
+        info = self._info
+        return {
+            "backend": self.name,
+            "version": str(self._flavor.trt.__version__),
+            "system": f"{sys.platform}-{platform.machine()}",
+            "gpu": info.name,
+            "compute_capability": list(info.compute_capability),
+            "multiprocessors": info.multiprocessors,
+            "memory_bytes": info.memory_bytes,
+            "driver": info.driver,
+        }
+
+    def supports(self, onnx: bytes) -> list[Finding]:
+        """Return the nodes of a typed graph that the parser refuses."""
+        with cuda.current_device(self._device):
+            return self._plan_builder().supports(onnx)
+
+    def build(self, onnx: bytes, spec: BuildSpec) -> bytes:
+        """Build a plan for this GPU.
+
+        Raises:
+            BuildError: with TensorRT's log.
+        """
+        with cuda.current_device(self._device):
+            try:
+                return self._plan_builder().build(onnx, spec, for_this_gpu=True)
+            except BuildError as error:
+                free, total = cuda.free_memory(self._device)
+                if free < total // 10:
+                    error.add_note(
+                        f"The GPU has {free >> 20} of {total >> 20} MiB free. If TensorFlow holds the rest, let it "
+                        "take what it needs: tf.config.experimental.set_memory_growth(gpu, True) before its first use."
+                    )
+                raise
+
+    def load(self, plan: bytes) -> TensorRTEngine:
+        """Load a plan.
+
+        Raises:
+            EngineLoadError: if it cannot be used here.
+        """
+        with cuda.current_device(self._device):
+            return TensorRTEngine(self._flavor, plan, self._device)
+
+    def _plan_builder(self) -> PlanBuilder:
+        # Made late: a warm start builds nothing, and a builder takes memory on the GPU.
+        if self._builder is None:
+            self._builder = PlanBuilder(self._flavor)
+        return self._builder

@@ -1,0 +1,133 @@
+"""Plan → engine → execution contexts. Needs a GPU."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from ...errors import EngineLoadError, InputError
+from .flavor import Flavor
+from .types import numpy_dtype
+
+
+class TensorRTEngine:
+    """See `DeviceEngine`.
+
+    Args:
+        flavor: the TensorRT that built the plan.
+        plan: the plan. It is executable code: it must come from the cache, which has checked it.
+        device: the GPU; it must be current.
+
+    Raises:
+        EngineLoadError: if the plan cannot be used here.
+    """
+
+    def __init__(self, flavor: Flavor, plan: bytes, device: int) -> None:
+        self._flavor = flavor
+        self.device = device
+        trt = flavor.trt
+        with flavor.log() as log:
+            # The runtime must outlive the engine.
+            self._runtime = runtime = trt.Runtime(flavor.logger)
+            engine = runtime.deserialize_cuda_engine(plan)
+            if engine is None:
+                raise EngineLoadError(f"{flavor.title} could not load the plan.", log="\n".join(log))
+        self._engine = engine
+        names = [engine.get_tensor_name(index) for index in range(engine.num_io_tensors)]
+        inputs = [name for name in names if engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT]
+        self.input_names = tuple(inputs)
+        self.output_names = tuple(name for name in names if name not in inputs)
+        self._dtypes = {name: numpy_dtype(engine.get_tensor_dtype(name)) for name in names}
+        for name in names:
+            if engine.get_tensor_location(name) != trt.TensorLocation.DEVICE:
+                raise EngineLoadError(f"'{name}' of the engine lies in host memory: shapes as data are not supported.")
+
+    def dtype(self, name: str) -> np.dtype[Any]:
+        """Return the type of an input or output as the engine has it, which need not be the graph's."""
+        return self._dtypes[name]
+
+    def create_context(self, stream: int) -> TensorRTContext:
+        """Return a new execution context.
+
+        Args:
+            stream: the CUDA stream that its profile is set on.
+
+        Raises:
+            EngineLoadError: if there is no memory for it.
+        """
+        engine = self._engine
+        with self._flavor.log() as log:
+            context = engine.create_execution_context()
+            if context is None:
+                raise EngineLoadError(
+                    "TensorRT made no execution context, mostly for want of GPU memory.", log="\n".join(log)
+                )
+            # Only the first context of an engine has a profile from the start.
+            if context.active_optimization_profile < 0 and not context.set_optimization_profile_async(0, stream):
+                raise EngineLoadError("TensorRT refused the profile for a further context.", log="\n".join(log))
+        return TensorRTContext(self._flavor, context, self.output_names)
+
+    def close(self) -> None:
+        """Free the engine. All of its contexts must be closed."""
+        self._engine = self._runtime = None
+
+
+class TensorRTContext:
+    """See `DeviceContext`."""
+
+    def __init__(self, flavor: Flavor, context: Any, output_names: tuple[str, ...]) -> None:
+        self._flavor = flavor
+        self._context = context
+        self._output_names = output_names
+
+    def set_shapes(self, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
+        """Set the shapes of the inputs and return those of the outputs.
+
+        Raises:
+            InputError: if a shape lies outside the engine's profile.
+            EngineLoadError: if an output's shape depends on the data.
+        """
+        context = self._context
+        with self._flavor.log() as log:
+            for name, shape in shapes.items():
+                if not context.set_input_shape(name, shape):
+                    raise InputError(
+                        f"The engine was not built for the shape {shape} of input '{name}': {'; '.join(log)}",
+                        input_name=name,
+                        received=shape,
+                    )
+            if missing := context.infer_shapes():
+                raise EngineLoadError(f"TensorRT misses {missing} to know the outputs' shapes.", log="\n".join(log))
+        outputs = {name: tuple(context.get_tensor_shape(name)) for name in self._output_names}
+        for name, shape in outputs.items():
+            if any(axis < 0 for axis in shape):
+                raise EngineLoadError(f"The shape {shape} of output '{name}' depends on the data: not supported yet.")
+        return outputs
+
+    def set_address(self, name: str, address: int) -> None:
+        """Set where an input or output lies in device memory. TensorRT keeps no reference: it must stay there.
+
+        Raises:
+            EngineLoadError: if TensorRT refuses the address.
+        """
+        context = self._context
+        with self._flavor.log() as log:
+            if not context.set_tensor_address(name, address):
+                raise EngineLoadError(f"TensorRT refused the address of '{name}'.", log="\n".join(log))
+
+    def enqueue(self, stream: int) -> None:
+        """Put one inference on a CUDA stream.
+
+        Raises:
+            EngineLoadError: if TensorRT does not take it.
+        """
+        context = self._context
+        with self._flavor.log() as log:
+            if not context.execute_async_v3(stream):
+                raise EngineLoadError("TensorRT could not start the inference.", log="\n".join(log))
+
+    def close(self) -> None:
+        """Free the context. It must be idle."""
+        self._context = None

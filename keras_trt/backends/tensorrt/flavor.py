@@ -1,0 +1,108 @@
+"""Which TensorRT is here, and what it can do: features are looked for by name, versions are never compared.
+
+`tensorrt` 8.6, 10 and 11 and `tensorrt_rtx` share all code of this folder.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Literal
+
+from ..._require import require
+
+FlavorName = Literal["tensorrt", "tensorrt_rtx"]
+
+_logger = logging.getLogger("keras_trt.tensorrt")
+
+
+class Flavor:
+    """One of the two TensorRT packages, with the one logger that it listens to.
+
+    Args:
+        name: the module to import.
+
+    Attributes:
+        trt: the module.
+        title: name and version for people.
+        strongly_typed: whether networks can be typed by their ONNX graph. Where not (8.6), the builder chooses
+            types and is told what to choose, layer by layer.
+        logger: TensorRT's logger. Only the first one of a process counts, so there is one for everything.
+
+    Raises:
+        MissingDependencyError: if the package is not installed.
+    """
+
+    def __init__(self, name: FlavorName) -> None:
+        self.name = name
+        rtx = name == "tensorrt_rtx"
+        self.trt = trt = require(
+            name,
+            package="tensorrt-rtx" if rtx else "tensorrt",
+            extra="rtx" if rtx else "cu13",
+            purpose=f"The backend '{name}'",
+        )
+        self.title = f"{'TensorRT-RTX' if rtx else 'TensorRT'} {trt.__version__}"
+        self.strongly_typed = hasattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED")
+        self._sinks: dict[int, list[list[str]]] = {}
+        self._lock = threading.Lock()
+        self.logger = _make_logger(trt, self._receive)
+
+    @contextmanager
+    def log(self) -> Iterator[list[str]]:
+        """Collect what TensorRT logs at warning level and above while the block runs.
+
+        A message from a thread that collects nothing, as of the builder's own threads, goes to all who collect.
+        """
+        messages: list[str] = []
+        thread = threading.get_ident()
+        with self._lock:
+            self._sinks.setdefault(thread, []).append(messages)
+        try:
+            yield messages
+        finally:
+            with self._lock:
+                self._sinks[thread].remove(messages)
+                if not self._sinks[thread]:
+                    del self._sinks[thread]
+
+    def _receive(self, severity: int, message: str) -> None:
+        with self._lock:
+            mine = self._sinks.get(threading.get_ident())
+            sinks = mine or [sink for sinks in self._sinks.values() for sink in sinks]
+            if severity <= _WARNING:
+                for sink in sinks:
+                    sink.append(message)
+        # What is collected becomes part of an exception if it matters; an error that nobody collects does not.
+        if severity <= _ERROR and not sinks:
+            _logger.error(message)
+        else:
+            _logger.log(logging.INFO if severity <= _WARNING else logging.DEBUG, message)
+
+
+# Values of ILogger.Severity, the same in every version: 0 internal error, 1 error, 2 warning, 3 info, 4 verbose.
+_ERROR, _WARNING = 1, 2
+
+
+def _make_logger(trt: Any, receive: Any) -> Any:
+    class DispatchLogger(trt.ILogger):  # type: ignore[misc]
+        def __init__(self) -> None:
+            trt.ILogger.__init__(self)
+
+        def log(self, severity: Any, message: str) -> None:
+            receive(int(severity), message)
+
+    return DispatchLogger()
+
+
+@functools.cache
+def flavor(name: FlavorName) -> Flavor:
+    """Return the one `Flavor` of that name in this process.
+
+    Raises:
+        MissingDependencyError: if the package is not installed.
+    """
+    return Flavor(name)

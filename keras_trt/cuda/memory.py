@@ -1,0 +1,81 @@
+"""Device memory, pinned host memory, and the copies between them.
+
+Both kinds are freed by `close()`, never by the garbage collector: at interpreter exit it may run after CUDA is
+gone, and a call into CUDA then crashes.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from typing import Any
+
+import numpy as np
+
+from .runtime import Stream, bindings, check
+
+
+class DeviceMemory:
+    """Memory on the current GPU.
+
+    Args:
+        size_bytes: how much; at least one byte is taken, so that an address is never null.
+
+    Raises:
+        CudaError: if there is not so much (`name` is `"cudaErrorMemoryAllocation"`).
+    """
+
+    def __init__(self, size_bytes: int) -> None:
+        cudart = bindings()
+        self.size_bytes = max(size_bytes, 1)
+        self.address = int(check(cudart.cudaMalloc(self.size_bytes)))
+
+    def close(self) -> None:
+        """Free the memory. Nothing on the GPU may use it any more."""
+        if self.address:
+            cudart = bindings()
+            address, self.address = self.address, 0
+            check(cudart.cudaFree(address))
+
+
+class PinnedMemory:
+    """Page-locked host memory, which the GPU reads and writes without a copy by the driver.
+
+    Args:
+        size_bytes: how much; at least one byte is taken.
+
+    Attributes:
+        address: where it begins.
+        array: the memory as a numpy array of bytes; not to be used after `close`.
+
+    Raises:
+        CudaError: if the system cannot lock so much.
+    """
+
+    def __init__(self, size_bytes: int) -> None:
+        cudart = bindings()
+        self.size_bytes = max(size_bytes, 1)
+        self.address = int(check(cudart.cudaHostAlloc(self.size_bytes, cudart.cudaHostAllocDefault)))
+        raw = (ctypes.c_ubyte * self.size_bytes).from_address(self.address)
+        self.array: np.ndarray[Any, np.dtype[np.uint8]] = np.ctypeslib.as_array(raw)
+
+    def close(self) -> None:
+        """Free the memory. No copy may be under way, and `array` is gone."""
+        if self.address:
+            cudart = bindings()
+            address, self.address = self.address, 0
+            self.array = np.empty(0, np.uint8)
+            check(cudart.cudaFreeHost(address))
+
+
+def copy_to_device(target: DeviceMemory, source: PinnedMemory, size_bytes: int, stream: Stream) -> None:
+    """Put a copy of the first `size_bytes` bytes on the stream."""
+    cudart = bindings()
+    kind = cudart.cudaMemcpyKind.cudaMemcpyHostToDevice
+    check(cudart.cudaMemcpyAsync(target.address, source.address, size_bytes, kind, stream.handle))
+
+
+def copy_to_host(target: PinnedMemory, source: DeviceMemory, size_bytes: int, stream: Stream) -> None:
+    """Put a copy of the first `size_bytes` bytes on the stream."""
+    cudart = bindings()
+    kind = cudart.cudaMemcpyKind.cudaMemcpyDeviceToHost
+    check(cudart.cudaMemcpyAsync(target.address, source.address, size_bytes, kind, stream.handle))

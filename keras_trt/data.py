@@ -1,0 +1,89 @@
+"""Datasets, generators and `PyDataset`s in, Keras's progress bar and callbacks out: Keras's own parts do both."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+
+def keras_batches(x: Any, batch_size: int | None, steps: int | None) -> tuple[Iterator[Any], int | None]:
+    """Return the batches of inputs in anything that Keras's `predict` takes, and how many there are if it is known.
+
+    Args:
+        x: a `tf.data.Dataset`, generator, `keras.utils.PyDataset`, torch `DataLoader`, ….
+        batch_size: the user's argument: an error for data that comes in batches already.
+        steps: stop after so many.
+
+    Raises:
+        ValueError: Keras's own, for data of no known kind.
+    """
+    # Keras has no public door to its adapters. They are the same from 3.10 on.
+    from keras.src.trainers import data_adapters
+    from keras.src.trainers.data_adapters.data_adapter_utils import unpack_x_y_sample_weight
+
+    adapter = data_adapters.get_data_adapter(x, batch_size=batch_size, steps_per_epoch=steps, shuffle=False)
+    known = adapter.num_batches
+
+    def iterate() -> Iterator[Any]:
+        adapter.on_epoch_begin()
+        done = 0
+        for batch in adapter.get_numpy_iterator():
+            yield unpack_x_y_sample_weight(batch)[0]
+            done += 1
+            if done == steps:
+                break
+        if steps is not None and done < steps:
+            warn_ran_out()
+        adapter.on_epoch_end()
+
+    return iterate(), known if steps is None else steps
+
+
+def array_batch_size(rows: int, batch_size: int | None, steps: int | None) -> int:
+    """Return the batch size that Keras uses for arrays.
+
+    Raises:
+        ValueError: for sizes below 1.
+    """
+    for name, value in (("batch_size", batch_size), ("steps", steps)):
+        if value is not None and value < 1:
+            raise ValueError(f"`{name}` is 1 or more. Received: {name}={value}")
+    if batch_size is not None:
+        return batch_size
+    return max(1, -(-rows // steps)) if steps is not None else 32
+
+
+def warn_ran_out() -> None:
+    """Warn, as Keras does, of data that ended before `steps` batches."""
+    warnings.warn("The data ended before `steps` batches; predicting stops there.", stacklevel=4)
+
+
+def callback_list(model: Any, callbacks: Any, verbose: Any, steps: int | None) -> Any:
+    """Return Keras's `CallbackList` with its progress bar, or `None` where nothing would be called."""
+    if verbose == 0 and not callbacks:
+        return None
+    import keras
+
+    if isinstance(callbacks, keras.callbacks.CallbackList):
+        return callbacks
+    return keras.callbacks.CallbackList(
+        callbacks, add_progbar=verbose != 0, model=model, verbose=verbose, epochs=1, steps=steps
+    )
+
+
+def concatenate(parts: list[Array]) -> Any:
+    """Join one output of several batches as Keras does: ragged where their inner shapes differ."""
+    if len(parts) == 1:
+        return parts[0]
+    if parts[0].ndim == 0:
+        return np.stack(parts)
+    if len({part.shape[1:] for part in parts}) == 1:
+        return np.concatenate(parts)
+    import tensorflow as tf
+
+    return tf.concat([tf.RaggedTensor.from_tensor(part) for part in parts], axis=0)

@@ -1,0 +1,119 @@
+"""The exceptions of keras_trt.
+
+    KerasTRTError
+    ├── MissingDependencyError   (also ImportError)  a package is not installed; gives the exact `pip install`
+    ├── ExportError              the Keras model could not become ONNX; names the Keras layer
+    ├── BuildError               TensorRT or ONNX Runtime refused the graph; carries its log
+    │   └── PrecisionError       the engine does not have the precision that was asked for
+    ├── EngineLoadError          a plan could not be loaded or used here
+    ├── VerificationError        an engine's answers differ from Keras's by more than the limit
+    ├── InputError               (also ValueError)   the data does not fit the model
+    ├── CudaError                a CUDA call failed
+    └── CacheError               the engine cache could not be read or written
+
+`FallbackWarning` is the category of every warning that something runs otherwise than asked.
+Wrong *arguments* (an unknown option, a negative batch size) are Python's own `ValueError` and `TypeError`.
+Every message says what was wrong, what was received, what is allowed and what to do.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+class KerasTRTError(Exception):
+    """Base of every error that keras_trt raises on purpose."""
+
+
+class MissingDependencyError(KerasTRTError, ImportError):
+    """A package that this call needs is not installed.
+
+    Attributes:
+        package: the name of the missing package.
+    """
+
+    def __init__(self, message: str, *, package: str) -> None:
+        super().__init__(message)
+        self.package = package
+
+
+class ExportError(KerasTRTError):
+    """The Keras model could not be turned into a valid ONNX graph.
+
+    Attributes:
+        layer: path of the Keras layer that is to blame, or `None` where it is not one layer.
+    """
+
+    def __init__(self, message: str, *, layer: str | None = None) -> None:
+        super().__init__(message)
+        self.layer = layer
+
+
+class BuildError(KerasTRTError):
+    """An engine could not be built from a valid ONNX graph.
+
+    Attributes:
+        log: what the builder logged at warning level and above, one message a line.
+    """
+
+    def __init__(self, message: str, *, log: str = "") -> None:
+        super().__init__(f"{message}\nThe builder's log:\n{log}" if log else message)
+        self.log = log
+
+
+class PrecisionError(BuildError):
+    """An engine was built, or was going to be, in another precision than the one asked for."""
+
+
+class EngineLoadError(KerasTRTError):
+    """A plan could not be deserialized, or an engine could not be used on this device.
+
+    Attributes:
+        log: what TensorRT logged at warning level and above, one message a line.
+    """
+
+    def __init__(self, message: str, *, log: str = "") -> None:
+        super().__init__(f"{message}\nTensorRT's log:\n{log}" if log else message)
+        self.log = log
+
+
+class VerificationError(KerasTRTError):
+    """An engine's answers differ from Keras's by more than the limit of its precision."""
+
+
+class InputError(KerasTRTError, ValueError):
+    """The data given to a model does not fit its inputs.
+
+    Attributes:
+        input_name: name of the input, or `None` where the structure as a whole is wrong.
+        expected: what the model takes.
+        received: what was given.
+    """
+
+    def __init__(
+        self, message: str, *, input_name: str | None = None, expected: Any = None, received: Any = None
+    ) -> None:
+        super().__init__(message)
+        self.input_name = input_name
+        self.expected = expected
+        self.received = received
+
+
+class CudaError(KerasTRTError):
+    """A CUDA call failed.
+
+    Attributes:
+        name: CUDA's name of the error, such as `"cudaErrorMemoryAllocation"`.
+    """
+
+    def __init__(self, message: str, *, name: str) -> None:
+        super().__init__(message)
+        self.name = name
+
+
+class CacheError(KerasTRTError):
+    """The engine cache could not be read or written."""
+
+
+class FallbackWarning(UserWarning):
+    """Something does not run as it was asked for; says what runs instead, and why."""

@@ -1,0 +1,140 @@
+"""Keras → ONNX: what a model takes (`signature`), its graph (`convert`), and whether that can be trusted (`check`).
+
+`fingerprint` hashes a model without exporting it, so that a warm start need not.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from ..errors import ExportError
+from ..specs import Signature, TensorSpec
+from . import check, convert, signature
+
+__all__ = ["ExportedModel", "export", "export_onnx"]
+
+#: Key of the metadata entry of the ONNX file that holds the Keras names and nesting, as JSON.
+SIGNATURE_METADATA = "keras_trt.signature"
+
+
+@dataclass(frozen=True)
+class ExportedModel:
+    """A Keras model as ONNX.
+
+    Attributes:
+        onnx: the serialized `onnx.ModelProto`, float32, opset 17, weights inside.
+        signature: names, shapes, types and nesting of its inputs and outputs.
+    """
+
+    onnx: bytes
+    signature: Signature
+
+
+def export(model: Any, sample: Any = None) -> ExportedModel:
+    """Export a Keras model's inference to ONNX.
+
+    Args:
+        model: a built `keras.Model` on the TensorFlow backend.
+        sample: a batch of inputs, for subclassed models whose inputs are not all of the model's float type.
+
+    Raises:
+        ExportError: if no valid ONNX graph with exactly the model's inputs can be made of it; names the layer.
+        MissingDependencyError: if TensorFlow or tf2onnx is not installed.
+    """
+    import keras
+
+    if keras.config.backend() != "tensorflow":
+        raise ExportError(
+            f"Export goes through TensorFlow, and Keras runs on {keras.config.backend()!r}. Set "
+            "KERAS_BACKEND=tensorflow before Keras is imported; a model saved as .keras loads there unchanged."
+        )
+    structure, inputs = signature.input_signature(model, sample)
+    check.check_policies(model)
+    function, output_structure, outputs = convert.trace(model, structure, inputs)
+    proto, log = convert.convert(function)
+    check.check_graph(proto, model, len(inputs), log)
+    inputs = _distinct(inputs, set())
+    outputs = _distinct(outputs, {spec.name for spec in inputs})
+    known = Signature(inputs, outputs, structure, output_structure)
+    return ExportedModel(_finish(proto, known), known)
+
+
+def export_onnx(model: Any, filepath: str | os.PathLike[str], *, sample: Any = None) -> None:
+    """Export a Keras model's inference to an ONNX file (opset 17, float32, weights inside).
+
+    The file's metadata entry `keras_trt.signature` holds the Keras names and nesting of inputs and outputs as
+    JSON. An existing file is replaced only by a complete one.
+
+    Args:
+        model: a built `keras.Model` on the TensorFlow backend.
+        filepath: where to write.
+        sample: a batch of inputs as `predict` takes them, for subclassed models with integer inputs.
+
+    Raises:
+        ExportError: if the model cannot become valid ONNX; names the Keras layer.
+        OSError: if the file cannot be written.
+
+    Example:
+    >>> keras_trt.export_onnx(model, "model.onnx")
+    """
+    exported = export(model, sample)
+    target = Path(filepath)
+    descriptor, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(exported.onnx)
+            file.flush()
+            os.fsync(file.fileno())
+        Path(temporary).replace(target)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def _finish(proto: Any, known: Signature) -> bytes:
+    """Give inputs and outputs their Keras names, and keep the nesting beside the graph."""
+    names = {f"input_{i}": spec.name for i, spec in enumerate(known.inputs)}
+    names |= {f"output_{i}": spec.name for i, spec in enumerate(known.outputs)}
+    _make_room(proto.graph, set(names.values()) - set(names))
+    _rename(proto.graph, names)
+    # tf2onnx declares ai.onnx.ml whether it is used or not; `check` has seen that it is not.
+    standard = [entry for entry in proto.opset_import if entry.domain in ("", "ai.onnx")]
+    del proto.opset_import[:]
+    proto.opset_import.extend(standard)
+    proto.producer_name = "keras_trt"
+    entry = proto.metadata_props.add()
+    entry.key, entry.value = SIGNATURE_METADATA, json.dumps(known.to_json(), sort_keys=True)
+    return bytes(proto.SerializeToString(deterministic=True))
+
+
+def _make_room(graph: Any, wanted: set[str]) -> None:
+    """Rename inner tensors that bear a name which an input or output is going to have."""
+    _rename(graph, {name: f"{name}__inner" for name in wanted})
+
+
+def _rename(graph: Any, names: dict[str, str]) -> None:
+    for value in (*graph.input, *graph.output, *graph.value_info, *graph.initializer):
+        value.name = names.get(value.name, value.name)
+    for node in graph.node:
+        node.input[:] = [names.get(name, name) for name in node.input]
+        node.output[:] = [names.get(name, name) for name in node.output]
+        for attribute in node.attribute:
+            for subgraph in (*attribute.graphs, *([attribute.g] if attribute.HasField("g") else [])):
+                _rename(subgraph, names)
+
+
+def _distinct(specs: tuple[TensorSpec, ...], taken: set[str]) -> tuple[TensorSpec, ...]:
+    """Number the names that occur twice: a graph has one tensor of a name, an output may be called as an input."""
+    result = []
+    for spec in specs:
+        name, number = spec.name, 1
+        while name in taken:
+            name, number = f"{spec.name}_{number}", number + 1
+        taken.add(name)
+        result.append(replace(spec, name=name))
+    return tuple(result)

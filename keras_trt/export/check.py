@@ -1,0 +1,99 @@
+"""Refuse a graph that is not valid ONNX with exactly the model's inputs, and name the Keras layer to blame."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from ..errors import ExportError
+from .convert import OPSET
+
+
+def check_policies(model: Any) -> None:
+    """Refuse models whose layers do not compute in float32.
+
+    Raises:
+        ExportError: names the first such layer and its dtype policy.
+    """
+    for layer in model._flatten_layers():
+        policy = layer.dtype_policy
+        if policy.compute_dtype != "float32" or policy.variable_dtype != "float32" or "int8" in policy.name:
+            raise ExportError(
+                f"The layer '{layer.path or layer.name}' has the dtype policy '{policy.name}'. Only float32 models can "
+                "be exported so far: the precision of the engine is chosen by `precision=`, not by the model.",
+                layer=layer.path or layer.name,
+            )
+
+
+def check_graph(proto: Any, model: Any, inputs: int, log: Sequence[str]) -> None:
+    """Refuse what no ONNX reader would take.
+
+    Args:
+        proto: the `onnx.ModelProto` that tf2onnx returned.
+        model: the Keras model that it was made from.
+        inputs: how many inputs the model has; they are named `input_0`, `input_1`, ….
+        log: what tf2onnx logged.
+
+    Raises:
+        ExportError: for a node that is not standard ONNX, for an input that the model does not have, and for
+            whatever `onnx.checker` refuses.
+    """
+    import onnx
+
+    for node in _nodes(proto.graph):
+        if node.domain not in ("", "ai.onnx") or not onnx.defs.has(node.op_type, OPSET):
+            where = layer_of(model, node.name)
+            raise ExportError(
+                f"The operation '{node.op_type}' of {_in(where)} has no form in ONNX (graph node '{node.name}').",
+                layer=where,
+            )
+    expected = {f"input_{i}" for i in range(inputs)}
+    for name in (value.name for value in proto.graph.input):
+        if name not in expected:
+            where = layer_of(model, name)
+            raise ExportError(
+                f"A constant of {_in(where)} became an input of the graph ('{name}'): the graph would ask for data "
+                "that the model does not take.",
+                layer=where,
+            )
+    if missing := expected - {value.name for value in proto.graph.input}:
+        raise ExportError(
+            f"The model does not use its input{'s' * (len(missing) > 1)} {', '.join(sorted(missing))} "
+            "(in the order in which Keras flattens the inputs), so the graph has no place for the data. "
+            "Make a model without it, for example keras.Model(used_inputs, outputs)."
+        )
+    try:
+        onnx.checker.check_model(proto, full_check=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+        said = f" tf2onnx said: {'; '.join(log)}" if log else ""
+        raise ExportError(f"The graph that tf2onnx made is not valid ONNX: {error}.{said}") from error
+
+
+def layer_of(model: Any, node_name: str) -> str | None:
+    """Return the path of the Keras layer that a graph node belongs to, or `None`.
+
+    TensorFlow names nodes by nested scopes, one for each Keras layer, and makes each scope unique by a number:
+    layer `dense` becomes `dense_1`, layer `dense_1` becomes `dense_1_2`.
+    """
+    path: list[str] = []
+    current = model
+    for part in node_name.split("/"):
+        children = {layer.name: layer for layer in current._flatten_layers(include_self=False, recursive=False)}
+        name = next((n for n in (re.sub(r"_\d+$", "", part), part) if n in children), None)
+        if name is not None:
+            path.append(name)
+            current = children[name]
+    return "/".join(path) or None
+
+
+def _in(layer: str | None) -> str:
+    return f"layer '{layer}'" if layer else "the model itself"
+
+
+def _nodes(graph: Any) -> Iterator[Any]:
+    for node in graph.node:
+        yield node
+        for attribute in node.attribute:
+            for subgraph in (*attribute.graphs, *([attribute.g] if attribute.HasField("g") else [])):
+                yield from _nodes(subgraph)

@@ -1,0 +1,416 @@
+"""Two hashes of a Keras model, both without calling or tracing it: its structure, and the values of its weights."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import re
+import sys
+import types
+import warnings
+from collections.abc import Mapping
+from typing import Any
+
+from ..cache.keys import digest
+from .code_digest import Digester, Unhashable, is_library, is_library_class, state_of, stored_names, words
+
+__all__ = ["Unhashable", "structure_key", "weights_key"]
+
+# Methods that train, save or describe. They count only where code that infers names them.
+_NOT_INFERENCE = words(
+    "compile compile_from_config compile_own compute_loss compute_metrics evaluate fit from_config "
+    "get_build_config get_compile_config get_config load_own_variables metrics reset_metrics save_own_variables "
+    "summary test_step train_step __reduce__ __repr__ __str__"
+)
+# Modules of the classes whose attributes are bookkeeping: names, tracking, training, and the graph that is walked.
+_BOOKKEEPERS = (
+    "keras.src.layers.layer",
+    "keras.src.models.",
+    "keras.src.ops.function",
+    "keras.src.ops.operation",
+    "keras.src.saving.",
+    "keras.src.trainers.",
+    "keras.src.backend.",
+    "tensorflow.python.trackable.",
+)
+_BOOKKEEPING = words(
+    "_called _compile_config _input_shape_arg _layers _path _trainable build built compiled history loss name "
+    "optimizer output_names quantize stop_training trainable"
+)
+# Bookkeepers assign these too, and they change what a layer computes.
+_COUNTS = frozenset({"activation", "autocast", "_convert_input_args", "_supports_masking"})
+# Wrappers of models of other kinds: their content is not in their configuration.
+_FOREIGN_LAYERS = frozenset({"FlaxLayer", "JaxLayer", "TFSMLayer", "TorchModuleWrapper"})
+# A seed changes no inference, and is drawn anew for each layer that is not given one.
+_CONFIG_NOISE = frozenset(
+    {"build_config", "compile_config", "module", "name", "registered_name", "seed", "shared_object_id", "trainable"}
+)
+# Loading a file sets these to False where building a layer leaves them away, which means the same.
+_SET_BY_LOADING = frozenset({"is_awq_calibrated", "is_gptq_calibrated"})
+_PLAIN = (bool, int, float, complex, str, bytes, type(None))
+
+
+def structure_key(model: Any) -> str:
+    """Return a hash of everything in a model but the values of its weights.
+
+    It covers the configuration and wiring of all layers, the code that layers and functions of users reach, their
+    attributes, the shapes and types of inputs and weights, and the settings and versions that shape a graph. Names that
+    Keras made up, training state, seeds and `trainable` are left out. The key is the same in every process.
+
+    Args:
+        model: a built `keras.Model`.
+
+    Returns:
+        64 hexadecimal digits.
+
+    Raises:
+        Unhashable: if a part of the model has no hash that is certain to change when the part does; `reason` names it.
+    """
+    import keras
+
+    if not getattr(model, "built", False):
+        raise Unhashable("the model is not built: call it on a batch of data first")
+    walk = _ModelDigester(model)
+    try:
+        walk.model(model)
+    except Unhashable:
+        raise
+    except RecursionError as error:
+        raise Unhashable("the code or the attributes of the model are nested too deeply") from error
+    except Exception as error:  # users' properties and slots may raise anything; no key is always a right answer
+        raise Unhashable(f"{type(error).__name__} while the model was read: {error}") from error
+    backend = keras.config.backend()
+    backend_version = getattr(sys.modules.get(backend), "__version__", "")
+    return digest(
+        "structure",
+        {
+            "model": walk.digest(),
+            "versions": [keras.__version__, backend, str(backend_version), sys.version.partition(" ")[0]],
+            "image_data_format": keras.config.image_data_format(),
+            "floatx": keras.config.floatx(),
+            "epsilon": keras.config.epsilon(),
+            "dtype_policy": str(keras.config.dtype_policy().name),
+        },
+    )
+
+
+def weights_key(model: Any) -> str:
+    """Return a hash of the values of a model's weights, in the model's order, without their names.
+
+    States of seed generators, metrics and optimizers are no weights of a model.
+
+    Args:
+        model: a built `keras.Model`.
+
+    Returns:
+        64 hexadecimal digits.
+
+    Raises:
+        Unhashable: if a variable does not hold numbers.
+    """
+    import numpy as np
+
+    weights = list(model.weights)
+    content = hashlib.sha256(b"%d" % len(weights))
+    for variable in weights:
+        array = _numbers(variable)
+        if array.dtype.hasobject:
+            raise Unhashable(f"the variable {getattr(variable, 'path', variable.name)} does not hold numbers")
+        # Type and shape give the number of bytes that follow, so no two lists of variables run together.
+        content.update(f"|{array.dtype.name}|{array.shape}|".encode())
+        content.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
+    return digest("weights", {"count": len(weights), "content": content.digest()})
+
+
+def _numbers(variable: Any) -> Any:
+    """Return the content of a variable or tensor, without a copy where its library allows that."""
+    import numpy as np
+
+    value = getattr(variable, "value", variable)
+    value = value() if callable(value) else value  # a method of tf.Variable, a property of Keras's
+    if hasattr(value, "read_value"):
+        value = value.read_value()
+    try:
+        return np.asarray(memoryview(value)) if hasattr(value, "_numpy") else np.asarray(variable)
+    except (BufferError, TypeError, ValueError):  # types that the buffer protocol lacks, such as bfloat16; strings
+        return np.asarray(value)
+
+
+def _given_name(layer: Any) -> str:
+    """Return the name of a layer if a user gave it, and else an empty string."""
+    snake = re.sub(r"([a-z])([A-Z])", r"\1_\2", re.sub(r"(.)([A-Z][a-z]+)", r"\1_\2", type(layer).__name__)).lower()
+    # clone_model() names input layers after their tensors, and Bidirectional adds to the names of its two layers.
+    made_up = rf"(forward_|backward_)*({re.escape(snake)}|keras_tensor)(_\d+)?(_clone)*"
+    return "" if re.fullmatch(made_up, layer.name) else str(layer.name)
+
+
+def _without_batch(shapes: Any) -> Any:
+    """Return recorded shapes without their first axis, which is the batch of the first call."""
+    if isinstance(shapes, Mapping):
+        return {str(key): _without_batch(child) for key, child in shapes.items()}
+    if isinstance(shapes, list | tuple) and not all(axis is None or isinstance(axis, int) for axis in shapes):
+        return [_without_batch(child) for child in shapes]
+    return list(shapes[1:]) if shapes else shapes
+
+
+@functools.cache
+def _bookkeeping(cls: type) -> frozenset[str]:
+    """Return the attributes of instances of `cls` that only serve Keras itself."""
+    names = set(_BOOKKEEPING)
+    for base in cls.__mro__:
+        if base.__module__.startswith(_BOOKKEEPERS) and is_library(base.__module__):
+            names |= stored_names(base)
+    return frozenset(names - _COUNTS)
+
+
+class _HasLambda(Exception):  # noqa: N818
+    """A configuration holds a lambda as Keras writes it: with file name and line numbers."""
+
+
+def _clean(config: Any, of_object: bool) -> Any:
+    """Return a configuration without names and without nested layers, which are hashed as the objects they are."""
+    if isinstance(config, Mapping):
+        if config.get("class_name") == "__lambda__":
+            raise _HasLambda
+        if "class_name" in config and "config" in config:
+            inner = config["config"]
+            if "build_config" in config or (isinstance(inner, Mapping) and {"trainable", "layers"} & set(inner)):
+                return {"class_name": "a layer"}
+            return {"class_name": config["class_name"], "config": _clean(inner, True)}
+        return {key: _clean(child, False) for key, child in config.items() if not (of_object and key in _CONFIG_NOISE)}
+    if isinstance(config, list | tuple):
+        return [_clean(child, False) for child in config]
+    return config
+
+
+def _config_of(item: Any) -> Any:
+    """Return the cleaned configuration of an object of Keras, or `None` if its attributes must be hashed instead."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Keras warns of each lambda
+            return _clean(item.get_config(), True)
+    except (_HasLambda, NotImplementedError, OSError, TypeError, ValueError, AttributeError):
+        return None
+
+
+class _ModelDigester(Digester):
+    """Knows Keras's objects: layers, operations, variables, tensors, and the graph of a Functional model."""
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self._weights = {id(variable): index for index, variable in enumerate(model.weights)}
+        self._tensors: dict[int, tuple[int, int]] = {}
+        self._nodes = 0
+
+    def model(self, model: Any) -> None:
+        """Hash the whole model."""
+        import keras
+
+        sequential = isinstance(model, keras.Sequential)
+        if isinstance(model, keras.Model) and (model._functional is not None if sequential else _is_functional(model)):
+            for tensor in model.inputs:
+                self.value(["input", list(tensor.shape), str(tensor.dtype)])
+        else:
+            self.value(_without_batch(dict(getattr(model, "_build_shapes_dict", None) or {})), loose=True)
+        self.layer(model)
+        layers = model._flatten_layers()
+        for layer in layers:  # also those that nothing above has met, such as layers that the graph does not use
+            self.layer(layer)
+            if not layer.built and not hasattr(layer, "get_vocabulary"):
+                self.refuse(f"the layer {layer.name} is not built: call the model on a batch of data first")
+        if "trainable" in self.loads:
+            self.value([bool(layer.trainable) for layer in layers])
+
+    def layer(self, layer: Any) -> None:
+        """Hash a layer: its class, its settings, which weights of the model are its own, and its attributes."""
+        import keras
+
+        if not self.first_time(layer):
+            return
+        cls = type(layer)
+        with self.at(f"the layer {layer.name} ({cls.__name__})"):
+            if _FOREIGN_LAYERS & {base.__name__ for base in cls.__mro__}:
+                self.refuse("its content is that of another framework")
+            policy = layer.dtype_policy
+            # The name of a map of policies says nothing, and its content is keyed by names of layers.
+            policy_name = "" if isinstance(policy, Mapping) else str(policy.name)
+            self.put("layer", _given_name(layer), type(policy).__name__, policy_name)
+            self.value([layer.compute_dtype, layer.variable_dtype, layer.quantization_mode])
+            self.cls(cls)
+            self.value([getattr(layer, name, None) for name in sorted(_COUNTS - {"activation"})])
+            self.value([*layer._trainable_variables, *layer._non_trainable_variables])
+            stock = is_library_class(cls)
+            has_config = False
+            if isinstance(layer, keras.layers.InputLayer):
+                # The batch of an inner input acts on nothing; `model` has hashed that of the model's own inputs.
+                kind = [bool(getattr(layer, name, False)) for name in ("sparse", "ragged", "optional")]
+                self.value([list(layer.batch_shape[1:]), str(layer.dtype), kind])
+                if stock:
+                    return
+            elif isinstance(layer, keras.Sequential):
+                self.value(["sequential", *layer._layers])
+            elif _is_functional(layer):
+                self._graph(layer)
+            else:
+                if hasattr(cls, "get_vocabulary"):
+                    self.value([str(token) for token in layer.get_vocabulary()])
+                config = _config_of(layer) if stock and cls.__name__ != "Lambda" else None
+                has_config = config is not None
+                self.value(config, loose=True)
+            has_config |= (stock and isinstance(layer, keras.Sequential)) or _is_functional(layer)
+            self._state(layer, stock, soft=stock and has_config and cls.__module__.startswith("keras."))
+
+    def _state(self, layer: Any, stock: bool, soft: bool) -> None:
+        """Hash the attributes of a layer or an operation.
+
+        Args:
+            layer: the layer.
+            stock: its class is a library's.
+            soft: its configuration or graph is hashed, so that only what these may lack is left to hash: values
+                that were set later, tensors, functions and layers.
+        """
+        cls = type(layer)
+        skip = _bookkeeping(cls) - (self.stores - _BOOKKEEPING)
+        state = {}
+        for name, item in state_of(layer).items():
+            if name in skip or name.startswith(("_self_", "_keras_trt")):
+                continue
+            if stock and (name in _CONFIG_NOISE or (name in _SET_BY_LOADING and item is False)):
+                continue
+            # Shapes in containers may hold the batch of the first call.
+            if soft and isinstance(item, list | tuple | dict | set) and _all_plain(item):
+                continue
+            if not stock and self._trains(name, item):
+                continue
+            state[name] = item
+        self.attributes(layer, state, soft, loose=stock and cls.__name__ != "Lambda")
+
+    def _trains(self, name: str, item: Any) -> bool:
+        """Whether an attribute is a metric, loss or optimizer that no code but that for training reads."""
+        import keras
+
+        if isinstance(item, list | tuple | dict):
+            children = list(item.values() if isinstance(item, dict) else item)
+            return bool(children) and all(self._trains(name, child) for child in children)
+        return name not in self.loads and isinstance(
+            item, keras.metrics.Metric | keras.losses.Loss | keras.optimizers.Optimizer
+        )
+
+    def _operation(self, operation: Any) -> None:
+        if not self.first_time(operation):
+            return
+        with self.at(f"the operation {operation.name}"):
+            self.put("operation", _given_name(operation))
+            self.cls(type(operation))
+            self._state(operation, is_library_class(type(operation)), soft=False)
+
+    def _graph(self, model: Any) -> None:
+        """Hash the graph of a Functional model: its nodes from inputs to outputs, joined by number."""
+        for tensor in model._inputs:
+            self._node(tensor._keras_history.operation._inbound_nodes[tensor._keras_history.node_index], [tensor])
+            if tensor._keras_history.operation._inbound_nodes[tensor._keras_history.node_index].is_input:
+                self.value(tensor._keras_history.operation)
+        todo = list(reversed(model._outputs))
+        while todo:  # not by recursion: graphs are deeper than Python's stack
+            tensor = todo[-1]
+            if id(tensor) in self._tensors:
+                todo.pop()
+                continue
+            operation, node_index, _ = tensor._keras_history
+            node = operation._inbound_nodes[node_index]
+            missing = [parent for parent in node.input_tensors if id(parent) not in self._tensors]
+            if missing:
+                todo.extend(reversed(missing))
+                continue
+            self.put("node")
+            self.value(operation)
+            # What a user's layer is called with may act as a list and not as a tuple; Keras's own take both alike.
+            loose = is_library_class(type(operation)) and type(operation).__name__ != "Lambda"
+            self.value([list(node.arguments.args), dict(node.arguments.kwargs)], loose=loose)
+            self._node(node, node.outputs)
+        self.put("ends")
+        self.value([model._inputs_struct, model._outputs_struct], loose=True)
+
+    def _node(self, node: Any, tensors: list[Any]) -> None:
+        self.first_time(node)  # holds it, so that no id of its tensors is used twice
+        for index, tensor in enumerate(tensors):
+            self._tensors[id(tensor)] = (self._nodes, index)
+        self._nodes += 1
+
+    def later(self, cls: type) -> set[str]:
+        """Return the methods of a user's layer that infer nothing."""
+        import keras
+
+        return set(_NOT_INFERENCE) if issubclass(cls, keras.Layer) else set()
+
+    def special(self, item: Any, soft: bool) -> bool:
+        """Hash an object of Keras or TensorFlow."""
+        if isinstance(item, types.FunctionType):
+            return False
+        import keras
+
+        if isinstance(item, keras.Variable):
+            if id(item) in self._weights:
+                self.put("weight", self._weights[id(item)], str(item.dtype), repr(tuple(item.shape)))
+            else:
+                self.put("variable")  # outside the model's weights, so nothing else hashes its value
+                self.value(_numbers(item))
+        elif isinstance(item, keras.Layer):
+            self.layer(item)
+        elif isinstance(item, keras.Operation):
+            self._operation(item)
+        elif isinstance(item, keras.KerasTensor):
+            if id(item) not in self._tensors:
+                self.refuse("a symbolic tensor of another graph")
+            self.put("tensor", *self._tensors[id(item)])
+        elif isinstance(item, keras.random.SeedGenerator):
+            self.put("seed generator")
+        elif isinstance(item, keras.metrics.Metric | keras.optimizers.Optimizer):
+            self.refuse(f"{type(item).__name__} is used outside of training, and its state is not hashed")
+        elif isinstance(item, keras.InputSpec):
+            self.put("input spec")
+            self.value(dict(sorted(vars(item).items())), loose=True)
+        elif type(item).__module__.startswith("tensorflow.") and self._tensorflow(item):
+            pass
+        elif keras.ops.is_tensor(item):
+            self.put("constant")
+            self.value(keras.ops.convert_to_numpy(item))
+        elif type(item).__module__.startswith("keras.") and hasattr(item, "get_config") and not isinstance(item, type):
+            if not is_library_class(type(item)):
+                return False
+            config = _config_of(item)
+            if config is None:
+                self.refuse(f"the configuration of a {type(item).__name__} cannot be hashed")
+            self.put("object")
+            self.cls(type(item))
+            self.value(config, soft, loose=True)
+        else:
+            return False
+        return True
+
+    def _tensorflow(self, item: Any) -> bool:
+        import tensorflow as tf
+
+        if isinstance(item, tf.Variable | tf.Tensor):
+            if not hasattr(item, "numpy"):
+                self.refuse("a symbolic tensor of TensorFlow")
+            self.put("constant", type(item).__name__)
+            self.value(item.numpy())
+        elif isinstance(item, tf.dtypes.DType | tf.TensorShape | tf.TypeSpec):
+            self.put("spec", type(item).__name__, repr(item))
+        elif hasattr(item, "python_function"):
+            self.put("tf.function", repr(getattr(item, "input_signature", None)))
+            self.value(item.python_function)
+        else:
+            return False
+        return True
+
+
+def _is_functional(layer: Any) -> bool:
+    return hasattr(layer, "_nodes_by_depth")
+
+
+def _all_plain(item: Any) -> bool:
+    if isinstance(item, dict):
+        return all(_all_plain(child) for child in item.values())
+    return isinstance(item, _PLAIN) or (isinstance(item, list | tuple | set) and all(_all_plain(i) for i in item))

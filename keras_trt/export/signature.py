@@ -1,0 +1,125 @@
+"""What a Keras model takes: names, shapes, types and nesting of its inputs, without calling it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from ..errors import ExportError
+from ..specs import Structure, TensorSpec, describe, flatten
+
+
+def input_signature(model: Any, sample: Any = None) -> tuple[Structure, tuple[TensorSpec, ...]]:
+    """Return the structure of a model's inputs and their flat specs.
+
+    Sequential and Functional models say it themselves. For a subclassed model it is the `sample`, where there
+    is one, and else the shapes that Keras recorded at its first call, which carry no types: there every input
+    has the model's own float type, to which Keras casts.
+
+    Args:
+        model: a built `keras.Model`.
+        sample: a batch of inputs, or `None`.
+
+    Raises:
+        ExportError: if the model is not built, or takes something that is not a dense tensor of numbers.
+    """
+    import keras
+
+    if isinstance(model, keras.Sequential) and model.built and model.inputs:
+        tensors: Any = model.inputs[0]
+    elif isinstance(model, keras.Model) and getattr(model, "inputs", None):
+        tensors = model.input
+    else:
+        return _of_subclass(model, sample)
+    leaves = flatten(tensors)
+    return describe(tensors), tuple(_of_keras_tensor(leaf) for leaf in leaves)
+
+
+def _of_keras_tensor(tensor: Any) -> TensorSpec:
+    operation = tensor._keras_history.operation
+    name = str(operation.name)
+    for unsupported in ("sparse", "ragged"):
+        if getattr(tensor, unsupported, False):
+            raise ExportError(f"Input '{name}' is {unsupported}; only dense inputs can be exported.", layer=name)
+    if getattr(operation, "optional", False):
+        raise ExportError(f"Input '{name}' is optional; an engine takes all of its inputs at each call.", layer=name)
+    return TensorSpec(name, tuple(tensor.shape), _numeric(name, str(tensor.dtype)))
+
+
+def _of_subclass(model: Any, sample: Any) -> tuple[Structure, tuple[TensorSpec, ...]]:
+    if sample is not None:
+        plain = _plain(sample)
+        arrays = [np.asarray(leaf) for leaf in flatten(plain)]
+        names = _names(plain, len(arrays))
+        return describe(plain), tuple(
+            # Keras itself casts float64 data to its own float type before a model sees it.
+            TensorSpec(name, (None, *array.shape[1:]), _numeric(name, _as_keras_casts(array.dtype)))
+            for name, array in zip(names, arrays, strict=True)
+        )
+    recorded = getattr(model, "_build_shapes_dict", None)
+    if not model.built or not recorded:
+        raise ExportError(
+            f"The model '{model.name}' has not been built, so the shapes of its inputs are not known. "
+            "Call it once on a batch of data, or pass `sample=` with such a batch."
+        )
+    if len(recorded) > 1:
+        raise ExportError(
+            f"The model '{model.name}' was called with {len(recorded)} arguments ({', '.join(recorded)}). `predict` "
+            "passes one: let `call` take a list or a dict of tensors, or pass `sample=`."
+        )
+    shapes = _shape_tree(next(iter(recorded.values())))
+    leaves = flatten(shapes)
+    names = _names(shapes, len(leaves))
+    dtype = str(model.input_dtype) if hasattr(model, "input_dtype") else str(model.compute_dtype)
+    return describe(shapes), tuple(
+        TensorSpec(name, (None, *leaf.shape[1:]), _numeric(name, dtype))
+        for name, leaf in zip(names, leaves, strict=True)
+    )
+
+
+class _Shape:
+    """A shape as a leaf: Keras records shapes as tuples, which would be taken for containers."""
+
+    def __init__(self, shape: tuple[int | None, ...]) -> None:
+        self.shape = shape
+
+
+def _shape_tree(node: Any) -> Any:
+    if isinstance(node, Mapping):
+        return {key: _shape_tree(child) for key, child in node.items()}
+    if all(axis is None or isinstance(axis, int) for axis in node):
+        return _Shape(tuple(node))
+    children = [_shape_tree(child) for child in node]
+    return tuple(children) if isinstance(node, tuple) else children
+
+
+def _plain(node: Any) -> Any:
+    """Return `node` with plain dicts and lists for the tracked containers of Keras and TensorFlow."""
+    if isinstance(node, Mapping):
+        return {key: _plain(child) for key, child in node.items()}
+    if isinstance(node, list | tuple):
+        children = [_plain(child) for child in node]
+        return tuple(children) if isinstance(node, tuple) else children
+    return node
+
+
+def _names(structure: Any, count: int) -> list[str]:
+    if isinstance(structure, Mapping) and len(structure) == count:
+        return [str(key) for key in sorted(structure)]
+    return [f"input_{i}" for i in range(count)] if count > 1 else ["input"]
+
+
+def _as_keras_casts(dtype: np.dtype[Any]) -> str:
+    import keras
+
+    return str(keras.config.floatx()) if dtype == np.float64 else dtype.name
+
+
+def _numeric(name: str, dtype: str) -> str:
+    if dtype in ("string", "object") or dtype.startswith(("str", "bytes", "complex")):
+        raise ExportError(
+            f"Input '{name}' has dtype {dtype}, which no engine takes. Allowed are numbers and booleans.", layer=name
+        )
+    return dtype

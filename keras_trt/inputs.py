@@ -1,0 +1,159 @@
+"""A user's data → flat numpy arrays that fit a model, as Keras would take it, or an error that says what is wrong."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from .errors import InputError
+from .specs import Signature, TensorSpec, flatten, leaf_paths
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+
+def is_arrays(x: Any) -> bool:
+    """Tell whether `x` is an array, a tensor, or a nest of them; datasets and generators are not."""
+    if isinstance(x, Mapping):
+        return bool(x) and all(is_arrays(child) for child in x.values())
+    if isinstance(x, list | tuple):
+        return bool(x) and all(is_arrays(child) for child in x)
+    return isinstance(x, np.ndarray) or (hasattr(x, "__array__") and hasattr(x, "shape"))
+
+
+def standardize(x: Any, signature: Signature) -> list[Array]:
+    """Return the flat inputs of a model from data in any nesting that Keras takes.
+
+    As in Keras, a model with one input takes it bare, in a list or by name; lists and tuples stand for each
+    other; a dict finds its inputs by name, and what the model does not know in it is left out with a warning;
+    numbers are cast to the input's type; a last axis of length 1 may be missing or too many.
+
+    Args:
+        x: arrays or tensors.
+        signature: what the model takes.
+
+    Returns:
+        One array for each input, of its type and rank, all with the same number of rows.
+
+    Raises:
+        InputError: for a missing input, a wrong number of inputs, rows that differ in number, a wrong rank or
+            size of an axis, and values that are not numbers.
+    """
+    leaves = _match(x, signature)
+    arrays = [_standardize_one(leaf, spec) for leaf, spec in zip(leaves, signature.inputs, strict=True)]
+    rows = [len(array) for array in arrays]
+    if len(set(rows)) > 1:
+        named = {spec.name: count for spec, count in zip(signature.inputs, rows, strict=True)}
+        raise InputError(
+            f"All inputs need the same number of rows. Received: {named}.",
+            expected="one number of rows",
+            received=named,
+        )
+    return arrays
+
+
+def _match(x: Any, signature: Signature) -> list[Any]:
+    """Bring the user's nesting to the model's."""
+    specs, structure = signature.inputs, signature.input_structure
+    names = [spec.name for spec in specs]
+    flat_dict = isinstance(structure, dict) and "dict" in structure and _is_flat(structure)
+    if isinstance(x, Mapping):
+        keys: list[str] | None = None
+        if flat_dict and isinstance(structure, dict):
+            keys = list(structure["dict"])
+        elif _is_flat(structure):
+            keys = names
+        if keys is not None:
+            if missing := [key for key in keys if key not in x]:
+                raise InputError(
+                    f"The data misses the input{'s' * (len(missing) > 1)} {', '.join(map(repr, missing))}. "
+                    f"Received: a dict with {sorted(map(str, x))}, expected: {keys}.",
+                    input_name=str(missing[0]),
+                    expected=keys,
+                    received=sorted(map(str, x)),
+                )
+            if extra := sorted(str(key) for key in x if key not in keys):
+                warnings.warn(
+                    f"The model has no input {', '.join(map(repr, extra))}; it is left out. Its inputs are {keys}.",
+                    stacklevel=4,
+                )
+            return [x[key] for key in keys]
+    same_nesting = sorted(path for _, path in leaf_paths(structure)) == sorted(_paths(x))
+    leaves = flatten(x) if same_nesting or _is_flat(structure) else None
+    if leaves is None or len(leaves) != len(specs):
+        received = f"{len(flatten(x))} arrays nested as {_outline(x)}"
+        raise InputError(
+            f"The model takes {len(specs)} input{'s' * (len(specs) > 1)} ({', '.join(map(repr, names))}). "
+            f"Received: {received}.",
+            expected=names,
+            received=received,
+        )
+    return leaves
+
+
+def _is_flat(structure: Any) -> bool:
+    """Tell whether a structure is one leaf, or one container of leaves."""
+    if isinstance(structure, int):
+        return True
+    ((kind, children),) = structure.items()
+    return all(isinstance(child, int) for child in (children.values() if kind == "dict" else children))
+
+
+def _paths(x: Any, path: str = "") -> list[str]:
+    if isinstance(x, Mapping):
+        return [p for key in x for p in _paths(x[key], f"{path}[{key!r}]")]
+    if isinstance(x, list | tuple):
+        return [p for i, child in enumerate(x) for p in _paths(child, f"{path}[{i!r}]")]
+    return [path]
+
+
+def _outline(x: Any) -> str:
+    if isinstance(x, Mapping):
+        return "{" + ", ".join(f"{key!r}: {_outline(child)}" for key, child in x.items()) + "}"
+    if isinstance(x, list | tuple):
+        return "[" + ", ".join(map(_outline, x[:8])) + (", …" if len(x) > 8 else "") + "]"
+    shape = getattr(x, "shape", None)
+    return type(x).__name__ if shape is None else f"{type(x).__name__}{tuple(shape)}"
+
+
+def _standardize_one(leaf: Any, spec: TensorSpec) -> Array:
+    if not is_arrays(leaf):
+        raise InputError(
+            f"Input '{spec.name}' takes an array. Received: {type(leaf).__name__} (for a list of "
+            "numbers use np.asarray).",
+            input_name=spec.name,
+            expected="an array",
+            received=type(leaf).__name__,
+        )
+    array = np.asarray(leaf)
+    if array.dtype.kind not in "biuf" and not array.dtype.name.startswith(("bfloat16", "float8")):
+        raise InputError(
+            f"Input '{spec.name}' takes numbers of type {spec.dtype}. Received: dtype {array.dtype}.",
+            input_name=spec.name,
+            expected=spec.dtype,
+            received=str(array.dtype),
+        )
+    rank = len(spec.shape)
+    if array.ndim == rank + 1 and array.shape[-1] == 1:
+        array = array[..., 0]
+    elif array.ndim == rank - 1 and array.ndim > 0 and spec.shape[-1] == 1:
+        array = array[..., np.newaxis]
+    fits = array.ndim == rank and all(
+        known is None or known == size for known, size in zip(spec.shape[1:], array.shape[1:], strict=True)
+    )
+    if not fits or rank == 0:
+        expected = f"({', '.join(['batch', *('any' if axis is None else str(axis) for axis in spec.shape[1:])])})"
+        raise InputError(
+            f"Input '{spec.name}' takes the shape {expected}. Received: shape {np.shape(leaf)}.",
+            input_name=spec.name,
+            expected=expected,
+            received=np.shape(leaf),
+        )
+    return array.astype(spec.dtype, copy=False)
+
+
+def rows_of(arrays: Sequence[Array]) -> int:
+    """Return the number of rows of standardized inputs."""
+    return len(arrays[0])

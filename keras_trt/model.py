@@ -1,0 +1,195 @@
+"""`TRTModel`: the engine behind the face of a Keras model."""
+
+from __future__ import annotations
+
+import os
+import sys
+import weakref
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import numpy as np
+
+from .predictor import Predictor
+from .report import Report
+from .runtime import Session
+from .specs import flatten
+
+
+class TRTModel:
+    """A drop-in for a Keras model's inference, made by `accelerate`.
+
+    It is a snapshot: later changes of the Keras model do not reach it. What the engine cannot honour (as
+    `training=True`, or shapes that it was not built for) is run by the Keras model. May be called from many
+    threads at once.
+
+    Args:
+        source: the Keras model.
+        predictor: runs its engine as Keras's `predict` would; `None` where Keras runs the model.
+        session: the engine, to be closed; `None` where there is none.
+        report: how it came to be.
+
+    Example:
+    >>> fast = keras_trt.accelerate(model)
+    >>> fast.predict(images)
+    """
+
+    def __init__(self, source: Any, predictor: Predictor | None, session: Session | None, report: Report) -> None:
+        self._source = source
+        self._predictor = predictor
+        self._report = report
+        self._pid = os.getpid()
+        self._closed = False
+        self.stop_predicting = False  # a callback may set it, as on a Keras model
+        # At exit too, while CUDA is still there.
+        self._finalizer = weakref.finalize(self, _close_session, session, self._pid) if session else None
+
+    @property
+    def precision(self) -> str:
+        """The precision that runs: `"fp16"`, `"tf32"`, `"fp32"`, or `"keras"` where Keras runs the model."""
+        return self._report.precision
+
+    @property
+    def backend(self) -> str:
+        """What runs: `"tensorrt"`, `"tensorrt_rtx"`, `"onnxruntime"` or `"keras"`."""
+        return self._report.backend
+
+    @property
+    def device(self) -> str:
+        """Where it runs: `"cpu"`, or as `"cuda:0"`."""
+        return self._report.device
+
+    def report(self) -> Report:
+        """Return what runs and how it came to be."""
+        return self._report
+
+    def predict(
+        self,
+        x: Any,
+        batch_size: int | None = None,
+        verbose: Literal["auto", 0, 1, 2] = "auto",
+        steps: int | None = None,
+        callbacks: Any = None,
+    ) -> Any:
+        """Return predictions, as `keras.Model.predict` does.
+
+        Where rows do not depend on each other and nobody watches single batches through `callbacks`, arrays are
+        run in the engine's own batches; `batch_size` then only counts the steps of the progress bar.
+
+        Args:
+            x: arrays or tensors, or a list or dict of them, each `(rows, …)`; a `tf.data.Dataset`; a generator of
+                tuples; a `keras.utils.PyDataset`.
+            batch_size: rows in a batch. Defaults to 32. Not for data that comes in batches.
+            verbose: `"auto"`, 0, 1 or 2, as in Keras. Defaults to `"auto"`.
+            steps: stop after so many batches. Defaults to `None`: all.
+            callbacks: a list of `keras.callbacks.Callback`.
+
+        Returns:
+            numpy arrays `(rows, …)` in the nesting of the model's outputs.
+
+        Raises:
+            InputError: if the data does not fit the model.
+            RuntimeError: after `close`, or in a process forked from the one that made it.
+        """
+        self._check_usable()
+        if self._predictor is None:
+            return self._source.predict(x, batch_size=batch_size, verbose=verbose, steps=steps, callbacks=callbacks)
+        return self._predictor.predict(self, x, batch_size, verbose, steps, callbacks)
+
+    def predict_on_batch(self, x: Any) -> Any:
+        """Return predictions for one batch, as `keras.Model.predict_on_batch` does.
+
+        Args:
+            x: arrays or tensors in the nesting of the model's inputs, each `(rows, …)`.
+
+        Returns:
+            numpy arrays `(rows, …)` in the nesting of the model's outputs.
+
+        Raises:
+            InputError: if the data does not fit the model.
+        """
+        self._check_usable()
+        if self._predictor is None:
+            return self._source.predict_on_batch(x)
+        return self._predictor.predict_on_batch(x)
+
+    def __call__(self, x: Any, training: bool | None = False, **keywords: Any) -> Any:
+        """Return predictions for one batch, of the kind that was given.
+
+        Args:
+            x: arrays or tensors in the nesting of the model's inputs, each `(rows, …)`.
+            training: `True` is run by the Keras model. Defaults to `False`.
+            **keywords: other arguments of the model's `call`, such as `mask`; with any, the Keras model runs.
+
+        Returns:
+            `tf.Tensor`s where a `tf.Tensor` was given, else numpy arrays.
+
+        Raises:
+            InputError: if the data does not fit the model.
+        """
+        self._check_usable()
+        leaves = flatten(x)
+        symbolic = any(_is_symbolic(leaf) for leaf in leaves)
+        if self._predictor is not None and not (training or keywords or symbolic):
+            return self._as_given(self._predictor.predict_on_batch(x), leaves)
+        if self._predictor is not None:
+            why = "training=True" if training else f"`{next(iter(keywords))}`" if keywords else "a symbolic tensor"
+            self._predictor.warn_once(
+                f"A call with {why} is run by the Keras model: the engine is its inference alone."
+            )
+        if training is not None and self._source._call_has_training_arg:
+            keywords["training"] = training
+        outputs = self._source(x, **keywords)
+        return outputs if symbolic else self._as_given(outputs, leaves)
+
+    def close(self) -> None:
+        """Free the engine and its memory, after the calls under way. Further calls raise `RuntimeError`."""
+        self._closed = True
+        if self._finalizer is not None:
+            self._finalizer()
+
+    def __enter__(self) -> TRTModel:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"<TRTModel of {self._source.name!r}: {self.backend}, {self.precision}, {self.device}>"
+
+    def _as_given(self, outputs: Any, given: Sequence[Any]) -> Any:
+        """Return `outputs` as `tf.Tensor`s if any of `given` is one, else as numpy arrays."""
+        tensorflow = sys.modules.get("tensorflow")
+        keep = tensorflow is not None and any(isinstance(leaf, tensorflow.Tensor) for leaf in given)
+
+        def convert(node: Any) -> Any:
+            if isinstance(node, dict):
+                return {key: convert(child) for key, child in node.items()}
+            if isinstance(node, list | tuple):
+                return type(node)(map(convert, node))
+            return tensorflow.convert_to_tensor(node) if keep and tensorflow is not None else np.asarray(node)
+
+        return convert(outputs)
+
+    def _check_usable(self) -> None:
+        if os.getpid() != self._pid:
+            raise RuntimeError(
+                "This TRTModel was made in another process, and this one was forked from it: neither CUDA nor "
+                "TensorFlow survives a fork. Call keras_trt.accelerate in the new process (the engine comes from the "
+                "cache), or start processes with the method 'spawn'."
+            )
+        if self._closed:
+            raise RuntimeError("This TRTModel is closed.")
+
+
+def _is_symbolic(leaf: Any) -> bool:
+    """Tell whether a leaf has no values: a Keras tensor, or a tensor inside a `tf.function`."""
+    module = type(leaf).__module__
+    if module.startswith("keras."):
+        return type(leaf).__name__ == "KerasTensor"
+    return module.startswith("tensorflow.") and hasattr(leaf, "graph") and not hasattr(leaf, "numpy")
+
+
+def _close_session(session: Session, pid: int) -> None:
+    if os.getpid() == pid:  # in a forked child the GPU's memory is not ours to free
+        session.close()

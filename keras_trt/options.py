@@ -1,0 +1,157 @@
+"""`BuildOptions`: what a user can choose, and which of the choices change the engine."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+from .specs import OptimizationProfile, ShapeRange, TensorSpec
+
+if TYPE_CHECKING:
+    from .cache import EngineCache
+
+Precision = Literal["fp16", "tf32", "fp32"]
+BackendName = Literal["auto", "tensorrt", "tensorrt_rtx", "onnxruntime"]
+
+#: Options that end up in the engine itself. Each is part of the engine key; changing one means another engine.
+ENGINE_OPTIONS = frozenset({"precision", "batch_sizes", "profiles", "optimization_level"})
+#: Options that choose where, whether and how loudly, but never which numbers come out. `backend` and `device`
+#: enter the key through the identity of what they choose, `sample` through the shapes that follow from it.
+OTHER_OPTIONS = frozenset({"backend", "sample", "verify", "fallback", "cache", "device", "verbose"})
+
+
+@dataclass(frozen=True, kw_only=True)
+class BuildOptions:
+    """Options of `accelerate`. All of them can also be given to it as keywords.
+
+    Args:
+        precision: `"fp16"`, `"tf32"` or `"fp32"` (strict float32, no TF32). Defaults to `None`: `"fp16"` on
+            TensorRT and `"fp32"` on ONNX Runtime.
+        backend: `"tensorrt"`, `"tensorrt_rtx"` or `"onnxruntime"`; one that is named and cannot be used is an
+            error. Defaults to `"auto"`: the first of these three that can be used.
+        batch_sizes: smallest, most usual and largest batch of the engine. Larger batches are run in chunks.
+            Defaults to `(1, 32, 128)`.
+        profiles: an `OptimizationProfile`, for models with an axis other than the batch that has no fixed size.
+            It then also says the batch sizes. Defaults to `None`.
+        sample: a batch of inputs as `predict` takes them. It is used to verify the engine, and where the model
+            does not say them it gives the inputs' structure, types and the sizes of dynamic axes.
+            Defaults to `None`: random inputs.
+        optimization_level: TensorRT's builder optimization level, 0 (fast build) to 5 (fast engine). Defaults to
+            `None`: TensorRT's own default.
+        verify: whether an engine is compared with Keras before it is used. Defaults to `True`.
+        fallback: `"keras"` runs the Keras model, with one warning that says why, where no engine can be had;
+            `"raise"` raises instead. Defaults to `"keras"`.
+        cache: a folder or an `EngineCache`; `True` is the user's cache, `None` no cache. Defaults to `True`.
+        device: index of the GPU. Defaults to `0`.
+        verbose: `"auto"`, 0 or 1, as in Keras: whether a line says what was done. Defaults to `"auto"`.
+
+    Raises:
+        ValueError: if a value is not one of those named here.
+
+    Example:
+    >>> BuildOptions(precision="fp32", batch_sizes=(1, 8, 64)).batch_sizes
+    (1, 8, 64)
+    """
+
+    precision: Precision | None = None
+    backend: BackendName = "auto"
+    batch_sizes: Sequence[int] = (1, 32, 128)
+    profiles: OptimizationProfile | None = None
+    sample: Any = None
+    optimization_level: int | None = None
+    verify: bool = True
+    fallback: Literal["keras", "raise"] = "keras"
+    cache: bool | str | os.PathLike[str] | EngineCache | None = True
+    device: int = 0
+    verbose: Literal["auto", 0, 1] = "auto"
+
+    def __post_init__(self) -> None:
+        _choice("precision", self.precision, (None, *get_args(Precision)))
+        _choice("backend", self.backend, get_args(BackendName))
+        _choice("fallback", self.fallback, ("keras", "raise"))
+        _choice("verbose", self.verbose, ("auto", 0, 1))
+        _choice("verify", self.verify, (True, False))
+        _choice("optimization_level", self.optimization_level, (None, 0, 1, 2, 3, 4, 5))
+        sizes = tuple(self.batch_sizes)
+        if len(sizes) != 3 or not all(type(size) is int for size in sizes) or not 0 < sizes[0] <= sizes[1] <= sizes[2]:
+            raise ValueError(
+                "`batch_sizes` are three whole numbers, 0 < smallest <= most usual <= largest, such as (1, 32, 128). "
+                f"Received: batch_sizes={self.batch_sizes}"
+            )
+        object.__setattr__(self, "batch_sizes", sizes)
+        if not isinstance(self.profiles, OptimizationProfile | None):
+            raise ValueError(f"`profiles` is a keras_trt.OptimizationProfile. Received: profiles={self.profiles!r}")
+        if type(self.device) is not int or self.device < 0:
+            raise ValueError(f"`device` is the index of a GPU, 0 or more. Received: device={self.device!r}")
+
+    @classmethod
+    def of(cls, options: BuildOptions | None, keywords: Mapping[str, Any]) -> BuildOptions:
+        """Return `options` with `keywords` put over them.
+
+        Args:
+            options: the options to start from, or `None` for the defaults.
+            keywords: values by option name.
+
+        Raises:
+            TypeError: if a keyword is not an option.
+        """
+        known = [field.name for field in fields(cls)]
+        if unknown := sorted(set(keywords) - set(known)):
+            raise TypeError(
+                f"Unknown option{'s' * (len(unknown) > 1)} {', '.join(unknown)}. Known are {', '.join(known)}."
+            )
+        return replace(options or cls(), **keywords)
+
+
+def _choice(name: str, value: Any, allowed: Sequence[Any]) -> None:
+    if not any(value is choice or (type(value) is type(choice) and value == choice) for choice in allowed):
+        raise ValueError(f"`{name}` is one of {', '.join(map(repr, allowed))}. Received: {name}={value!r}")
+
+
+def shapes_for(
+    inputs: Sequence[TensorSpec], options: BuildOptions, sample: Sequence[Any] | None
+) -> tuple[ShapeRange, ...]:
+    """Return the range of shapes to build for, one for each input.
+
+    Args:
+        inputs: what the model takes.
+        options: `profiles` says all; else `batch_sizes` say the batch, unless the model fixes it.
+        sample: flat inputs, for the sizes of axes that the model leaves open.
+
+    Raises:
+        ValueError: for an axis of unknown size, which is named; for a profile that does not fit the model.
+    """
+    if options.profiles is not None:
+        return tuple(_checked(spec, options.profiles) for spec in inputs)
+    ranges = []
+    for i, spec in enumerate(inputs):
+        sizes = list(spec.shape)
+        for axis in range(1, len(sizes)):
+            if sizes[axis] is None:
+                if sample is None:
+                    raise ValueError(
+                        f"Axis {axis} of input '{spec.name}' has no fixed size: shape {spec.shape}. Give its range, "
+                        f"profiles=OptimizationProfile({{{spec.name!r}: ShapeRange(min=…, opt=…, max=…)}}), or a batch "
+                        "of the size to build for, sample=…."
+                    )
+                sizes[axis] = sample[i].shape[axis]
+        rest = tuple(size for size in sizes[1:] if size is not None)
+        batch = (spec.shape[0],) * 3 if spec.shape[0] is not None else options.batch_sizes
+        ranges.append(ShapeRange(*((size, *rest) for size in batch)))
+    return tuple(ranges)
+
+
+def _checked(spec: TensorSpec, profile: OptimizationProfile) -> ShapeRange:
+    found = profile.shapes.get(spec.name)
+    if found is None:
+        raise ValueError(
+            f"`profiles` misses the input '{spec.name}' of shape {spec.shape}. Received: {sorted(profile.shapes)}."
+        )
+    for shape in (found.min, found.opt, found.max):
+        if len(shape) != len(spec.shape) or not all(
+            known is None or known == size for known, size in zip(spec.shape, shape, strict=True)
+        ):
+            raise ValueError(f"The input '{spec.name}' has the shape {spec.shape}. Received in `profiles`: {found}.")
+    return found

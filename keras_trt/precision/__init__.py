@@ -1,0 +1,22 @@
+"""Float32 ONNX → typed ONNX. Precision is the types of the graph: TensorRT 11 knows no other way."""
+
+from __future__ import annotations
+
+from ..options import Precision
+from .half import to_half
+from .types import tensor_types
+
+__all__ = ["tensor_types", "typed"]
+
+
+def typed(onnx: bytes, precision: Precision) -> bytes:
+    """Return the graph with the types that a precision asks for.
+
+    `"tf32"` and `"fp32"` are the float32 graph itself: they differ in a flag of the builder. The types of inputs
+    and outputs stay as they are.
+
+    Args:
+        onnx: a serialized float32 `onnx.ModelProto`.
+        precision: what is asked for.
+    """
+    return to_half(onnx) if precision == "fp16" else onnx

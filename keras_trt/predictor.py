@@ -1,0 +1,136 @@
+"""An engine that answers as a Keras model's `predict` does, and asks Keras where it cannot."""
+
+from __future__ import annotations
+
+import threading
+import warnings
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import numpy as np
+
+from . import data
+from .errors import FallbackWarning
+from .inputs import Array, is_arrays, standardize
+from .runtime import Session
+from .specs import Signature, flatten, pack
+
+
+class Predictor:
+    """Runs a model's data through its engine with Keras's semantics. Safe to call from many threads.
+
+    Args:
+        source: the Keras model.
+        signature: its inputs and outputs.
+        session: runs its engine.
+    """
+
+    def __init__(self, source: Any, signature: Signature, session: Session) -> None:
+        self._source = source
+        self._signature = signature
+        self._session = session
+        self._warned: set[str] = set()
+        self._warn_lock = threading.Lock()
+
+    def predict(
+        self, owner: Any, x: Any, batch_size: int | None, verbose: Any, steps: int | None, callbacks: Any
+    ) -> Any:
+        """Return what `keras.Model.predict` would; `owner` is the model that callbacks see."""
+        if not is_arrays(x):
+            batches, count = data.keras_batches(x, batch_size, steps)
+            standard = (standardize(batch, self._signature) for batch in batches)
+            return self._each_batch(owner, standard, data.callback_list(owner, callbacks, verbose, count))
+        inputs = standardize(x, self._signature)
+        size = data.array_batch_size(len(inputs[0]), batch_size, steps)
+        count = -(-len(inputs[0]) // size)
+        if steps is not None:
+            if steps > count:
+                data.warn_ran_out()
+            count = min(steps, count)
+            inputs = [array[: steps * size] for array in inputs]
+        if count == 0:
+            return self._pack(self._run(inputs))
+        watchers = data.callback_list(owner, callbacks, verbose, count)
+        if callbacks or not self._session.rows_independent:
+            cut = ([array[i * size : (i + 1) * size] for array in inputs] for i in range(count))
+            return self._each_batch(owner, cut, watchers)
+        return self._pack(self._whole(inputs, size, watchers))
+
+    def predict_on_batch(self, x: Any) -> Any:
+        """Return what `keras.Model.predict_on_batch` would."""
+        return self._pack(self._run(standardize(x, self._signature)))
+
+    def warn_once(self, message: str) -> None:
+        """Warn that something runs otherwise than asked, the first time."""
+        with self._warn_lock:
+            if message in self._warned:
+                return
+            self._warned.add(message)
+        warnings.warn(message, FallbackWarning, stacklevel=5)
+
+    def _whole(self, inputs: Sequence[Array], size: int, watchers: Any) -> list[Any]:
+        """Run independent rows in the engine's own batches; the progress bar still counts the user's."""
+        if watchers is None:
+            return self._run(inputs)
+        watchers.on_predict_begin()
+        shown = 0
+
+        def progress(done: int) -> None:
+            nonlocal shown
+            finished = -(-done // size) if done == len(inputs[0]) else done // size
+            for step in range(shown, finished):
+                watchers.on_predict_batch_begin(step)
+                watchers.on_predict_batch_end(step)
+            shown = finished
+
+        outputs = self._run(inputs, progress)
+        watchers.on_predict_end()
+        return outputs
+
+    def _each_batch(self, owner: Any, batches: Iterable[Sequence[Array]], watchers: Any) -> Any:
+        """Run batches as they come, and join their outputs as Keras does."""
+        parts: list[list[Any]] = [[] for _ in self._signature.outputs]
+        owner.stop_predicting = False
+        if watchers is not None:
+            watchers.on_predict_begin()
+        for step, batch in enumerate(batches):
+            if watchers is not None:
+                watchers.on_predict_batch_begin(step)
+            outputs = self._run(batch)
+            for part, output in zip(parts, outputs, strict=True):
+                part.append(output)
+            if watchers is not None:
+                watchers.on_predict_batch_end(step, {"outputs": self._pack(outputs)})
+            if owner.stop_predicting:
+                break
+        if watchers is not None:
+            watchers.on_predict_end()
+        if not parts[0]:
+            raise ValueError("The data has no batch to predict. It must give at least one.")
+        return self._pack([data.concatenate(part) for part in parts])
+
+    def _run(self, inputs: Sequence[Array], progress: Callable[[int], None] | None = None) -> list[Any]:
+        """Return flat outputs for standardized inputs: from the engine, or from Keras where it cannot."""
+        if len(inputs[0]) == 0:
+            return self._nothing(inputs)
+        objection = self._session.takes(inputs)
+        if objection is None:
+            return list(self._session.run(inputs, progress))
+        self.warn_once(f"Keras runs a batch that the engine cannot: {objection}.")
+        outputs = self._by_keras(inputs)
+        if progress is not None:
+            progress(len(inputs[0]))
+        return outputs
+
+    def _nothing(self, inputs: Sequence[Array]) -> list[Any]:
+        """Return the outputs for no rows: no engine runs an empty batch."""
+        outputs = self._signature.outputs
+        if any(axis is None for spec in outputs for axis in spec.shape[1:]):
+            return self._by_keras(inputs)
+        return [np.empty((0, *(axis or 0 for axis in spec.shape[1:])), spec.dtype) for spec in outputs]
+
+    def _by_keras(self, inputs: Sequence[Array]) -> list[Any]:
+        return flatten(self._source.predict_on_batch(pack(self._signature.input_structure, inputs)))
+
+    def _pack(self, outputs: Sequence[Any]) -> Any:
+        return pack(self._signature.output_structure, outputs)

@@ -1,0 +1,380 @@
+"""A verified engine for a model: from the cache if it is there, else exported, built, verified and stored.
+
+Warm start: structure key + weights key + what is asked for → record → engine key → plan. Neither TensorFlow is
+traced nor anything exported. A model that has no structure key is exported at each start, and its engine is found
+by the digest of the graph.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import logging
+import time
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field
+from typing import Any
+
+from . import source, verify
+from ._version import __version__
+from .backends import Backend, BuildSpec
+from .cache import EngineCache, digest
+from .errors import CacheError, EngineLoadError, FallbackWarning, PrecisionError, VerificationError
+from .export import ExportedModel, export, fingerprint
+from .export.signature import input_signature
+from .inputs import Array, standardize
+from .options import BuildOptions, Precision, shapes_for
+from .precision import typed
+from .report import Report
+from .runtime import Session
+from .specs import OptimizationProfile, ShapeRange, Signature, Structure, TensorSpec
+from .verify import Difference
+
+_logger = logging.getLogger("keras_trt")
+
+#: What is tried when an engine in a precision fails verification: each is closer to Keras than the one before.
+_LADDER: Mapping[Precision, tuple[Precision, ...]] = {
+    "fp16": ("fp16", "tf32", "fp32"),
+    "tf32": ("tf32", "fp32"),
+    "fp32": ("fp32",),
+}
+_SAMPLE_ROWS = 4
+
+
+@dataclass(frozen=True)
+class Provisioned:
+    """An engine that can be trusted.
+
+    Attributes:
+        session: runs it.
+        signature: inputs by the live model's names, and outputs.
+        report: how it came to be.
+    """
+
+    session: Session
+    signature: Signature
+    report: Report
+
+
+def provision(model: Any, backend: Backend, options: BuildOptions, cache: EngineCache | None) -> Provisioned:
+    """Return a verified engine for a model.
+
+    Args:
+        model: a built `keras.Model`.
+        backend: what builds and runs it.
+        options: what is asked for.
+        cache: where engines are kept, or `None`.
+
+    Raises:
+        ExportError, BuildError, EngineLoadError, CudaError: if no engine can be had.
+        VerificationError: if none is close enough to Keras; with `fallback="raise"`, if the one asked for is not.
+        InputError: if the sample does not fit the model.
+        ValueError: if a size of an input is not known.
+    """
+    return _Provision(model, backend, options, cache).run()
+
+
+@dataclass
+class _Provision:
+    model: Any
+    backend: Backend
+    options: BuildOptions
+    cache: EngineCache | None
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    def run(self) -> Provisioned:
+        with self._timed("total"):
+            self.structure: Structure
+            self.live: tuple[TensorSpec, ...]
+            self.structure, self.live = input_signature(self.model, self.options.sample)
+            self.sample = self._user_sample()
+            self.ranges: tuple[ShapeRange, ...] = shapes_for(self.live, self.options, self.sample)
+            self.asked: Precision = self.options.precision or self.backend.default_precision
+            with self._timed("keys"):
+                key = self._record_key()
+            ready = self._warm(key)
+            if ready is None:
+                with self._one_builder(key):
+                    ready = self._warm(key) or self._cold(key)  # another process may have built it meanwhile
+        # `total` is known only now; the report holds the same dict.
+        return ready
+
+    # Keys.
+
+    def _record_key(self) -> str | None:
+        if self.cache is None:
+            return None
+        try:
+            structure = fingerprint.structure_key(self.model)
+        except fingerprint.Unhashable as reason:
+            _logger.info("'%s' is exported at each start: %s", self.model.name, reason)
+            return None
+        return digest(
+            "record",
+            {
+                "structure": structure,
+                "weights": fingerprint.weights_key(self.model),
+                "inputs": [[list(spec.shape), spec.dtype] for spec in self.live],
+                "input_structure": self.structure,
+                **self._engine_options(self.asked),
+                "versions": _versions(),
+            },
+        )
+
+    def _engine_key(self, graph: bytes, precision: Precision) -> str:
+        return digest("engine", {"onnx": hashlib.sha256(graph).hexdigest(), **self._engine_options(precision)})
+
+    def _engine_options(self, precision: Precision) -> dict[str, Any]:
+        """Return all but the graph that an engine depends on. Inputs are told by place: names may be generated."""
+        return {
+            "precision": precision,
+            "shapes": [[list(r.min), list(r.opt), list(r.max)] for r in self.ranges],
+            "optimization_level": self.options.optimization_level,
+            "backend": self.backend.identity(),
+        }
+
+    # Warm.
+
+    def _warm(self, key: str | None) -> Provisioned | None:
+        if key is None or self.cache is None:
+            return None
+        record = self.cache.get_record(key)
+        if record is None:
+            return None
+        fell_back = tuple(record["fell_back"])
+        if fell_back and self.options.fallback == "raise":
+            raise VerificationError(f"{'; '.join(fell_back)} (as verified when the engine was built).")
+        entry = self.cache.get(record["engine"])
+        if entry is None:
+            return None
+        signature = Signature.from_json(record["signature"])
+        try:
+            with self._timed("load"):
+                session = self._load(entry.payload, signature, rows_independent=record["rows_independent"])
+        except EngineLoadError as error:
+            _logger.warning("An engine in the cache cannot be loaded and is built anew: %s", error)
+            self.cache.discard(record["engine"])
+            return None
+        differences = tuple(Difference(**one) for one in record["differences"])
+        if self.options.verify and not differences:
+            differences = tuple(self._verify(session, signature, record["precision"]))
+            self._store_record(key, {**record, "differences": [vars(one) for one in differences]})
+        return self._ready(session, signature, record["precision"], "cache", differences, fell_back)
+
+    # Cold.
+
+    def _cold(self, key: str | None) -> Provisioned:
+        with self._timed("export"):
+            exported = export(self.model, self.options.sample)
+        with self._timed("verify"):
+            independent = not source_rows_depend(self.model, exported.signature, self._samples())
+        fell_back: list[str] = []
+        for precision in _LADDER[self.asked]:
+            if precision not in self.backend.precisions:
+                fell_back.append(f"{self.backend.title} has no {precision}")
+                if precision == self.asked:
+                    self._refuse_precision(fell_back[-1])
+                continue
+            try:
+                return self._build_one(key, exported, precision, independent, fell_back)
+            except (VerificationError, PrecisionError) as error:
+                if self.options.fallback == "raise":
+                    raise
+                fell_back.append(f"{precision}: {error}")
+        raise VerificationError(f"No engine of '{self.model.name}' is close enough to Keras: {'; '.join(fell_back)}")
+
+    def _refuse_precision(self, why: str) -> None:
+        if self.options.fallback == "raise":
+            raise PrecisionError(
+                f"{why}. Received: precision={self.asked!r}, allowed: {', '.join(self.backend.precisions)}."
+            )
+
+    def _build_one(
+        self,
+        key: str | None,
+        exported: ExportedModel,
+        precision: Precision,
+        independent: bool,
+        fell_back: Sequence[str],
+    ) -> Provisioned:
+        with self._timed("precision"):
+            graph = typed(exported.onnx, precision)
+        engine_key = self._engine_key(graph, precision)
+        signature = exported.signature
+        # Its own lock: a model without a structure key has no other, and two records may lead to one engine.
+        with self._one_builder(engine_key):
+            entry = self.cache.get(engine_key) if self.cache is not None else None
+            if entry is None:
+                with self._timed("build"):
+                    plan = self.backend.build(graph, self._spec(signature, precision))
+            else:
+                plan = entry.payload
+            with self._timed("load"):
+                session = self._load(plan, signature, rows_independent=independent)
+            try:
+                differences = tuple(self._verify(session, signature, precision)) if self.options.verify else ()
+            except BaseException:
+                session.close()
+                raise
+            if entry is None:
+                manifest = {
+                    "model": self.model.name,
+                    "signature": signature.to_json(),
+                    **self._engine_options(precision),
+                    "versions": _versions(),
+                }
+                self._store(lambda cache: cache.put(engine_key, plan, manifest))
+        if key is not None:
+            record = {
+                "engine": engine_key,
+                "precision": precision,
+                "signature": signature.to_json(),
+                "rows_independent": independent,
+                "differences": [vars(one) for one in differences],
+                "fell_back": list(fell_back),
+            }
+            self._store_record(key, record)
+        origin = "built" if entry is None else "cache"
+        return self._ready(session, signature, precision, origin, differences, tuple(fell_back))
+
+    # Parts of both.
+
+    def _load(self, plan: bytes, signature: Signature, *, rows_independent: bool) -> Session:
+        engine = self.backend.load(plan)
+        return Session(engine, signature, self._profile(signature), rows_independent=rows_independent)
+
+    def _profile(self, signature: Signature) -> OptimizationProfile:
+        return OptimizationProfile(
+            {spec.name: shapes for spec, shapes in zip(signature.inputs, self.ranges, strict=True)}
+        )
+
+    def _spec(self, signature: Signature, precision: Precision) -> BuildSpec:
+        return BuildSpec(precision, self._profile(signature), self.options.optimization_level)
+
+    def _verify(self, session: Session, signature: Signature, precision: Precision) -> list[Difference]:
+        """Compare the engine with Keras, on a whole sample and on one row of it."""
+        with self._timed("verify"):
+            samples = self._samples()
+            worst: list[Difference] = []
+            for some in (samples, [array[:1] for array in samples]):
+                if session.takes(some) is not None:
+                    continue
+                expected = source.reference(self.model, signature, some)
+                found = verify.compare(expected, session.run(some), signature.outputs, verify.LIMITS[precision])
+                worst = [max(pair, key=lambda one: one.relative_l2) for pair in zip(worst or found, found, strict=True)]
+        if not worst:
+            raise VerificationError(
+                f"The sample has {len(samples[0])} rows, and the engine takes none such: give another `sample`."
+            )
+        if bad := [str(one) for one in worst if not one.within]:
+            raise VerificationError(f"the engine differs from Keras: {'; '.join(bad)}")
+        return worst
+
+    def _samples(self) -> list[Array]:
+        """Return the rows to verify with: the user's, else seeded random ones."""
+        if self.sample is not None:
+            return self.sample
+        fixed = self.live[0].shape[0]
+        sizes = {spec.name: shapes.opt[1:] for spec, shapes in zip(self.live, self.ranges, strict=True)}
+        limit = source.integer_limit(self.model)
+        return verify.random_samples(self.live, sizes, fixed or _SAMPLE_ROWS, limit)
+
+    def _user_sample(self) -> list[Array] | None:
+        if self.options.sample is None:
+            return None
+        takes = Signature(self.live, (), self.structure, {"tuple": []})
+        rows = self.live[0].shape[0] or max(_SAMPLE_ROWS, self.options.batch_sizes[1])
+        return [array[:rows] for array in standardize(self.options.sample, takes)]
+
+    def _ready(
+        self,
+        session: Session,
+        signature: Signature,
+        precision: Precision,
+        origin: Any,
+        differences: tuple[Difference, ...],
+        fell_back: tuple[str, ...],
+    ) -> Provisioned:
+        backend = self.backend
+        report = Report(
+            backend=backend.name,
+            title=backend.title,
+            device=backend.device,
+            device_name=backend.device_name,
+            precision=precision,
+            origin=origin,
+            seconds=self.seconds,
+            differences=differences,
+            rows_independent=session.rows_independent,
+            fell_back=fell_back,
+        )
+        return Provisioned(session, signature.with_inputs_of(self.live), report)
+
+    @contextmanager
+    def _timed(self, step: str) -> Iterator[None]:
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[step] = self.seconds.get(step, 0.0) + time.perf_counter() - start
+
+    # The cache may fail; the engine runs all the same.
+
+    def _one_builder(self, key: str | None) -> Any:
+        if key is None or self.cache is None:
+            return nullcontext()
+        return _lock_or_warn(self.cache, key)
+
+    def _store_record(self, key: str, record: Mapping[str, Any]) -> None:
+        self._store(lambda cache: cache.put_record(key, record))
+
+    def _store(self, write: Any) -> None:
+        if self.cache is None:
+            return
+        try:
+            write(self.cache)
+        except CacheError as error:
+            _warn_uncached(error)
+
+
+def source_rows_depend(model: Any, signature: Signature, samples: Sequence[Array]) -> bool:
+    """Tell whether the Keras model's rows depend on each other; see `verify.rows_depend`."""
+    fixed = signature.inputs[0].shape[0] is not None
+    return verify.rows_depend(lambda inputs: source.reference(model, signature, inputs), samples, alone=not fixed)
+
+
+@contextmanager
+def _lock_or_warn(cache: EngineCache, key: str) -> Iterator[None]:
+    try:
+        lock = cache.lock(key)
+        lock.__enter__()
+    except CacheError as error:
+        _warn_uncached(error)
+        yield
+        return
+    try:
+        yield
+    finally:
+        lock.__exit__(None, None, None)
+
+
+def _warn_uncached(error: CacheError) -> None:
+    warnings.warn(
+        f"The engine is not cached, so the next start builds it again: {error}", FallbackWarning, stacklevel=3
+    )
+
+
+def _versions() -> dict[str, str]:
+    """Return the versions of all that shapes a graph between Keras and the engine."""
+    found = {name: _version(name) for name in ("keras", "tf2onnx", "onnx", "onnxruntime", "numpy")}
+    tensorflow = next((v for v in map(_version, ("tensorflow", "tensorflow-cpu", "tf-nightly")) if v), "")
+    return {"keras_trt": __version__, "tensorflow": tensorflow, **found}
+
+
+def _version(distribution: str) -> str:
+    try:
+        return importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return ""

@@ -1,0 +1,46 @@
+"""What was done to get an engine, for people and for programs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+from .verify import Difference
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a `TRTModel` runs, and how it came to be.
+
+    Attributes:
+        backend: `"tensorrt"`, `"tensorrt_rtx"`, `"onnxruntime"`, or `"keras"` where the Keras model itself runs.
+        title: the backend with its version, for people.
+        device: `"cpu"`, or as `"cuda:0"`.
+        device_name: product name of the device.
+        precision: the precision that runs: `"fp16"`, `"tf32"` or `"fp32"`; `"keras"` where Keras runs.
+        origin: `"built"`, `"cache"`, or `"keras"` where there is no engine.
+        seconds: wall time of each step that was taken, by name: `keys`, `export`, `precision`, `build`, `load`,
+            `verify`, and `total`.
+        differences: the engine against Keras, per output, when it was verified; empty where it was not.
+        rows_independent: whether a row's answer does not depend on its batch, so that batches may be regrouped.
+        fell_back: why each thing that was tried first does not run, in order.
+    """
+
+    backend: str
+    title: str
+    device: str
+    device_name: str
+    precision: str
+    origin: Literal["built", "cache", "keras"]
+    seconds: Mapping[str, float] = field(default_factory=dict)
+    differences: tuple[Difference, ...] = ()
+    rows_independent: bool = False
+    fell_back: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        took = f"{self.seconds.get('total', 0.0):.2f} s"
+        if self.origin == "keras":
+            return f"keras_trt: Keras runs this model ({took})."
+        how = "engine found in the cache, nothing exported or built" if self.origin == "cache" else "engine built"
+        return f"keras_trt: {self.title} on {self.device_name}, {self.precision}: {how} ({took})."

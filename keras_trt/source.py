@@ -1,0 +1,93 @@
+"""The Keras model behind an engine: its reference answers, and what of it an engine cannot honour."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+
+from .specs import Signature, flatten, pack
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+
+def check_is_keras(model: Any) -> None:
+    """Refuse what is not a Keras 3 model, without importing Keras for it.
+
+    Raises:
+        TypeError: says what was received and what is taken.
+    """
+    for kind in type(model).__mro__:
+        module, name = kind.__module__, kind.__name__
+        if name == "Model" and module.startswith("keras."):
+            return
+        if name == "Model" and module.startswith(("tf_keras.", "tensorflow.python.keras.")):
+            raise TypeError(
+                f"keras_trt takes models of Keras 3. Received a model of {module.split('.')[0]} "
+                f"({type(model).__name__}): save it as .keras or .h5 and load it with keras.models.load_model."
+            )
+    raise TypeError(
+        f"keras_trt takes a keras.Model. Received: {model!r} of type "
+        f"{type(model).__module__}.{type(model).__qualname__}"
+    )
+
+
+def what_only_keras_can(model: Any) -> str | None:
+    """Return what a model does at `predict` that an engine could not, or `None`.
+
+    An engine is the forward pass alone, with no memory between calls.
+    """
+    import keras
+
+    for method in ("predict", "predict_step", "predict_on_batch", "make_predict_function"):
+        if method in vars(model) or getattr(type(model), method) is not getattr(keras.Model, method):
+            return f"'{model.name}' overrides `{method}`, which an engine does not run"
+    for layer in model._flatten_layers():
+        if getattr(layer, "stateful", False):
+            return f"the layer '{layer.path or layer.name}' is stateful, and an engine keeps no state between batches"
+    return None
+
+
+def reference(model: Any, signature: Signature, inputs: Sequence[Array]) -> list[Array]:
+    """Return the model's own outputs in full float32.
+
+    Args:
+        model: a `keras.Model`.
+        signature: its inputs and outputs.
+        inputs: flat inputs.
+    """
+    keywords = {"training": False} if model._call_has_training_arg else {}
+    with _no_tf32():
+        outputs = model(pack(signature.input_structure, [_tensor(array) for array in inputs]), **keywords)
+    return [np.asarray(output) for output in flatten(outputs)]
+
+
+def integer_limit(model: Any) -> int:
+    """Return a number below which every integer is a valid input: the smallest table that a layer looks up in."""
+    sizes = [
+        size
+        for layer in model._flatten_layers()
+        for size in (getattr(layer, "input_dim", None), getattr(layer, "num_tokens", None))
+        if isinstance(size, int) and size > 0
+    ]
+    return min(sizes, default=2)
+
+
+@contextmanager
+def _no_tf32() -> Iterator[None]:
+    import tensorflow as tf
+
+    before = tf.config.experimental.tensor_float_32_execution_enabled()
+    tf.config.experimental.enable_tensor_float_32_execution(False)
+    try:
+        yield
+    finally:
+        tf.config.experimental.enable_tensor_float_32_execution(before)
+
+
+def _tensor(array: Array) -> Any:
+    import tensorflow as tf
+
+    return tf.convert_to_tensor(array)

@@ -1,0 +1,204 @@
+"""Shapes, types and nested structures of a model's inputs and outputs, in plain data.
+
+Everything here can be written as JSON and read again without Keras: it is stored beside each engine.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+#: A nested structure whose leaves are replaced by their position in the flat list, as JSON: an integer is a
+#: leaf, `{"list": […]}`, `{"tuple": […]}` and `{"dict": {…}}` are containers.
+Structure = int | dict[str, Any]
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """Name, shape and type of one input or output.
+
+    Args:
+        name: the Keras name, which is also the tensor's name in the ONNX graph and in the engine.
+        shape: `(batch, …)`; `None` marks an axis of any size.
+        dtype: numpy's name of the type, such as `"float32"`.
+
+    Example:
+    >>> TensorSpec("image", (None, 224, 224, 3), "uint8")
+    TensorSpec(name='image', shape=(None, 224, 224, 3), dtype='uint8')
+    """
+
+    name: str
+    shape: tuple[int | None, ...]
+    dtype: str
+
+    def to_json(self) -> dict[str, Any]:
+        """Return this spec as JSON data."""
+        return {"name": self.name, "shape": list(self.shape), "dtype": self.dtype}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> TensorSpec:
+        """Return the spec that `to_json` described."""
+        return cls(data["name"], tuple(data["shape"]), data["dtype"])
+
+
+@dataclass(frozen=True)
+class ShapeRange:
+    """The smallest, the most usual and the largest shape of one input, batch axis included.
+
+    Args:
+        min: smallest shape the engine takes.
+        opt: the shape that TensorRT optimizes for.
+        max: largest shape the engine takes.
+
+    Raises:
+        ValueError: if the ranks differ, an axis is negative, or not min ≤ opt ≤ max on every axis. (TensorRT
+            itself accepts such shapes silently.)
+
+    Example:
+    >>> ShapeRange(min=(1, 16), opt=(32, 128), max=(128, 512))
+    ShapeRange(min=(1, 16), opt=(32, 128), max=(128, 512))
+    """
+
+    min: tuple[int, ...]
+    opt: tuple[int, ...]
+    max: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        for field in ("min", "opt", "max"):
+            object.__setattr__(self, field, tuple(int(axis) for axis in getattr(self, field)))
+        same_rank = len(self.min) == len(self.opt) == len(self.max)
+        if not same_rank or not all(
+            0 <= low <= usual <= high for low, usual, high in zip(self.min, self.opt, self.max, strict=True)
+        ):
+            raise ValueError(
+                f"A ShapeRange needs three shapes of one rank with 0 <= min <= opt <= max on every axis. "
+                f"Received: {self}"
+            )
+
+
+@dataclass(frozen=True)
+class OptimizationProfile:
+    """The range of shapes that one engine is built for: a `ShapeRange` for each input.
+
+    Args:
+        shapes: from the name of an input to its range.
+
+    Example:
+    >>> profile = OptimizationProfile({"tokens": ShapeRange((1, 16), (32, 128), (128, 512))})
+    """
+
+    shapes: Mapping[str, ShapeRange]
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "shapes", dict(self.shapes))
+        if (
+            len({name_range.min[:1] + name_range.opt[:1] + name_range.max[:1] for name_range in self.shapes.values()})
+            > 1
+        ):
+            raise ValueError(
+                f"All inputs of one OptimizationProfile need the same batch sizes (the first axis). Received: {self}"
+            )
+
+    def __hash__(self) -> int:
+        return hash(tuple(sorted(self.shapes.items(), key=lambda item: item[0])))
+
+    @property
+    def batch(self) -> tuple[int, int, int]:
+        """The smallest, the most usual and the largest batch size."""
+        some = next(iter(self.shapes.values()))
+        return some.min[0], some.opt[0], some.max[0]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return this profile as JSON data."""
+        return {name: [list(r.min), list(r.opt), list(r.max)] for name, r in self.shapes.items()}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> OptimizationProfile:
+        """Return the profile that `to_json` described."""
+        return cls({name: ShapeRange(*map(tuple, shapes)) for name, shapes in data.items()})
+
+
+@dataclass(frozen=True)
+class Signature:
+    """The inputs and outputs of a model: flat specs, and the nested structure that Keras users see.
+
+    Args:
+        inputs: specs in the order in which Keras flattens the inputs.
+        outputs: likewise.
+        input_structure: the nesting of the inputs; its leaves are positions in `inputs`.
+        output_structure: likewise.
+    """
+
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    input_structure: Structure
+    output_structure: Structure
+
+    def to_json(self) -> dict[str, Any]:
+        """Return this signature as JSON data."""
+        return {
+            "inputs": [spec.to_json() for spec in self.inputs],
+            "outputs": [spec.to_json() for spec in self.outputs],
+            "input_structure": self.input_structure,
+            "output_structure": self.output_structure,
+        }
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Signature:
+        """Return the signature that `to_json` described."""
+        return cls(
+            tuple(map(TensorSpec.from_json, data["inputs"])),
+            tuple(map(TensorSpec.from_json, data["outputs"])),
+            data["input_structure"],
+            data["output_structure"],
+        )
+
+    def with_inputs_of(self, live: Sequence[TensorSpec]) -> Signature:
+        """Return this signature with the input names of `live`, a model of the same structure."""
+        renamed = tuple(replace(spec, name=other.name) for spec, other in zip(self.inputs, live, strict=True))
+        return replace(self, inputs=renamed)
+
+
+def flatten(value: Any) -> list[Any]:
+    """Return the leaves of nested lists, tuples and dicts, dicts by sorted key as Keras does."""
+    if isinstance(value, Mapping):
+        return [leaf for key in sorted(value) for leaf in flatten(value[key])]
+    if isinstance(value, list | tuple):
+        return [leaf for item in value for leaf in flatten(item)]
+    return [value]
+
+
+def describe(value: Any) -> Structure:
+    """Return the structure of nested lists, tuples and dicts, with leaves numbered in the order of `flatten`."""
+    positions = iter(range(len(flatten(value))))
+
+    def walk(node: Any) -> Structure:
+        if isinstance(node, Mapping):
+            return {"dict": {key: walk(node[key]) for key in sorted(node)}}
+        if isinstance(node, list | tuple):
+            return {"list" if isinstance(node, list) else "tuple": [walk(item) for item in node]}
+        return next(positions)
+
+    return walk(value)
+
+
+def pack(structure: Structure, leaves: Sequence[Any]) -> Any:
+    """Return `leaves` in the nesting that `structure` describes: the reverse of `flatten`."""
+    if isinstance(structure, int):
+        return leaves[structure]
+    ((kind, children),) = structure.items()
+    if kind == "dict":
+        return {key: pack(child, leaves) for key, child in children.items()}
+    packed = [pack(child, leaves) for child in children]
+    return packed if kind == "list" else tuple(packed)
+
+
+def leaf_paths(structure: Structure, path: str = "") -> Iterator[tuple[int, str]]:
+    """Yield each leaf's position with its path, such as `(1, "['decoder'][0]")`."""
+    if isinstance(structure, int):
+        yield structure, path
+        return
+    ((kind, children),) = structure.items()
+    for key, child in children.items() if kind == "dict" else enumerate(children):
+        yield from leaf_paths(child, f"{path}[{key!r}]")
