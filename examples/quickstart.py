@@ -46,7 +46,7 @@ def trained_model() -> keras.Model:
             keras.layers.Dense(10, name="logits"),
         ]
     )
-    model.compile("adam", keras.losses.SparseCategoricalCrossentropy(from_logits=True), ["accuracy"])
+    model.compile("adam", keras.losses.SparseCategoricalCrossentropy(from_logits=True), metrics=["accuracy"])
     (images, labels), _ = digits()
     model.fit(images, labels, epochs=12, batch_size=64, verbose=0)
     return model
@@ -101,7 +101,8 @@ def main() -> None:
         "precision": report.precision,
         "accuracy, Keras": f"{slow_right.mean():.4f}  ({slow_right.sum()} of {len(labels)} test digits)",
         "accuracy, engine": f"{fast_right.mean():.4f}  ({fast_right.sum()} of {len(labels)}; {disagree} digits differ)",
-        "largest difference": f"{np.abs(slow_answers - fast_answers).max():.2g}  (logits up to {np.abs(slow_answers).max():.3g})",
+        "largest difference": f"{np.abs(slow_answers - fast_answers).max():.2g}  "
+        f"(logits up to {np.abs(slow_answers).max():.3g})",
         "rows/s, Keras predict": f"{slow_rate:,.0f}",
         "rows/s, engine predict": f"{fast_rate:,.0f}  ({fast_rate / slow_rate:.1f} x)",
         "first start": f"{report.seconds['total']:.2f} s  (export {report.seconds['export']:.2f}, "

@@ -155,7 +155,7 @@ class _Provision:
                 session = self._load(entry.payload, signature, rows_independent=record["rows_independent"])
         except EngineLoadError as error:
             _logger.warning("An engine in the cache cannot be loaded and is built anew: %s", error)
-            self.cache.discard(record["engine"])
+            self._store(lambda cache: cache.discard(record["engine"]))
             return None
         differences = tuple(Difference(**one) for one in record["differences"])
         if self.options.verify and not differences:
