@@ -107,7 +107,7 @@ class _Provision:
         if self.cache is None:
             return None
         try:
-            structure = fingerprint.structure_key(self.model)
+            structure, weights = fingerprint.structure_key(self.model), fingerprint.weights_key(self.model)
         except fingerprint.Unhashable as reason:
             _logger.info("'%s' is exported at each start: %s", self.model.name, reason)
             return None
@@ -115,7 +115,7 @@ class _Provision:
             "record",
             {
                 "structure": structure,
-                "weights": fingerprint.weights_key(self.model),
+                "weights": weights,
                 "inputs": [[list(spec.shape), spec.dtype] for spec in self.live],
                 "input_structure": self.structure,
                 **self._engine_options(self.asked),

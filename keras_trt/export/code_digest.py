@@ -26,7 +26,16 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, NoReturn
 
-__all__ = ["Digester", "Unhashable", "is_library", "is_library_class", "state_of", "stored_names", "words"]
+__all__ = [
+    "Digester",
+    "Unhashable",
+    "is_library",
+    "is_library_class",
+    "is_library_function",
+    "state_of",
+    "stored_names",
+    "words",
+]
 
 
 class Unhashable(Exception):  # noqa: N818 -- a verdict that the caller handles, not an error that a user sees
@@ -86,6 +95,24 @@ def is_library(module: str) -> bool:
     return path is not None and _in_library_folder(path)
 
 
+@functools.cache
+def _content(path: str, modified: int) -> str:  # noqa: ARG001 -- a changed file is read again
+    return hashlib.sha256(pathlib.Path(path).read_bytes()).hexdigest()
+
+
+def _release(module: str) -> str:
+    """Return what tells one release of a library's module from the next."""
+    top = module.partition(".")[0]
+    if top in sys.stdlib_module_names:
+        return sys.version.partition(" ")[0]
+    version = str(getattr(sys.modules.get(top), "__version__", ""))
+    path = getattr(sys.modules.get(module), "__file__", None) or ""
+    # Other distributions may have no version, or change without a new one.
+    if top in _LIBRARIES or not path.endswith(".py") or not os.path.isfile(path):  # noqa: PTH113
+        return version
+    return f"{version} {_content(path, os.stat(path).st_mtime_ns)}"  # noqa: PTH116
+
+
 def _symbol(module: str, qualname: str) -> Any:
     """Return what is importable as `module.qualname`, or `None`."""
     found: Any = sys.modules.get(module)
@@ -106,16 +133,22 @@ def is_library_class(cls: type) -> bool:
     """Whether a class is one of a library."""
     if not cls.__flags__ & (1 << 9):  # Py_TPFLAGS_HEAPTYPE: a class that is written in C
         return True
+    # So is a heap type whose methods are C's; it may be importable under no name, as locks are.
+    if any(isinstance(item, _DESCRIPTORS) for item in vars(cls).values()):
+        return True
     # A class made by exec() may call itself part of `builtins`, so its name alone is no proof.
     if not is_library(cls.__module__):
         return False
     if _symbol(cls.__module__, cls.__qualname__) is cls:
         return True
     functions = [item for item in vars(cls).values() if isinstance(item, types.FunctionType)]
-    return bool(functions) and all(_is_library_function(function) for function in functions)
+    return bool(functions) and all(is_library_function(function) for function in functions)
 
 
-def _is_library_function(function: types.FunctionType) -> bool:
+def is_library_function(function: Any) -> bool:
+    """Whether a function's code is a library's."""
+    if not isinstance(function, types.FunctionType):
+        return False
     # Not by `__module__`: functools.wraps copies it from library functions to users' functions.
     module = str(function.__globals__.get("__name__"))
     namespace = getattr(sys.modules.get(module), "__dict__", None)
@@ -313,13 +346,13 @@ class Digester:
         import numpy as np
 
         if isinstance(item, np.ndarray):
-            self.put("ndarray", type(item).__name__, item.dtype.name, repr(item.shape))
+            self.put("ndarray", type(item).__name__, item.dtype.name, item.dtype.str, repr(item.shape))
+            self.put("fields", repr(item.dtype.descr) if item.dtype.names else "")
             if item.dtype.hasobject:
                 self.value(item.tolist())
             else:
-                array = item.astype(item.dtype.newbyteorder("="), copy=False)  # `>f4` and `<f4` have one name
-                self.put("bytes", hashlib.sha256(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data).digest())
-                self.put("fields", repr(item.dtype.descr) if item.dtype.names else "")
+                content = np.ascontiguousarray(item).reshape(-1).view(np.uint8).data
+                self.put("bytes", hashlib.sha256(content).digest())
         elif isinstance(item, np.generic):
             self.put("generic", item.dtype.str, item.tobytes())
         elif isinstance(item, np.dtype):
@@ -333,11 +366,9 @@ class Digester:
     def _by_name(self, tag: str, module: str, qualname: str) -> None:
         if f"{module}.{qualname}" in _READS_THE_WORLD:
             self.refuse(f"the code uses {module}.{qualname}, which reads what no hash of the code covers")
-        top = module.partition(".")[0]
-        version = getattr(sys.modules.get(top), "__version__", "")
-        if top in sys.stdlib_module_names:
-            version = sys.version.partition(" ")[0]
-        self.put(tag, module, qualname, str(version))
+        if not is_library(module):
+            self.refuse(f"{module}.{qualname} is compiled, so its code cannot be hashed")
+        self.put(tag, module, qualname, _release(module))
 
     def _callable(self, item: Any) -> bool:
         """Hash a function or something that wraps functions."""
@@ -349,7 +380,7 @@ class Digester:
             self.value(item.__self__)
         elif isinstance(item, types.BuiltinFunctionType):
             owner = item.__self__
-            self._by_name("builtin", str(getattr(item, "__module__", None)), item.__qualname__)
+            self._by_name("builtin", getattr(item, "__module__", None) or "builtins", item.__qualname__)
             if owner is not None and not isinstance(owner, types.ModuleType):
                 self.value(owner)
         elif isinstance(item, _DESCRIPTORS):
@@ -382,16 +413,16 @@ class Digester:
 
     def function(self, function: types.FunctionType) -> None:
         """Hash a function: a library's by name, a user's by content."""
-        library = _is_library_function(function)
-        if library and _symbol(function.__module__, function.__qualname__) is function:
-            self._by_name("library", function.__module__, function.__qualname__)
+        library = is_library_function(function)
+        if library and (path := _importable(function)):
+            self._by_name("library", *path)
             return
         if not self.first_time(function):
             return
         with self.at(f"the function {function.__qualname__}"):
             self.put("function", library)
             if library:  # such as the closures by which TensorFlow wraps users' functions
-                self._by_name("library", function.__module__, function.__qualname__)
+                self._by_name("library", str(function.__globals__["__name__"]), function.__code__.co_qualname)
                 self.code(function.__code__, None)
             else:
                 self.code(function.__code__, function.__globals__)
@@ -424,20 +455,22 @@ class Digester:
 
     def _reach(self, code: types.CodeType, namespace: Mapping[str, Any]) -> None:
         steps = list(dis.get_instructions(code))
-        modules: dict[str, types.ModuleType] = {}  # variables of this code that hold modules of users
+        modules: dict[str, types.ModuleType] = {}  # variables of this code that hold modules
+        followed = 0  # attributes before this step belong to modules
         for i, step in enumerate(steps):
             name = step.argval
             if step.opname in ("LOAD_ATTR", "LOAD_METHOD", "LOAD_SUPER_ATTR"):
-                self.loads.add(str(name))
+                if i >= followed:
+                    self.loads.add(str(name))
             elif step.opname == "STORE_ATTR":
                 self.stores.add(str(name))
             elif step.opname in ("LOAD_GLOBAL", "LOAD_NAME", "LOAD_FROM_DICT_OR_GLOBALS"):
                 with self.at(f"the global {name}"):
                     self.put("global", name)
                     if name in namespace:
-                        self._chain(namespace[name], steps, i + 1)
+                        followed = self._chain(namespace[name], steps, i + 1)
                     elif hasattr(builtins, name):
-                        self._chain(getattr(builtins, name), steps, i + 1)
+                        followed = self._chain(getattr(builtins, name), steps, i + 1)
                     else:
                         self.put("missing", name)
             elif step.opname == "IMPORT_NAME":
@@ -448,23 +481,27 @@ class Digester:
                 for variable in loaded[:-1]:
                     self.value(modules.get(variable))
                 if loaded[-1] in modules:
-                    self._chain(modules[loaded[-1]], steps, i + 1)
+                    followed = self._chain(modules[loaded[-1]], steps, i + 1)
         self.put("end")
 
-    def _chain(self, found: Any, steps: list[dis.Instruction], i: int) -> None:
-        """Hash a global, following the attributes of modules as far as the code names them."""
-        while isinstance(found, types.ModuleType):
-            attribute = steps[i].argval if steps[i].opname in ("LOAD_ATTR", "LOAD_METHOD") else None
-            if attribute is not None and f"{found.__name__}.{attribute}" in _READS_THE_WORLD:
+    def _chain(self, found: Any, steps: list[dis.Instruction], i: int) -> int:
+        """Hash a global, following the attributes of modules as far as the code names them; return where that ends."""
+        while isinstance(found, types.ModuleType) and steps[i].opname in ("LOAD_ATTR", "LOAD_METHOD"):
+            attribute = str(steps[i].argval)
+            if f"{found.__name__}.{attribute}" in _READS_THE_WORLD:
                 self.refuse(f"the code uses {found.__name__}.{attribute}, which no hash of it covers")
-            if attribute is None or is_library(found.__name__):
-                break
-            self.put("attribute", attribute)
-            if not hasattr(found, attribute):
-                self.put("missing", attribute)
-                return
-            found, i = getattr(found, attribute), i + 1
+            self.put("attribute", found.__name__ if is_library(found.__name__) else "", attribute)
+            missing = not hasattr(found, attribute)
+            library = is_library(found.__name__)
+            if library:
+                self._by_name("module", found.__name__, "")
+            found, i = getattr(found, attribute, None), i + 1
+            if missing:
+                self.put("missing")
+            elif library and not isinstance(found, types.ModuleType):
+                return i  # the name above says it
         self.value(found)
+        return i
 
     def _import(
         self,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import re
 import sys
@@ -12,7 +11,16 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..cache.keys import digest
-from .code_digest import Digester, Unhashable, is_library, is_library_class, state_of, stored_names, words
+from .code_digest import (
+    Digester,
+    Unhashable,
+    is_library,
+    is_library_class,
+    is_library_function,
+    state_of,
+    stored_names,
+    words,
+)
 
 __all__ = ["Unhashable", "structure_key", "weights_key"]
 
@@ -34,8 +42,8 @@ _BOOKKEEPERS = (
     "tensorflow.python.trackable.",
 )
 _BOOKKEEPING = words(
-    "_called _compile_config _input_shape_arg _layers _path _trainable build built compiled history loss name "
-    "optimizer output_names quantize stop_training trainable"
+    "_called _compile_config _input_shape_arg _layers _path _trainable build built compiled evaluate fit history loss "
+    "name optimizer output_names predict predict_on_batch quantize stop_training test_on_batch train_on_batch trainable"
 )
 # Bookkeepers assign these too, and they change what a layer computes.
 _COUNTS = frozenset({"activation", "autocast", "_convert_input_args", "_supports_masking"})
@@ -153,7 +161,6 @@ def _without_batch(shapes: Any) -> Any:
     return list(shapes[1:]) if shapes else shapes
 
 
-@functools.cache
 def _bookkeeping(cls: type) -> frozenset[str]:
     """Return the attributes of instances of `cls` that only serve Keras itself."""
     names = set(_BOOKKEEPING)
@@ -199,6 +206,7 @@ class _ModelDigester(Digester):
     def __init__(self, model: Any) -> None:
         super().__init__()
         self._weights = {id(variable): index for index, variable in enumerate(model.weights)}
+        self._top = model
         self._tensors: dict[int, tuple[int, int]] = {}
         self._nodes = 0
 
@@ -234,9 +242,12 @@ class _ModelDigester(Digester):
             policy = layer.dtype_policy
             # The name of a map of policies says nothing, and its content is keyed by names of layers.
             policy_name = "" if isinstance(policy, Mapping) else str(policy.name)
-            self.put("layer", _given_name(layer), type(policy).__name__, policy_name)
+            name = "" if layer is self._top else _given_name(layer)
+            self.put("layer", name, type(policy).__name__, policy_name)
             self.value([layer.compute_dtype, layer.variable_dtype, layer.quantization_mode])
             self.cls(cls)
+            if is_library_class(cls) and not is_library_function(cls.call):  # someone has replaced it
+                self.value(cls.call)
             self.value([getattr(layer, name, None) for name in sorted(_COUNTS - {"activation"})])
             self.value([*layer._trainable_variables, *layer._non_trainable_variables])
             stock = is_library_class(cls)
@@ -401,6 +412,9 @@ class _ModelDigester(Digester):
         elif hasattr(item, "python_function"):
             self.put("tf.function", repr(getattr(item, "input_signature", None)))
             self.value(item.python_function)
+        elif type(item).__qualname__ == "Bind":  # what tf.custom_gradient makes
+            self.put("tf.custom_gradient")
+            self.value(item._f)
         else:
             return False
         return True

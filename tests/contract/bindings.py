@@ -153,12 +153,11 @@ def _stub() -> Path:
     folder = cache_folder() / f"stub-{hashlib.sha256(wanted).hexdigest()[:16]}"
     with FileLock(f"{folder}.lock"):
         if not folder.exists():
-            compiler = shutil.which("cc") or shutil.which("gcc")
-            if compiler is None:
-                raise BindingsError("no C compiler (cc or gcc): it makes the stand-in for the TensorRT libraries")
+            # Zig's C compiler comes from the package index: the tests ask no compiler of the machine.
+            compiler = [sys.executable, "-m", "ziglang", "cc", "-target", "x86_64-linux-musl", "-nostdlib"]
             with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
                 stub, filled = Path(scratch, "stub.so"), Path(scratch, "filled")
-                _run([compiler, "-shared", "-fPIC", "-o", str(stub), str(source)], "cannot compile stub.c")
+                _run([*compiler, "-shared", "-fPIC", "-o", str(stub), str(source)], "cannot compile stub.c")
                 filled.mkdir()
                 for library in LIBRARIES:
                     shutil.copy(stub, filled / library)

@@ -50,13 +50,13 @@ class PlanBuilder:
                 build that fails, as for want of GPU memory.
         """
         flavor, trt = self._flavor, self._flavor.trt
-        asked = tensor_types(onnx)
         builder = self._builder
         with flavor.log() as log:
             network, parser = self._parse(onnx)
             if findings := _findings(parser):
                 refused = "; ".join(f"{f.operator} (node '{f.node}'): {f.reason}" for f in findings[:5])
                 raise BuildError(f"{flavor.title} refused the graph: {refused}", log="\n".join(log))
+            asked = tensor_types(onnx)
             config = builder.create_builder_config()
             if config is None:
                 raise BuildError(f"{flavor.title} made no builder configuration.", log="\n".join(log))

@@ -1,0 +1,204 @@
+"""Keras → ONNX: what comes out is right, and what cannot come out is refused by name."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from keras import layers
+
+import keras_trt
+from keras_trt.errors import ExportError
+from keras_trt.export import SIGNATURE_METADATA, export
+from keras_trt.export.check import layer_of
+from keras_trt.specs import Signature, flatten, pack
+
+from .. import zoo
+
+
+@pytest.fixture(scope="module", params=list(zoo.ZOO))
+def exported(request: pytest.FixtureRequest) -> tuple[Any, Any]:
+    model = zoo.make(request.param)
+    return model, export(model)
+
+
+def run(graph: bytes, inputs: dict[str, Any]) -> list[Any]:
+    return onnxruntime.InferenceSession(graph, providers=["CPUExecutionProvider"]).run(None, inputs)
+
+
+@pytest.mark.parametrize("rows", [1, 5])
+def test_answers_as_keras(exported: tuple[Any, Any], rows: int) -> None:
+    model, result = exported
+    signature = result.signature
+    inputs = zoo.random_inputs(signature.inputs, rows, seed=rows)
+    wanted = model.predict_on_batch(pack(signature.input_structure, inputs))
+    got = run(result.onnx, {spec.name: array for spec, array in zip(signature.inputs, inputs, strict=True)})
+    assert keras.tree.map_structure(lambda _: 0, pack(signature.output_structure, got)) == keras.tree.map_structure(
+        lambda _: 0, wanted
+    )
+    for spec, one, two in zip(signature.outputs, flatten(wanted), got, strict=True):
+        assert one.dtype == two.dtype == spec.dtype
+        assert zoo.relative_l2(one, two) < 1e-5
+
+
+def test_graph_is_what_every_tensorrt_reads(exported: tuple[Any, Any]) -> None:
+    _, result = exported
+    proto = onnx.load_from_string(result.onnx)
+    onnx.checker.check_model(proto, full_check=True)
+    assert [(entry.domain, entry.version) for entry in proto.opset_import] == [("", 17)]
+    assert proto.ir_version <= 8  # the newest that TensorRT 8.6 was made for
+    assert [value.name for value in proto.graph.input] == [spec.name for spec in result.signature.inputs]
+    assert [value.name for value in proto.graph.output] == [spec.name for spec in result.signature.outputs]
+    assert all(value.type.tensor_type.shape.dim[0].dim_param for value in proto.graph.input), "the batch is not open"
+
+
+def test_export_does_not_change_the_model() -> None:
+    model = zoo.make("cnn")
+    before = [weight.copy() for weight in model.get_weights()]
+    export(model)
+    assert all(np.array_equal(one, two) for one, two in zip(before, model.get_weights(), strict=True))
+
+
+def test_names_and_nesting_are_kept() -> None:
+    signature = export(zoo.make("two_inputs_two_outputs")).signature
+    assert [(spec.name, spec.shape, spec.dtype) for spec in signature.inputs] == [
+        ("image", (None, 8, 8, 1), "float32"),
+        ("number", (None, 3), "float32"),
+    ]
+    assert signature.input_structure == {"dict": {"image": 0, "number": 1}}
+    assert signature.output_structure == {"dict": {"class": 0, "score": 1}}
+
+
+def test_output_of_an_inputs_name_and_an_input_as_output() -> None:
+    x = keras.Input((3,), name="x")
+    result = export(keras.Model(x, {"x": layers.Dense(2)(x), "same": x}))
+    array = np.arange(6, dtype="float32").reshape(2, 3)
+    names = [spec.name for spec in (*result.signature.inputs, *result.signature.outputs)]
+    assert len(set(names)) == 3
+    same = result.signature.output_structure["dict"]["same"]
+    np.testing.assert_array_equal(run(result.onnx, {"x": array})[same], array)
+
+
+def test_subclassed_model_takes_types_from_the_sample() -> None:
+    class Lookup(keras.Model):
+        def __init__(self) -> None:
+            super().__init__()
+            self.table = layers.Embedding(10, 4)
+
+        def call(self, x: Any) -> Any:
+            return self.table(x["ids"]) * x["scale"]
+
+    sample = {"ids": np.array([[1, 2]], "int64"), "scale": np.ones((1, 2, 1))}
+    model = Lookup()
+    model(sample)
+    signature = export(model, sample).signature
+    assert [(spec.name, spec.shape, spec.dtype) for spec in signature.inputs] == [
+        ("ids", (None, 2), "int64"),
+        ("scale", (None, 2, 1), "float32"),
+    ]
+
+
+def test_fixed_batch_stays_fixed() -> None:
+    model = keras.Sequential([keras.Input(batch_shape=(4, 3)), layers.Dense(2)])
+    assert export(model).signature.inputs[0].shape == (4, 3)
+
+
+class TestRefusals:
+    """Each is an `ExportError` that names the layer; never a file."""
+
+    @pytest.mark.parametrize(
+        ("given", "refused", "word"),
+        [
+            (lambda: keras.Input((4,)), lambda: layers.Dense(3, "gelu", name="guilty"), "Erfc"),
+            (
+                lambda: keras.Input((4,)),
+                lambda: layers.Normalization(mean=[1.0] * 4, variance=[2.0] * 4, name="guilty"),
+                "became an input",
+            ),
+            (lambda: keras.Input((8, 8, 4)), lambda: layers.Conv2D(4, 3, groups=2, name="guilty"), "Stateful"),
+            (lambda: keras.Input((4,)), lambda: layers.Dense(3, dtype="mixed_float16", name="guilty"), "mixed_float16"),
+            (lambda: keras.Input((4,)), lambda: layers.Dense(3, dtype="float64", name="guilty"), "float64"),
+            (lambda: keras.Input((4,), sparse=True, name="guilty"), lambda: layers.Dense(3), "sparse"),
+            (
+                lambda: keras.Input((), dtype="string", name="guilty"),
+                lambda: layers.StringLookup(vocabulary=["a"]),
+                "string",
+            ),
+            (lambda: keras.Input((8,)), lambda: layers.Lambda(lambda x: keras.ops.rfft(x)[0], name="guilty"), "RFFT"),
+        ],
+        ids=["erfc", "constant-input", "xla-call", "mixed", "float64", "sparse", "string", "rfft"],
+    )
+    def test_names_the_layer(self, given: Any, refused: Any, word: str, tmp_path: Path) -> None:
+        path = tmp_path / "model.onnx"
+        with pytest.raises(ExportError, match=word) as caught:
+            keras_trt.export_onnx(keras.Sequential([given(), refused()]), path)
+        assert caught.value.layer is not None
+        assert caught.value.layer.split("/")[-1] == "guilty"
+        assert "guilty" in str(caught.value)
+        assert list(tmp_path.iterdir()) == []
+
+    def test_unbuilt(self) -> None:
+        with pytest.raises(ExportError, match="has not been built"):
+            export(keras.Sequential([layers.Dense(2)]))
+
+    def test_model_that_fails_when_traced(self) -> None:
+        class Breaks(keras.Model):
+            def call(self, x: Any) -> Any:
+                return x if float(x[0, 0]) > 0 else -x  # wants a value, which a trace has not
+
+        model = Breaks()
+        model.build((None, 3))
+        model(np.zeros((2, 3)))
+        with pytest.raises(ExportError, match="could not be traced"):
+            export(model)
+
+    def test_several_call_arguments(self) -> None:
+        class Two(keras.Model):
+            def call(self, a: Any, b: Any) -> Any:
+                return a + b
+
+        model = Two()
+        model(np.zeros((2, 3)), np.zeros((2, 3)))
+        with pytest.raises(ExportError, match="'b'"):
+            export(model)
+
+    def test_other_keras_backend(self) -> None:
+        code = (
+            "import keras, keras_trt\n"
+            "model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(2)])\n"
+            "try: keras_trt.export_onnx(model, 'never.onnx')\n"
+            "except keras_trt.ExportError as error: print(error)\n"
+        )
+        done = subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ, "KERAS_BACKEND": "jax"}
+        )
+        assert "runs on 'jax'" in done.stdout, done.stderr
+
+
+def test_layer_of_takes_scopes_apart() -> None:
+    inner = keras.Sequential([layers.Dense(2, name="dense"), layers.Dense(2, name="dense_1")], name="head")
+    model = keras.Sequential([keras.Input((2,)), layers.Dense(2, name="dense_1"), inner], name="whole")
+    assert layer_of(model, "whole_1/dense_1_2/MatMul") == "dense_1"
+    assert layer_of(model, "whole_1/head_1/dense_1/MatMul") == "head/dense"
+    assert layer_of(model, "whole_1/head_1/dense_1_2/BiasAdd") == "head/dense_1"
+    assert layer_of(model, "whole_1/mul") is None
+
+
+def test_export_onnx_writes_a_file_with_its_signature(tmp_path: Path) -> None:
+    model = zoo.make("two_inputs_two_outputs")
+    path = tmp_path / "model.onnx"
+    path.write_bytes(b"older")
+    keras_trt.export_onnx(model, path)
+    proto = onnx.load(path)
+    metadata = {entry.key: entry.value for entry in proto.metadata_props}
+    assert Signature.from_json(json.loads(metadata[SIGNATURE_METADATA])) == export(model).signature
+    assert [child.name for child in tmp_path.iterdir()] == ["model.onnx"], "a temporary file is left"

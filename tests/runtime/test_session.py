@@ -1,0 +1,185 @@
+"""Rows → the engine's batches → rows, with an engine that is a numpy function."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from keras_trt.runtime import Session
+from keras_trt.runtime.session import batches
+from keras_trt.specs import OptimizationProfile, ShapeRange, Signature, TensorSpec
+
+Array = np.ndarray[Any, Any]
+
+
+@given(rows=st.integers(0, 400), smallest=st.integers(1, 40), more=st.integers(0, 40))
+def test_batches_cover_all_rows_in_order(rows: int, smallest: int, more: int) -> None:
+    largest = smallest + more
+    cut = list(batches(rows, smallest, largest))
+    assert [row for start, stop, _ in cut for row in range(start, stop)] == list(range(rows))
+    for start, stop, size in cut:
+        assert start < stop
+        assert smallest <= size <= largest
+        assert size >= stop - start
+    # As few as can be, and no padding where none is needed.
+    assert len(cut) == -(-rows // largest)
+    assert all(size == max(stop - start, smallest) for start, stop, size in cut)
+
+
+class NumpyEngine:
+    """A `HostEngine`: `scaled = 3 a + b`, `total = a.sum(1)`. It refuses what an engine of its profile would.
+
+    Its outputs come in another order than the signature has them, and `total` in another type.
+    """
+
+    input_names = ("a", "b")
+    output_names = ("total", "scaled")
+
+    def __init__(self, smallest: int, largest: int) -> None:
+        self.limits = smallest, largest
+        self.ran: list[int] = []
+        self.padding: list[Array] = []
+        self.closed = False
+
+    def run(self, feeds: Mapping[str, Array]) -> list[Array]:
+        assert list(feeds) == list(self.input_names)
+        a, b = feeds["a"], feeds["b"]
+        assert a.dtype == b.dtype == np.float32
+        assert len(a) == len(b)
+        assert self.limits[0] <= len(a) <= self.limits[1]
+        self.ran.append(len(a))
+        return [a.sum(axis=1, dtype="float64"), 3 * a + b]
+
+    def close(self) -> None:
+        self.closed = True
+
+
+INPUTS = (TensorSpec("a", (None, 4), "float32"), TensorSpec("b", (None, 4), "float32"))
+OUTPUTS = (TensorSpec("scaled", (None, 4), "float32"), TensorSpec("total", (None,), "float16"))
+
+
+def session(
+    engine: Any, smallest: int = 1, largest: int = 8, *, inputs: Sequence[TensorSpec] = INPUTS, independent: bool = True
+) -> Session:
+    usual = (smallest + largest) // 2
+    profile = OptimizationProfile({s.name: ShapeRange((smallest, 4), (usual, 4), (largest, 4)) for s in inputs})
+    signature = Signature(tuple(inputs), OUTPUTS, {"list": list(range(len(inputs)))}, {"list": [0, 1]})
+    return Session(engine, signature, profile, rows_independent=independent)
+
+
+def rows_of_inputs(rows: int, seed: int = 0) -> list[Array]:
+    generator = np.random.default_rng(seed)
+    return [generator.standard_normal((rows, 4)).astype("float32") for _ in range(2)]
+
+
+@given(rows=st.integers(1, 50), smallest=st.integers(1, 12), more=st.integers(0, 12))
+def test_any_number_of_rows(rows: int, smallest: int, more: int) -> None:
+    engine = NumpyEngine(smallest, smallest + more)
+    a, b = rows_of_inputs(rows)
+    done: list[int] = []
+    scaled, total = session(engine, smallest, smallest + more).run([a, b], done.append)
+    np.testing.assert_array_equal(scaled, 3 * a + b)
+    np.testing.assert_array_equal(total, a.sum(axis=1, dtype="float64").astype("float16"))
+    assert (scaled.dtype, total.dtype) == (np.float32, np.float16)
+    assert done == [stop for _, stop, _ in batches(rows, smallest, smallest + more)]
+
+
+def test_padding_repeats_a_real_row() -> None:
+    class Watched(NumpyEngine):
+        def run(self, feeds: Mapping[str, Array]) -> list[Array]:
+            self.padding.append(feeds["a"][3:])
+            return super().run(feeds)
+
+    engine = Watched(5, 5)
+    a, b = rows_of_inputs(3)
+    session(engine, 5, 5).run([a, b])
+    np.testing.assert_array_equal(engine.padding[0], np.repeat(a[2:], 2, axis=0))
+
+
+def test_a_fixed_batch_size_is_kept() -> None:
+    engine = NumpyEngine(4, 4)
+    a, b = rows_of_inputs(10)
+    scaled, _ = session(engine, 4, 4).run([a, b])
+    np.testing.assert_array_equal(scaled, 3 * a + b)
+    assert engine.ran == [4, 4, 4]
+
+
+def test_an_input_that_the_engine_does_not_have_is_left_out() -> None:
+    unused = TensorSpec("unused", (None, 4), "float32")
+    a, b = rows_of_inputs(11)
+    nothing = np.full_like(a, np.nan)
+    scaled, _ = session(NumpyEngine(1, 4), 1, 4, inputs=(INPUTS[0], unused, INPUTS[1])).run([a, nothing, b])
+    np.testing.assert_array_equal(scaled, 3 * a + b)
+
+
+def test_an_engine_that_reuses_its_output_does_not_spoil_the_rows_before() -> None:
+    class Reusing(NumpyEngine):
+        def run(self, feeds: Mapping[str, Array]) -> list[Array]:
+            fresh = super().run(feeds)
+            if not hasattr(self, "kept"):
+                self.kept = fresh
+            for kept, new in zip(self.kept, fresh, strict=True):
+                kept[: len(new)] = new
+            return [kept[: len(new)] for kept, new in zip(self.kept, fresh, strict=True)]
+
+    a, b = rows_of_inputs(19)
+    scaled, total = session(Reusing(1, 8)).run([a, b])
+    np.testing.assert_array_equal(scaled, 3 * a + b)
+    np.testing.assert_array_equal(total, a.sum(axis=1, dtype="float64").astype("float16"))
+
+
+@pytest.mark.parametrize(("rows", "taken"), [(1, False), (2, True), (8, True), (9, False)])
+def test_dependent_rows_are_never_cut_or_padded(rows: int, taken: bool) -> None:
+    one = session(NumpyEngine(2, 8), 2, 8, independent=False)
+    objection = one.takes(rows_of_inputs(rows))
+    if taken:
+        assert objection is None
+    else:
+        assert objection is not None
+        assert f"a batch of {rows} " in objection
+        assert "batch_sizes" in objection
+
+
+@pytest.mark.parametrize(("width", "taken"), [(2, False), (3, True), (5, True), (6, False)])
+def test_axes_outside_the_profile_are_refused_by_name(width: int, taken: bool) -> None:
+    profile = OptimizationProfile({"a": ShapeRange((1, 3), (2, 4), (4, 5)), "b": ShapeRange((1, 4), (2, 4), (4, 4))})
+    one = Session(NumpyEngine(1, 4), Signature(INPUTS, OUTPUTS, 0, 0), profile, rows_independent=True)
+    objection = one.takes([np.zeros((9, width), "float32"), np.zeros((9, 4), "float32")])
+    if taken:
+        assert objection is None
+    else:
+        assert objection is not None
+        for part in ("axis 1", "'a'", f"{width} entries", "3 to 5", "profiles"):
+            assert part in objection
+
+
+def test_close_closes_the_engine() -> None:
+    engine = NumpyEngine(1, 8)
+    session(engine).close()
+    assert engine.closed
+
+
+def test_eight_threads() -> None:
+    one = session(NumpyEngine(2, 8), 2, 8)
+    failures: list[BaseException] = []
+
+    def work(seed: int) -> None:
+        try:
+            for rows in range(1, 40):
+                a, b = rows_of_inputs(rows, seed)
+                np.testing.assert_array_equal(one.run([a, b])[0], 3 * a + b)
+        except BaseException as error:
+            failures.append(error)
+
+    threads = [threading.Thread(target=work, args=(seed,)) for seed in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not failures

@@ -1,0 +1,149 @@
+"""The comparisons that an engine is trusted by can fail, and fail where they should."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from keras_trt.specs import TensorSpec
+from keras_trt.verify import LIMITS, compare, random_samples, rows_depend
+
+OUTPUT = [TensorSpec("y", (None, 3), "float32")]
+WANTED = np.array([[1.0, 2.0, 3.0], [4.0, 5.0, 6.0]], "float32")
+
+
+def difference(wanted: Any, got: Any, limit: float = 1e-4) -> Any:
+    return compare([np.asarray(wanted)], [np.asarray(got)], OUTPUT, limit)[0]
+
+
+class TestCompare:
+    def test_equal(self) -> None:
+        assert difference(WANTED, WANTED).within
+        assert difference(WANTED, WANTED).relative_l2 == 0
+
+    @pytest.mark.parametrize(
+        "got",
+        [
+            WANTED * 1.001,
+            WANTED[::-1],
+            WANTED[:, :2],
+            WANTED[:1],
+            np.where(WANTED == 5, np.nan, WANTED),
+            np.where(WANTED == 5, np.inf, WANTED),
+            np.zeros_like(WANTED),
+        ],
+        ids=["scaled", "rows-swapped", "shape", "rows-missing", "nan", "inf", "zeros"],
+    )
+    def test_wrong(self, got: Any) -> None:
+        assert not difference(WANTED, got).within
+
+    def test_nan_and_infinity_at_the_same_places_are_equal(self) -> None:
+        odd = np.array([[np.nan, np.inf, -np.inf], [1, 2, 3]], "float32")
+        assert difference(odd, odd.copy()).within
+        assert not difference(odd, np.array([[np.nan, -np.inf, -np.inf], [1, 2, 3]], "float32")).within
+
+    def test_integers_count_places(self) -> None:
+        labels = np.arange(10, dtype="uint8")
+        changed = labels.copy()
+        changed[0] = 255
+        found = difference(labels, changed)
+        assert found.relative_l2 == pytest.approx(0.1)
+        assert found.largest == 255
+
+    def test_zero_wanted(self) -> None:
+        assert difference(np.zeros((2, 3)), np.zeros((2, 3))).within
+        assert not difference(np.zeros((2, 3)), np.full((2, 3), 1e-9)).within
+
+    @given(st.floats(1e-6, 1.0), st.integers(0, 2**32 - 1))
+    def test_measures_the_relative_error_that_was_made(self, size: float, seed: int) -> None:
+        generator = np.random.default_rng(seed)
+        wanted = generator.standard_normal((8, 16))
+        error = generator.standard_normal((8, 16))
+        error *= size * np.linalg.norm(wanted) / np.linalg.norm(error)
+        assert difference(wanted, wanted + error).relative_l2 == pytest.approx(size, rel=1e-6)
+
+    def test_limits_grow_as_precision_falls(self) -> None:
+        assert LIMITS["fp32"] < LIMITS["tf32"] < LIMITS["fp16"]
+
+
+MATRIX = np.random.default_rng(1).standard_normal((4, 3))
+
+
+def rows(function: Any) -> Any:
+    def predict(inputs: Sequence[Any]) -> list[Any]:
+        return [function(np.asarray(inputs[0], "float64") @ MATRIX)]
+
+    return predict
+
+
+class TestRowsDepend:
+    samples = (np.random.default_rng(2).standard_normal((4, 4)),)
+
+    @pytest.mark.parametrize(
+        "function",
+        [
+            lambda y: y - y.mean(axis=0),
+            lambda y: y / np.abs(y).max(),
+            lambda y: y * len(y),
+            lambda y: np.sort(y, axis=0),
+            lambda y: y[::-1],
+            lambda y: np.cumsum(y, axis=0),
+            lambda y: y.mean(axis=0),
+            lambda y: y.mean(),
+            lambda y: np.concatenate([y, y]),
+            lambda y: y + 0.01 * y.sum(axis=0),
+            lambda y: np.where(y == y.max(axis=0), np.inf, y),
+        ],
+        ids=["mean", "max", "size", "sort", "reverse", "cumsum", "reduced", "scalar", "doubled", "weak", "infinite"],
+    )
+    def test_mixed(self, function: Any) -> None:
+        assert rows_depend(rows(function), self.samples)
+
+    @pytest.mark.parametrize(
+        "function",
+        [
+            lambda y: y,
+            np.tanh,
+            lambda y: y / np.linalg.norm(y, axis=1, keepdims=True),
+            lambda y: np.where(y > 1, np.nan, y),
+        ],
+        ids=["same", "tanh", "row-norm", "nan"],
+    )
+    def test_apart(self, function: Any) -> None:
+        assert not rows_depend(rows(function), self.samples)
+
+    def test_noise_of_kernels_is_no_dependence(self) -> None:
+        def noisy(inputs: Sequence[Any]) -> list[Any]:
+            y = np.asarray(inputs[0]) @ MATRIX
+            return [y * (1 + 1e-6 * (len(y) % 7))]
+
+        assert not rows_depend(noisy, self.samples)
+
+    def test_a_fixed_batch_is_never_given_alone(self) -> None:
+        def fixed(inputs: Sequence[Any]) -> list[Any]:
+            assert len(inputs[0]) == 4
+            return [np.asarray(inputs[0]) @ MATRIX]
+
+        assert not rows_depend(fixed, self.samples, alone=False)
+
+
+def test_random_samples_are_seeded_and_of_the_right_kind() -> None:
+    specs = [
+        TensorSpec("f", (None, 3), "float32"),
+        TensorSpec("i", (None,), "int64"),
+        TensorSpec("b", (None, 2), "bool"),
+    ]
+    sizes = {"f": (3,), "i": (), "b": (2,)}
+    one, two = (random_samples(specs, sizes, 64, 5) for _ in range(2))
+    for spec, first, second in zip(specs, one, two, strict=True):
+        assert first.dtype == spec.dtype
+        assert first.shape == (64, *sizes[spec.name])
+        np.testing.assert_array_equal(first, second)
+    assert set(one[1].tolist()) == set(range(5))
+    assert one[2].any()
+    assert not one[2].all()
