@@ -291,7 +291,7 @@ class Recorder(keras.callbacks.Callback):
 
     def on_predict_batch_end(self, batch: int, logs: Any = None) -> None:
         self.events.append(("batch end", batch, sorted(logs)))
-        self.outputs.append(keras.tree.map_structure(np.array, logs["outputs"]))
+        self.outputs.append(keras.tree.map_structure(np.array, logs))
         if batch == self.stop_at:
             self.model.stop_predicting = True
 

