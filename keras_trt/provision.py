@@ -17,12 +17,12 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
-from . import source, verify
+from . import fingerprint, source, verify
 from ._version import __version__
 from .backends import Backend, BuildSpec
 from .cache import EngineCache, digest
 from .errors import CacheError, EngineLoadError, FallbackWarning, PrecisionError, VerificationError
-from .export import ExportedModel, export, fingerprint
+from .export import ExportedModel, export
 from .export.signature import input_signature
 from .inputs import Array, standardize
 from .options import BuildOptions, Precision, shapes_for

@@ -188,7 +188,7 @@ def _dict_inputs() -> Any:
 
 
 def _nested_inputs() -> Any:
-    a, b, c = keras.Input((2,), name="a"), keras.Input((3,), name="b"), keras.Input((4,), name="c")
+    a, b, c = keras.Input((2,), name="a"), keras.Input((3,), name="b"), keras.Input((4,), name="one")
     return keras.Model({"pair": [a, b], "one": c}, kl.Dense(3)(kl.Concatenate()([a, b, c])))
 
 
@@ -363,7 +363,7 @@ class Batches(keras.utils.PyDataset):
 
     def __getitem__(self, index: int) -> tuple[Any, Any]:
         batch = kept(self.x, slice(index * self.size, (index + 1) * self.size))
-        return batch, np.zeros(rows_of(batch))
+        return _as_tuples(batch), np.zeros(rows_of(batch))
 
 
 def _as_tuples(x: Any) -> Any:
@@ -373,10 +373,9 @@ def _as_tuples(x: Any) -> Any:
     return tuple(map(_as_tuples, x)) if isinstance(x, list | tuple) else x
 
 
-def _generator(x: Any, size: int, *, bare: bool) -> Iterator[Any]:
+def _generator(x: Any, size: int) -> Iterator[Any]:
     for start in range(0, rows_of(x), size):
-        batch = kept(x, slice(start, start + size))
-        yield batch if bare else (batch,)
+        yield (_as_tuples(kept(x, slice(start, start + size))),)
 
 
 def _slices(*parts: Any) -> Any:
@@ -388,7 +387,7 @@ FORMS: dict[str, Callable[[Any, int], Any]] = {
     "tensors": lambda x, _: keras.tree.map_structure(tf.constant, x),
     "dataset of x": lambda x, size: _slices(_as_tuples(x)).batch(size),
     "dataset of x, y": lambda x, size: _slices(_as_tuples(x), np.zeros(rows_of(x))).batch(size),
-    "generator": lambda x, size: _generator(x, size, bare=False),
+    "generator": lambda x, size: _generator(x, size),
     "PyDataset": lambda x, size: Batches(x, size),
     "PyDataset with 2 workers": lambda x, size: Batches(x, size, workers=2),
 }

@@ -1,7 +1,4 @@
-"""Keras → ONNX: what a model takes (`signature`), its graph (`convert`), and whether that can be trusted (`check`).
-
-`fingerprint` hashes a model without exporting it, so that a warm start need not.
-"""
+"""Keras → ONNX: what a model takes (`signature`), its graph (`convert`), and whether that can be trusted (`check`)."""
 
 from __future__ import annotations
 

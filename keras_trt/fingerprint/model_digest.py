@@ -11,16 +11,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..cache.keys import digest
-from .code_digest import (
-    Digester,
-    Unhashable,
-    is_library,
-    is_library_class,
-    is_library_function,
-    state_of,
-    stored_names,
-    words,
-)
+from .code_digest import Digester, state_of, words
+from .libraries import is_library, is_library_class, is_library_function, stored_names
+from .walk import Unhashable
 
 __all__ = ["Unhashable", "structure_key", "weights_key"]
 

@@ -16,38 +16,21 @@ import hashlib
 import importlib.util
 import inspect
 import logging
-import os
 import pathlib
 import re
 import sys
-import sysconfig
 import types
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from typing import Any, NoReturn
+from collections.abc import Mapping
+from typing import Any
+
+from .libraries import DESCRIPTORS, importable, is_library, is_library_class, is_library_function, release
+from .walk import Walk
 
 __all__ = [
     "Digester",
-    "Unhashable",
-    "is_library",
-    "is_library_class",
-    "is_library_function",
     "state_of",
-    "stored_names",
     "words",
 ]
-
-
-class Unhashable(Exception):  # noqa: N818 -- a verdict that the caller handles, not an error that a user sees
-    """Something has no safe hash.
-
-    Attributes:
-        reason: what it is and where it was found.
-    """
-
-    def __init__(self, reason: str) -> None:
-        super().__init__(reason)
-        self.reason = reason
 
 
 def words(text: str) -> frozenset[str]:
@@ -69,165 +52,22 @@ _CLASS_NOISE = words(
 )
 _CONTAINERS: tuple[Any, ...] = (dict, list, tuple, set, frozenset, str, bytes, int, float, complex, collections.deque)
 _HARMLESS_BASES = words("object Generic Protocol ABC Enum IntEnum StrEnum Flag IntFlag ReprEnum")
-_DESCRIPTORS = (types.MethodDescriptorType, types.WrapperDescriptorType, types.ClassMethodDescriptorType)
 _SLOTS = (types.MemberDescriptorType, types.GetSetDescriptorType)
 _TUPLE_GETTER: Any = type(vars(inspect.FullArgSpec)["args"])  # the descriptors of any named tuple's fields
 _BY_REPR = words(
     "datetime.date datetime.datetime datetime.time datetime.timedelta decimal.Decimal fractions.Fraction "
     "uuid.UUID types.GenericAlias types.UnionType inspect.Signature"
 )
-_LIBRARIES = frozenset({"builtins", "keras", "keras_trt", "numpy", "tensorflow"}) | sys.stdlib_module_names
-_LIBRARY_FOLDERS = tuple(
-    os.path.join(os.path.realpath(path), "")  # noqa: PTH118 -- the end must be a separator
-    for path in {sysconfig.get_path(kind) for kind in ("stdlib", "platstdlib", "purelib", "platlib")}
-)
 
 
-def _in_library_folder(path: str) -> bool:
-    return "site-packages" in path or "dist-packages" in path or os.path.realpath(path).startswith(_LIBRARY_FOLDERS)
-
-
-def is_library(module: str) -> bool:
-    """Whether `module` belongs to Python, to Keras, TensorFlow or NumPy, or to an installed distribution."""
-    if module.partition(".")[0] in _LIBRARIES:
-        return True
-    path = getattr(sys.modules.get(module), "__file__", None)
-    return path is not None and _in_library_folder(path)
-
-
-@functools.cache
-def _content(path: str, modified: int) -> str:  # noqa: ARG001 -- a changed file is read again
-    return hashlib.sha256(pathlib.Path(path).read_bytes()).hexdigest()
-
-
-def _release(module: str) -> str:
-    """Return what tells one release of a library's module from the next."""
-    top = module.partition(".")[0]
-    if top in sys.stdlib_module_names:
-        return sys.version.partition(" ")[0]
-    version = str(getattr(sys.modules.get(top), "__version__", ""))
-    path = getattr(sys.modules.get(module), "__file__", None) or ""
-    # Other distributions may have no version, or change without a new one.
-    if top in _LIBRARIES or not path.endswith(".py") or not os.path.isfile(path):  # noqa: PTH113
-        return version
-    return f"{version} {_content(path, os.stat(path).st_mtime_ns)}"  # noqa: PTH116
-
-
-def _symbol(module: str, qualname: str) -> Any:
-    """Return what is importable as `module.qualname`, or `None`."""
-    found: Any = sys.modules.get(module)
-    for part in qualname.split("."):
-        found = getattr(found, part, None)
-    return found
-
-
-def _importable(item: Any) -> tuple[str, str] | None:
-    """Return module and name of something that a library offers under a name."""
-    module, name = getattr(item, "__module__", None), getattr(item, "__qualname__", None)
-    if isinstance(module, str) and isinstance(name, str) and is_library(module) and _symbol(module, name) is item:
-        return module, name
-    return None
-
-
-def is_library_class(cls: type) -> bool:
-    """Whether a class is one of a library."""
-    if not cls.__flags__ & (1 << 9):  # Py_TPFLAGS_HEAPTYPE: a class that is written in C
-        return True
-    # So is a heap type whose methods are C's; it may be importable under no name, as locks are.
-    if any(isinstance(item, _DESCRIPTORS) for item in vars(cls).values()):
-        return True
-    # A class made by exec() may call itself part of `builtins`, so its name alone is no proof.
-    if not is_library(cls.__module__):
-        return False
-    if _symbol(cls.__module__, cls.__qualname__) is cls:
-        return True
-    functions = [item for item in vars(cls).values() if isinstance(item, types.FunctionType)]
-    return bool(functions) and all(is_library_function(function) for function in functions)
-
-
-def is_library_function(function: Any) -> bool:
-    """Whether a function's code is a library's."""
-    if not isinstance(function, types.FunctionType):
-        return False
-    # Not by `__module__`: functools.wraps copies it from library functions to users' functions.
-    module = str(function.__globals__.get("__name__"))
-    namespace = getattr(sys.modules.get(module), "__dict__", None)
-    return (
-        namespace is function.__globals__ and is_library(module) and _in_library_folder(function.__code__.co_filename)
-    )
-
-
-@functools.cache
-def stored_names(cls: type) -> frozenset[str]:
-    """Return the attributes that the methods of `cls`, without those of its bases, assign on their own instance."""
-    names: set[str] = set()
-    todo: list[Any] = [*vars(cls).values()]
-    seen: set[int] = set()
-    while todo:
-        item = todo.pop()
-        if id(item) in seen:
-            continue
-        seen.add(id(item))
-        for part in ("__func__", "fget", "fset", "__wrapped__", "__code__"):
-            todo.append(getattr(item, part, None))
-        if isinstance(item, types.CodeType):
-            todo.extend(item.co_consts)
-            previous: Any = None
-            for step in dis.get_instructions(item):
-                if step.opname == "STORE_ATTR" and previous in ("self", "obj", "instance"):
-                    names.add(str(step.argval))
-                # Python 3.13 loads two variables in one instruction; the last is the target.
-                previous = step.argval[-1] if isinstance(step.argval, tuple) and step.argval else step.argval
-    return frozenset(names)
-
-
-class Digester:
-    """Feeds values, in an encoding that no two of them share, to one SHA-256.
-
-    Functions, classes and instances are numbered as they are met, and a second meeting writes the number. That
-    resolves recursion, and keeps the time linear.
-    """
+class Digester(Walk):
+    """Hashes values and the code that they reach."""
 
     def __init__(self) -> None:
-        self._sha = hashlib.sha256()
-        self._seen: dict[int, tuple[int, object]] = {}  # holds the objects too, so that no id is used twice
-        self._open: set[int] = set()
-        self._where: list[str] = []
+        super().__init__()
         #: Names of the attributes that users' code reads, and assigns.
         self.loads: set[str] = set()
         self.stores: set[str] = set()
-
-    def digest(self) -> bytes:
-        """Return the SHA-256 of everything so far."""
-        return self._sha.digest()
-
-    def put(self, tag: str, *parts: str | bytes | int) -> None:
-        """Write one token."""
-        data = [b"%d %d " % (len(parts), len(tag)), tag.encode()]
-        for part in parts:
-            encoded = part if isinstance(part, bytes) else str(part).encode("utf-8", "surrogatepass")
-            data += (b"%d " % len(encoded), encoded)
-        self._sha.update(b"".join(data))
-
-    def refuse(self, why: str) -> NoReturn:
-        """Raise `Unhashable` for the place where the walk is."""
-        raise Unhashable(": ".join([*self._where, why]))
-
-    @contextmanager
-    def at(self, place: str) -> Iterator[None]:
-        """Name the place where the walk is, for `refuse`."""
-        self._where.append(place)
-        yield
-        self._where.pop()  # left standing after an exception, which names it
-
-    def first_time(self, item: object) -> bool:
-        """Number `item`; if it has a number already, write that one and return False."""
-        known = self._seen.get(id(item))
-        if known is not None:
-            self.put("again", known[0])
-            return False
-        self._seen[id(item)] = (len(self._seen), item)
-        return True
 
     def special(self, item: Any, soft: bool) -> bool:  # noqa: ARG002 -- for subclasses
         """Hash what a subclass knows better; return False to leave it to the general rules."""
@@ -368,7 +208,7 @@ class Digester:
             self.refuse(f"the code uses {module}.{qualname}, which reads what no hash of the code covers")
         if not is_library(module):
             self.refuse(f"{module}.{qualname} is compiled, so its code cannot be hashed")
-        self.put(tag, module, qualname, _release(module))
+        self.put(tag, module, qualname, release(module))
 
     def _callable(self, item: Any) -> bool:
         """Hash a function or something that wraps functions."""
@@ -383,7 +223,7 @@ class Digester:
             self._by_name("builtin", getattr(item, "__module__", None) or "builtins", item.__qualname__)
             if owner is not None and not isinstance(owner, types.ModuleType):
                 self.value(owner)
-        elif isinstance(item, _DESCRIPTORS):
+        elif isinstance(item, DESCRIPTORS):
             self.put("descriptor", item.__name__)
             self.cls(item.__objclass__)
         elif isinstance(item, _SLOTS):
@@ -405,7 +245,7 @@ class Digester:
         elif isinstance(item, functools._lru_cache_wrapper):
             self.put("cache")
             self.value(item.__wrapped__)
-        elif callable(item) and (path := _importable(item)):
+        elif callable(item) and (path := importable(item)):
             self._by_name("library", *path)
         else:
             return False
@@ -414,7 +254,7 @@ class Digester:
     def function(self, function: types.FunctionType) -> None:
         """Hash a function: a library's by name, a user's by content."""
         library = is_library_function(function)
-        if library and (path := _importable(function)):
+        if library and (path := importable(function)):
             self._by_name("library", *path)
             return
         if not self.first_time(function):

@@ -24,7 +24,7 @@ with warnings.catch_warnings():
 
 from keras import layers as kl
 
-from keras_trt.export.fingerprint import Unhashable, structure_key, weights_key
+from keras_trt.fingerprint import Unhashable, structure_key, weights_key
 
 # Keras 3 itself, when it saves a model with numpy 2.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
@@ -771,7 +771,7 @@ import sys
 sys.path.insert(0, {root!r})
 import keras
 from keras import layers as kl
-from keras_trt.export.fingerprint import structure_key, weights_key
+from keras_trt.fingerprint import structure_key, weights_key
 class Pick(kl.Layer):
     names = {{"a", "b", "c"}}
     def call(self, x):
@@ -804,7 +804,9 @@ def test_same_in_every_process() -> None:
 
 
 def test_import_is_light() -> None:
-    code = "import sys, keras_trt.export.code_digest; print([m for m in ('keras', 'tensorflow') if m in sys.modules])"
+    code = (
+        "import sys, keras_trt.fingerprint.code_digest; print([m for m in ('keras', 'tensorflow') if m in sys.modules])"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True)
     assert done.stdout.strip() == "[]"
 
@@ -875,7 +877,7 @@ _CONSTANTS = st.recursive(
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(_CONSTANTS, _CONSTANTS)
 def test_constants_hash_alike_exactly_if_they_are_written_alike(one: Any, other: Any) -> None:
-    from keras_trt.export.code_digest import Digester
+    from keras_trt.fingerprint.code_digest import Digester
 
     def key(value: Any) -> bytes:
         digester = Digester()

@@ -1,0 +1,14 @@
+"""Hashes of a Keras model, without calling, tracing or exporting it: its structure, and the values of its weights.
+
+model_digest   layers, wiring, variables, settings
+code_digest    values, functions and classes of users, by what they hold and what their bytecode reaches
+libraries      what is a library's, known by name and version, and not a user's
+walk           one SHA-256 over a graph of objects, and `Unhashable`, which says where in it there is no hash
+"""
+
+from __future__ import annotations
+
+from .model_digest import structure_key, weights_key
+from .walk import Unhashable
+
+__all__ = ["Unhashable", "structure_key", "weights_key"]
