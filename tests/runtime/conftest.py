@@ -1,5 +1,13 @@
 from __future__ import annotations
 
-from .host_cuda import host_cuda
+from collections.abc import Iterator
 
-__all__ = ["host_cuda"]
+import pytest
+
+from .host_cuda import HostCuda, installed
+
+
+@pytest.fixture
+def host_cuda() -> Iterator[HostCuda]:
+    with installed() as cuda:
+        yield cuda

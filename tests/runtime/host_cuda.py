@@ -10,6 +10,7 @@ it must lie in live memory of the right kind. `check` tells of everything that w
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import enum
 import itertools
@@ -17,7 +18,7 @@ import random
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -483,14 +484,15 @@ class HostContext:
             self._in_use.release()
 
 
-@pytest.fixture
-def host_cuda(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """keras_trt.cuda on host memory; at the end of the test everything must be freed."""
+@contextlib.contextmanager
+def installed() -> Iterator[HostCuda]:
+    """Put keras_trt.cuda on host memory; at the end everything must be freed."""
     from keras_trt.cuda import graph, memory, runtime
 
     cuda = HostCuda()
-    for module in (runtime, memory, graph):
-        monkeypatch.setattr(module, "bindings", lambda: cuda)
-    monkeypatch.setattr(runtime, "require", lambda *_, **__: cuda)
-    yield cuda
-    cuda.check()
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        for module in (runtime, memory, graph):
+            monkeypatch.setattr(module, "bindings", lambda: cuda)
+        monkeypatch.setattr(runtime, "require", lambda *_, **__: cuda)
+        yield cuda
+        cuda.check()

@@ -1,0 +1,91 @@
+"""How long a start takes: `import keras_trt`, the first start of a model, and every later one in a new process.
+
+python benchmarks/start.py [--backend onnxruntime] [--repeats 3]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parent))
+sys.path.insert(1, str(Path(__file__).parent.parent))
+
+import environment
+
+MODELS = ("MobileNetV2", "ResNet50")
+IMPORT = "import time; start = time.perf_counter(); import keras_trt; print(time.perf_counter() - start)"
+
+
+def start(model_name: str, backend: Any, cache: str) -> dict[str, Any]:
+    """Start once, in this process."""
+    begin = time.perf_counter()
+    import keras
+    import tensorflow  # noqa: F401 (imported here so that its time is counted here)
+
+    import keras_trt
+
+    imported = time.perf_counter()
+    keras.utils.set_random_seed(0)
+    model = getattr(keras.applications, model_name)(weights=None, classifier_activation=None)
+    made = time.perf_counter()
+    fast = keras_trt.accelerate(model, backend=backend, cache=cache, verbose=0)
+    done = time.perf_counter()
+    report = fast.report()
+    return {
+        "engine": report.title,
+        "precision": report.precision,
+        "origin": report.origin,
+        "import_frameworks_s": imported - begin,
+        "make_model_s": made - imported,
+        "accelerate_s": done - made,
+        "steps_s": dict(report.seconds),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--backend", default="onnxruntime")
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--model", help=argparse.SUPPRESS)
+    parser.add_argument("--cache", help=argparse.SUPPRESS)
+    chosen = parser.parse_args()
+    if chosen.model:
+        print(json.dumps(start(chosen.model, chosen.backend, chosen.cache)))
+        return
+
+    environ = {**os.environ, "PYTHONPATH": str(environment.ROOT), "TF_CPP_MIN_LOG_LEVEL": "3"}
+    imports = [float(_run([sys.executable, "-c", IMPORT], environ)) for _ in range(10)]
+    print(f"import keras_trt: median {statistics.median(imports) * 1e3:.0f} ms of {len(imports)}")
+    rows: list[dict[str, Any]] = [
+        {"what": "import keras_trt", "median_s": statistics.median(imports), "all_s": imports}
+    ]
+    for name in MODELS:
+        with tempfile.TemporaryDirectory() as cache:
+            command = [sys.executable, __file__, "--backend", chosen.backend, "--model", name, "--cache", cache]
+            for i in range(1 + chosen.repeats):
+                what = "first start" if i == 0 else "later start"
+                row = {"what": what, "model": name, **json.loads(_run(command, environ))}
+                rows.append(row)
+                print(
+                    f"{name}, {what} ({row['origin']}): accelerate {row['accelerate_s']:.2f} s, beyond importing the "
+                    f"frameworks {row['import_frameworks_s']:.2f} s and making the model {row['make_model_s']:.2f} s"
+                )
+    print("written:", environment.write("start", {**environment.describe("start.py"), "rows": rows}))
+
+
+def _run(command: list[str], environ: dict[str, str]) -> str:
+    done = subprocess.run(command, env=environ, stdout=subprocess.PIPE, text=True, check=True)
+    return done.stdout.splitlines()[-1]
+
+
+if __name__ == "__main__":
+    main()
