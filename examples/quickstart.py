@@ -87,7 +87,7 @@ def main() -> None:
         cache, model_path = Path(folder) / "cache", Path(folder) / "digits.keras"
         fast = keras_trt.accelerate(model, cache=cache, **options)  # the one line
         model.save(model_path)
-        again = second_start(model_path, cache, sys.argv[1:])
+        later = second_start(model_path, cache, sys.argv[1:])
 
     slow_answers, fast_answers = model.predict(images, verbose=0), fast.predict(images, verbose=0)
     slow_right, fast_right = ((answers.argmax(-1) == labels) for answers in (slow_answers, fast_answers))
@@ -107,7 +107,7 @@ def main() -> None:
         "rows/s, engine predict": f"{fast_rate:,.0f}  ({fast_rate / slow_rate:.1f} x)",
         "first start": f"{report.seconds['total']:.2f} s  (export {report.seconds['export']:.2f}, "
         f"build {report.seconds['build']:.2f}, verify {report.seconds['verify']:.2f})",
-        "second start": f"{again['seconds']:.2f} s  (new process, engine from the {again['origin']})",
+        "second start": f"{later['seconds']:.2f} s  (new process, engine from the {later['origin']})",
     }
     width = max(map(len, table))
     print("\n".join(f"{name:<{width}}  {value}" for name, value in table.items()))

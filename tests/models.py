@@ -103,7 +103,7 @@ class SubclassedPair(keras.Model):
         super().__init__(**keywords)
         self.one, self.two = kl.Dense(4), kl.Dense(4)
 
-    def call(self, x: Any, training: Any = None) -> Any:
+    def call(self, x: Any) -> Any:
         return self.one(x[0]) * self.two(x[1])
 
 

@@ -21,6 +21,8 @@ from keras_trt import (
     OptimizationProfile,
     PrecisionError,
     ShapeRange,
+)
+from keras_trt import (
     accelerate as plain_accelerate,
 )
 
