@@ -26,7 +26,9 @@ if TYPE_CHECKING:
     from .errors import InputError as InputError
     from .errors import KerasTRTError as KerasTRTError
     from .errors import MissingDependencyError as MissingDependencyError
+    from .errors import PlanError as PlanError
     from .errors import PrecisionError as PrecisionError
+    from .errors import UnsupportedOperatorError as UnsupportedOperatorError
     from .errors import VerificationError as VerificationError
     from .export import export_onnx as export_onnx
     from .model import TRTModel as TRTModel
@@ -47,7 +49,9 @@ _HOMES = {
     "InputError": "errors",
     "KerasTRTError": "errors",
     "MissingDependencyError": "errors",
+    "PlanError": "errors",
     "PrecisionError": "errors",
+    "UnsupportedOperatorError": "errors",
     "VerificationError": "errors",
     "export_onnx": "export",
     "TRTModel": "model",
@@ -70,10 +74,12 @@ __all__ = [
     "KerasTRTError",
     "MissingDependencyError",
     "OptimizationProfile",
+    "PlanError",
     "PrecisionError",
     "ShapeRange",
     "TRTModel",
     "TensorSpec",
+    "UnsupportedOperatorError",
     "VerificationError",
     "__version__",
     "accelerate",

@@ -4,8 +4,10 @@
     ├── MissingDependencyError   (also ImportError)  a package is not installed; gives the exact `pip install`
     ├── ExportError              the Keras model could not become ONNX; names the Keras layer
     ├── BuildError               TensorRT or ONNX Runtime refused the graph; carries its log
+    │   ├── UnsupportedOperatorError  it has no form of an operator, in whatever precision
     │   └── PrecisionError       the engine does not have the precision that was asked for
-    ├── EngineLoadError          a plan could not be loaded or used here
+    ├── EngineLoadError          a backend or an engine cannot be used here
+    │   └── PlanError            the plan itself cannot be loaded
     ├── VerificationError        an engine's answers differ from Keras's by more than the limit
     ├── InputError               (also ValueError)   the data does not fit the model
     ├── CudaError                a CUDA call failed
@@ -61,6 +63,10 @@ class BuildError(KerasTRTError):
         self.log = log
 
 
+class UnsupportedOperatorError(BuildError):
+    """A backend has no form of an operator of the graph, in whatever precision."""
+
+
 class PrecisionError(BuildError):
     """An engine was built, or was going to be, in another precision than the one asked for."""
 
@@ -75,6 +81,10 @@ class EngineLoadError(KerasTRTError):
     def __init__(self, message: str, *, log: str = "") -> None:
         super().__init__(f"{message}\nTensorRT's log:\n{log}" if log else message)
         self.log = log
+
+
+class PlanError(EngineLoadError):
+    """The plan itself cannot be loaded: it is damaged, or of another TensorRT or GPU."""
 
 
 class VerificationError(KerasTRTError):

@@ -21,7 +21,16 @@ from . import fingerprint, source, verify
 from ._version import __version__
 from .backends import Backend, BuildSpec
 from .cache import EngineCache, digest
-from .errors import CacheError, EngineLoadError, FallbackWarning, PrecisionError, VerificationError
+from .errors import (
+    BuildError,
+    CacheError,
+    FallbackWarning,
+    KerasTRTError,
+    PlanError,
+    PrecisionError,
+    UnsupportedOperatorError,
+    VerificationError,
+)
 from .export import ExportedModel, export
 from .export.signature import input_signature
 from .inputs import Array, standardize
@@ -132,6 +141,7 @@ class _Provision:
             "precision": precision,
             "shapes": [[list(r.min), list(r.opt), list(r.max)] for r in self.ranges],
             "optimization_level": self.options.optimization_level,
+            "keras_trt": __version__,
             "backend": self.backend.identity(),
         }
 
@@ -153,13 +163,13 @@ class _Provision:
         try:
             with self._timed("load"):
                 session = self._load(entry.payload, signature, rows_independent=record["rows_independent"])
-        except EngineLoadError as error:
+        except PlanError as error:
             _logger.warning("An engine in the cache cannot be loaded and is built anew: %s", error)
             self._store(lambda cache: cache.discard(record["engine"]))
             return None
         differences = tuple(Difference(**one) for one in record["differences"])
         if self.options.verify and not differences:
-            differences = tuple(self._verify(session, signature, record["precision"]))
+            differences = self._verified(session, signature, record["precision"])
             self._store_record(key, {**record, "differences": [vars(one) for one in differences]})
         return self._ready(session, signature, record["precision"], "cache", differences, fell_back)
 
@@ -171,6 +181,7 @@ class _Provision:
         with self._timed("verify"):
             independent = not source_rows_depend(self.model, exported.signature, self._samples())
         fell_back: list[str] = []
+        errors: list[KerasTRTError] = []
         for precision in _LADDER[self.asked]:
             if precision not in self.backend.precisions:
                 fell_back.append(f"{self.backend.title} has no {precision}")
@@ -179,10 +190,15 @@ class _Provision:
                 continue
             try:
                 return self._build_one(key, exported, precision, independent, fell_back)
-            except (VerificationError, PrecisionError) as error:
+            except UnsupportedOperatorError:
+                raise  # no other precision would help
+            except (VerificationError, BuildError) as error:
                 if self.options.fallback == "raise":
                     raise
+                errors.append(error)
                 fell_back.append(f"{precision}: {error}")
+        if all(isinstance(error, BuildError) for error in errors):
+            raise errors[-1]
         raise VerificationError(f"No engine of '{self.model.name}' is close enough to Keras: {'; '.join(fell_back)}")
 
     def _refuse_precision(self, why: str) -> None:
@@ -213,11 +229,7 @@ class _Provision:
                 plan = entry.payload
             with self._timed("load"):
                 session = self._load(plan, signature, rows_independent=independent)
-            try:
-                differences = tuple(self._verify(session, signature, precision)) if self.options.verify else ()
-            except BaseException:
-                session.close()
-                raise
+            differences = self._verified(session, signature, precision) if self.options.verify else ()
             if entry is None:
                 manifest = {
                     "model": self.model.name,
@@ -243,7 +255,13 @@ class _Provision:
 
     def _load(self, plan: bytes, signature: Signature, *, rows_independent: bool) -> Session:
         engine = self.backend.load(plan)
-        return Session(engine, signature, self._profile(signature), rows_independent=rows_independent)
+        session = Session(engine, signature, self._profile(signature), rows_independent=rows_independent)
+        try:
+            session.reserve()  # want of memory shows here, where Keras can still run the model instead
+        except BaseException:
+            session.close()
+            raise
+        return session
 
     def _profile(self, signature: Signature) -> OptimizationProfile:
         return OptimizationProfile(
@@ -253,8 +271,16 @@ class _Provision:
     def _spec(self, signature: Signature, precision: Precision) -> BuildSpec:
         return BuildSpec(precision, self._profile(signature), self.options.optimization_level)
 
+    def _verified(self, session: Session, signature: Signature, precision: Precision) -> tuple[Difference, ...]:
+        """Return how far the engine is from Keras; an engine that is too far is closed."""
+        try:
+            return tuple(self._verify(session, signature, precision))
+        except BaseException:
+            session.close()
+            raise
+
     def _verify(self, session: Session, signature: Signature, precision: Precision) -> list[Difference]:
-        """Compare the engine with Keras, on a whole sample and on one row of it."""
+        """Compare the engine with Keras, on a whole sample and on one row of it, in the way that production runs."""
         with self._timed("verify"):
             samples = self._samples()
             worst: list[Difference] = []
@@ -262,8 +288,13 @@ class _Provision:
                 if session.takes(some) is not None:
                     continue
                 expected = source.reference(self.model, signature, some)
-                found = verify.compare(expected, session.run(some), signature.outputs, verify.LIMITS[precision])
-                worst = [max(pair, key=lambda one: one.relative_l2) for pair in zip(worst or found, found, strict=True)]
+                for _ in range(
+                    3 if session.keeps_state else 1
+                ):  # the second run records a graph, the third launches it
+                    found = verify.compare(expected, session.run(some), signature.outputs, verify.LIMITS[precision])
+                    worst = [
+                        max(two, key=lambda one: one.relative_l2) for two in zip(worst or found, found, strict=True)
+                    ]
         if not worst:
             raise VerificationError(
                 f"The sample has {len(samples[0])} rows, and the engine takes none such: give another `sample`."

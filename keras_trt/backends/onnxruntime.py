@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from .._require import require
-from ..errors import BuildError, EngineLoadError
+from ..errors import PlanError, UnsupportedOperatorError
 from ..options import Precision
 from .base import Array, BuildSpec, Finding
 
@@ -48,22 +48,22 @@ class OnnxRuntimeBackend:
         """Return the graph, once ONNX Runtime has taken it.
 
         Raises:
-            BuildError: if it does not.
+            UnsupportedOperatorError: if it does not.
         """
         if findings := self.supports(onnx):
-            raise BuildError(f"ONNX Runtime refused the graph: {findings[0].reason}")
+            raise UnsupportedOperatorError(f"ONNX Runtime refused the graph: {findings[0].reason}")
         return onnx
 
     def load(self, plan: bytes) -> OnnxRuntimeEngine:
         """Load a graph.
 
         Raises:
-            EngineLoadError: if ONNX Runtime does not take it.
+            PlanError: if ONNX Runtime does not take it.
         """
         try:
             return OnnxRuntimeEngine(self._session(plan))
         except Exception as error:  # its exceptions share no base class
-            raise EngineLoadError(f"ONNX Runtime could not load the graph: {error}") from error
+            raise PlanError(f"ONNX Runtime could not load the graph: {error}") from error
 
     def _session(self, onnx: bytes) -> Any:
         options = self._ort.SessionOptions()

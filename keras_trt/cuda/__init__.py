@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from .graph import Graph, capture
 from .memory import DeviceMemory, PinnedMemory, copy_to_device, copy_to_host
-from .runtime import DeviceInfo, Stream, current_device, device_count, device_info, free_memory
+from .runtime import DeviceInfo, Stream, current_device, device_count, device_info, free_memory, wait_for_default_stream
 
 __all__ = [
     "DeviceInfo",
@@ -22,4 +22,5 @@ __all__ = [
     "device_count",
     "device_info",
     "free_memory",
+    "wait_for_default_stream",
 ]

@@ -52,6 +52,7 @@ def capture(stream: Stream, work: Callable[[], None]) -> Graph:
         status, graph = cudart.cudaStreamEndCapture(stream.handle)
         if int(status) == 0:
             check(cudart.cudaGraphDestroy(graph))
+        cudart.cudaGetLastError()  # else the next call of this thread may be told of the refused capture
         raise
     graph = check(cudart.cudaStreamEndCapture(stream.handle))
     try:

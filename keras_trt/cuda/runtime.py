@@ -68,13 +68,21 @@ def device_count() -> int:
 
     Raises:
         MissingDependencyError: if cuda-python is not installed.
-        CudaError: if CUDA fails in another way.
+        CudaError: if the driver is too old for this cuda-python, or CUDA fails in another way.
     """
     cudart = bindings()
     status, count = cudart.cudaGetDeviceCount()
-    absent = (cudart.cudaError_t.cudaErrorNoDevice, cudart.cudaError_t.cudaErrorInsufficientDriver)
-    if status in absent:
+    if status == cudart.cudaError_t.cudaErrorNoDevice:
         return 0
+    if status == cudart.cudaError_t.cudaErrorInsufficientDriver:
+        driver, needed = check(cudart.cudaDriverGetVersion()), check(cudart.cudaRuntimeGetVersion())
+        if not driver:
+            return 0
+        raise CudaError(
+            f"The GPU's driver supports CUDA {driver // 1000}.{driver % 1000 // 10}, and this cuda-python needs "
+            f"{needed // 1000}.{needed % 1000 // 10}. Update the driver, or install 'keras-trt[cu{driver // 1000}]'.",
+            name="cudaErrorInsufficientDriver",
+        )
     return int(check((status, count)))
 
 
@@ -116,6 +124,12 @@ def current_device(device: int) -> Iterator[None]:
         yield
     finally:
         check(cudart.cudaSetDevice(before))
+
+
+def wait_for_default_stream() -> None:
+    """Wait for what libraries have put on the current GPU's default stream, which our own streams do not wait for."""
+    cudart = bindings()
+    check(cudart.cudaStreamSynchronize(0))
 
 
 class Stream:

@@ -20,6 +20,10 @@ _logger = logging.getLogger("keras_trt")
 #: enough for the batch sizes in use (the largest, the tail's, 1) or for as many threads.
 MAX_SLOTS = 4
 
+# While one thread captures a graph, what another does with contexts and memory may be illegal (it may wait for the
+# whole device) and break both.
+_exclusive = threading.RLock()
+
 Shapes = tuple[tuple[str, tuple[int, ...]], ...]
 
 
@@ -40,6 +44,7 @@ class GpuRunner:
         self._engine = engine
         self._idle: list[_Slot] = []
         self._made = 0
+        self._limit = MAX_SLOTS
         self._closed = False
         self._changed = threading.Condition()
 
@@ -51,7 +56,7 @@ class GpuRunner:
 
         Raises:
             InputError: if a shape is outside the profile, or an integer does not fit the engine's type.
-            CudaError: if CUDA fails; out of memory included.
+            CudaError, EngineLoadError: if CUDA or TensorRT fails, as for want of memory.
         """
         shapes: Shapes = tuple((name, feeds[name].shape) for name in self.input_names)
         with cuda.current_device(self._engine.device):
@@ -61,44 +66,69 @@ class GpuRunner:
             finally:
                 self._give(slot)
 
+    def reserve(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
+        """Take now what a call with these shapes will need, so that want of memory shows now.
+
+        Raises:
+            CudaError, EngineLoadError: if there is not so much.
+        """
+        wanted: Shapes = tuple((name, shapes[name]) for name in self.input_names)
+        with cuda.current_device(self._engine.device):
+            slot = self._take(wanted)
+            try:
+                slot.prepare(wanted)
+            finally:
+                self._give(slot)
+
     def close(self) -> None:
         """Free all that is held on the GPU, after the calls under way."""
         with self._changed:
             self._closed = True
+            self._changed.notify_all()  # those who wait for a slot must hear of it
             self._changed.wait_for(lambda: len(self._idle) == self._made)
             idle, self._idle, self._made = self._idle, [], 0
-        with cuda.current_device(self._engine.device):
+        with cuda.current_device(self._engine.device), ExitStack() as closing:
+            closing.callback(self._engine.close)  # the last: contexts must be gone
             for slot in idle:
-                slot.close()
-            self._engine.close()
+                closing.callback(slot.close)
 
     def _take(self, shapes: Shapes) -> _Slot:
-        with self._changed:
-            while True:
-                if self._closed:
-                    raise RuntimeError("This engine is closed.")
-                for slot in self._idle:
-                    if slot.shapes == shapes:
-                        self._idle.remove(slot)
-                        return slot
-                if self._made < MAX_SLOTS:
-                    self._made += 1
-                    break
-                if self._idle:
-                    return self._idle.pop(0)  # the one that has been idle longest
-                self._changed.wait()
-        try:
-            return _Slot(self._engine)
-        except BaseException:
+        while True:
             with self._changed:
-                self._made -= 1
-                self._changed.notify()
-            raise
+                slot = self._idle_slot(shapes)
+                if slot is not None:
+                    return slot
+                self._made += 1
+            try:
+                return _Slot(self._engine)
+            except BaseException as error:
+                with self._changed:
+                    self._made -= 1
+                    self._changed.notify_all()
+                    if self._made == 0 or not isinstance(error, CudaError | EngineLoadError):
+                        raise
+                    self._limit = self._made  # there is memory for so many; they serve all
+                    _logger.info("The GPU has room for %d slots of this engine: %s", self._limit, error)
+
+    def _idle_slot(self, shapes: Shapes) -> _Slot | None:
+        """Return a slot to use, waiting for one if need be, or `None` if one more may be made."""
+        while True:
+            if self._closed:
+                raise RuntimeError("This engine is closed.")
+            for slot in self._idle:
+                if slot.shapes == shapes:
+                    self._idle.remove(slot)
+                    return slot
+            if self._made < self._limit:
+                return None
+            if self._idle:
+                return self._idle.pop(0)  # the one that has been idle longest
+            self._changed.wait()
 
     def _give(self, slot: _Slot) -> None:
         with self._changed:
             self._idle.append(slot)
-            self._changed.notify()
+            self._changed.notify_all()
 
 
 class _Slot:
@@ -110,15 +140,17 @@ class _Slot:
         self._buffers: dict[str, _Buffer] = {}
         self._graph: cuda.Graph | None = None
         self._runs = 0
-        with ExitStack() as undo:
+        with _exclusive, ExitStack() as undo:
             self._stream = cuda.Stream()
             undo.callback(self._stream.close)
             self._context: DeviceContext = engine.create_context(self._stream.address)
+            undo.callback(self._context.close)
+            cuda.wait_for_default_stream()  # where a library may have set the context up
             undo.pop_all()
 
     def run(self, shapes: Shapes, feeds: Mapping[str, Array]) -> list[Array]:
         if shapes != self.shapes:
-            self._prepare(shapes)
+            self.prepare(shapes)
         for name, _ in shapes:
             self._buffers[name].fill(name, feeds[name])
         try:
@@ -134,29 +166,32 @@ class _Slot:
         self._runs += 1
         return [self._buffers[name].array.copy() for name in self._engine.output_names]
 
-    def close(self) -> None:
-        self._drop_graph()
-        self._context.close()
-        for buffer in self._buffers.values():
-            buffer.close()
-        self._buffers = {}
-        self._stream.close()
-
-    def _prepare(self, shapes: Shapes) -> None:
-        self._drop_graph()
-        self.shapes = None
-        self._runs = 0
-        outputs = self._context.set_shapes(dict(shapes))
-        for name, shape in (*shapes, *outputs.items()):
-            dtype = self._engine.dtype(name)
-            buffer = self._buffers.get(name)
-            if buffer is None or not buffer.reshape(shape):
-                if buffer is not None:
-                    del self._buffers[name]
-                    buffer.close()
-                buffer = self._buffers[name] = _Buffer(shape, dtype)
+    def prepare(self, shapes: Shapes) -> None:
+        """Take the shapes: memory for them, and the context's own preparations."""
+        with _exclusive:
+            self._drop_graph()
+            self.shapes = None
+            self._runs = 0
+            outputs = self._context.set_shapes(dict(shapes))
+            for name, shape in (*shapes, *outputs.items()):
+                buffer = self._buffers.get(name)
+                if buffer is None or not buffer.reshape(shape):
+                    if buffer is not None:
+                        del self._buffers[name]
+                        buffer.close()
+                    buffer = self._buffers[name] = _Buffer(shape, self._engine.dtype(name))
                 self._context.set_address(name, buffer.device.address)
-        self.shapes = shapes
+            cuda.wait_for_default_stream()
+            self.shapes = shapes
+
+    def close(self) -> None:
+        with _exclusive, ExitStack() as closing:
+            closing.callback(self._stream.close)
+            for buffer in self._buffers.values():
+                closing.callback(buffer.close)
+            closing.callback(self._context.close)
+            closing.callback(self._drop_graph)
+        self._buffers = {}
 
     def _enqueue(self) -> None:
         for name in self._engine.input_names:
@@ -170,15 +205,16 @@ class _Slot:
     def _record(self) -> None:
         # The first run, without a graph, was the warm-up that a capture needs.
         try:
-            self._graph = cuda.capture(self._stream, self._enqueue)
+            with _exclusive:
+                self._graph = cuda.capture(self._stream, self._enqueue)
         except (CudaError, EngineLoadError) as error:
             # Some layers (loops, conditionals) cannot be captured. They run as well without, only slower.
             _logger.debug("No CUDA graph for %s: %s", self.shapes, error)
 
     def _drop_graph(self) -> None:
         if self._graph is not None:
-            self._graph.close()
-            self._graph = None
+            graph, self._graph = self._graph, None
+            graph.close()
 
 
 class _Buffer:

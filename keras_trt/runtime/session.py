@@ -56,6 +56,21 @@ class Session:
         self.profile = profile
         self.rows_independent = rows_independent
 
+    @property
+    def keeps_state(self) -> bool:
+        """Whether later runs of a shape take another way than the first: on a GPU, slots and CUDA graphs."""
+        return isinstance(self._runner, GpuRunner)
+
+    def reserve(self) -> None:
+        """Take now the memory that the largest batch needs.
+
+        Raises:
+            CudaError, EngineLoadError: if there is not so much.
+        """
+        if isinstance(self._runner, GpuRunner):
+            shapes = {name: self.profile.shapes[name].max for name in self._names}
+            self._runner.reserve({name: shapes[name] for name in self._runner.input_names})
+
     def takes(self, inputs: Sequence[Array]) -> str | None:
         """Return why the engine cannot run `inputs`, or `None` if it can.
 

@@ -8,7 +8,7 @@ import sys
 from typing import Any
 
 from ... import cuda
-from ...errors import BuildError, EngineLoadError
+from ...errors import BuildError, EngineLoadError, KerasTRTError
 from ...options import Precision
 from ..base import BuildSpec, Finding
 from .builder import PlanBuilder
@@ -86,12 +86,7 @@ class TensorRTBackend:
             try:
                 return self._plan_builder().build(onnx, spec, for_this_gpu=True)
             except BuildError as error:
-                free, total = cuda.free_memory(self._device)
-                if free < total // 10:
-                    error.add_note(
-                        f"The GPU has {free >> 20} of {total >> 20} MiB free. If TensorFlow holds the rest, let it "
-                        "take what it needs: tf.config.experimental.set_memory_growth(gpu, True) before its first use."
-                    )
+                self._add_memory_hint(error)
                 raise
 
     def load(self, plan: bytes) -> TensorRTEngine:
@@ -101,7 +96,20 @@ class TensorRTBackend:
             EngineLoadError: if it cannot be used here.
         """
         with cuda.current_device(self._device):
-            return TensorRTEngine(self._flavor, plan, self._device)
+            try:
+                return TensorRTEngine(self._flavor, plan, self._device)
+            except EngineLoadError as error:
+                self._add_memory_hint(error)
+                raise
+
+    def _add_memory_hint(self, error: KerasTRTError) -> None:
+        """Say what to do where a failure comes from a GPU that others have filled."""
+        free, total = cuda.free_memory(self._device)
+        if free < total // 10:
+            error.add_note(
+                f"The GPU has {free >> 20} of {total >> 20} MiB free. If TensorFlow holds the rest, let it take only "
+                "what it needs: tf.config.experimental.set_memory_growth(gpu, True) before its first use."
+            )
 
     def _plan_builder(self) -> PlanBuilder:
         # Made late: a warm start builds nothing, and a builder takes memory on the GPU.

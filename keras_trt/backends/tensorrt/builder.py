@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from typing import Any
 
-from ...errors import BuildError
+from ...errors import BuildError, KerasTRTError, UnsupportedOperatorError
 from ...precision import tensor_types
 from ..base import BuildSpec, Finding
 from . import types
 from .flavor import Flavor
+
+_logger = logging.getLogger("keras_trt.tensorrt")
 
 
 class PlanBuilder:
@@ -31,53 +34,83 @@ class PlanBuilder:
             except TypeError as error:  # pybind's way to say that the factory returned null
                 raise BuildError(f"{flavor.title} could not be started: {error}", log="\n".join(log)) from error
 
-    def supports(self, onnx: bytes) -> list[Finding]:
+    def supports(self, graph: bytes) -> list[Finding]:
         """Return the nodes of a typed graph that the parser refuses; none where it takes the graph."""
-        _network, parser = self._parse(onnx)
-        return _findings(parser)
+        with self._flavor.log():
+            _network, parser = self._parse(graph)
+            return _findings(parser, graph)
 
-    def build(self, onnx: bytes, spec: BuildSpec, *, for_this_gpu: bool) -> bytes:
+    def build(self, graph: bytes, spec: BuildSpec, *, for_this_gpu: bool) -> bytes:
         """Build a plan.
 
         Args:
-            onnx: the typed graph.
+            graph: the typed ONNX graph.
             spec: what to build for.
             for_this_gpu: whether TensorRT-RTX may build for the GPU at hand alone. Without it, the plan runs on
                 every GPU from compute capability 8.0 on that RTX supports, and no GPU is needed to build it.
 
         Raises:
-            BuildError: with TensorRT's log: for nodes that the parser refuses, types that it changed, and for a
-                build that fails, as for want of GPU memory.
+            UnsupportedOperatorError: names the nodes that the parser refuses.
+            PrecisionError: if the engine would not have the types of the graph.
+            BuildError: with TensorRT's log, for a build that fails, as for want of GPU memory.
         """
-        flavor, trt = self._flavor, self._flavor.trt
-        builder = self._builder
-        with flavor.log() as log:
-            network, parser = self._parse(onnx)
-            if findings := _findings(parser):
-                refused = "; ".join(f"{f.operator} (node '{f.node}'): {f.reason}" for f in findings[:5])
-                raise BuildError(f"{flavor.title} refused the graph: {refused}", log="\n".join(log))
-            asked = tensor_types(onnx)
-            config = builder.create_builder_config()
-            if config is None:
-                raise BuildError(f"{flavor.title} made no builder configuration.", log="\n".join(log))
-            self._configure(config, network, spec, asked)
-            if for_this_gpu and hasattr(config, "num_compute_capabilities"):
-                config.num_compute_capabilities = 1
-                if not config.set_compute_capability(trt.ComputeCapability.CURRENT, 0):
-                    raise BuildError(f"{flavor.title} refused to build for this GPU.", log="\n".join(log))
-            config_profile = self._profile(network, spec)
-            if config.add_optimization_profile(config_profile) < 0:
-                raise BuildError(f"{flavor.title} refused the profile {spec.profile}.", log="\n".join(log))
-            if flavor.strongly_typed:
-                types.prove_network_types(network, asked)
-            plan = builder.build_serialized_network(network, config)
-            if plan is None:
-                raise BuildError(f"{flavor.title} could not build the engine.", log="\n".join(log))
-            if not flavor.strongly_typed:
-                self._prove(plan, asked)
-            return bytes(plan)
+        with self._flavor.log() as log:
+            try:
+                if self._flavor.strongly_typed or spec.precision != "fp16":
+                    return self._build(graph, spec, for_this_gpu=for_this_gpu, obey=True)
+                try:
+                    return self._build(graph, spec, for_this_gpu=for_this_gpu, obey=True)
+                except BuildError as error:
+                    if isinstance(error, UnsupportedOperatorError):
+                        raise
+                    # A layer without a form in half precision fails the whole build where the builder must obey.
+                    _logger.info("Built again with types preferred, not obeyed: %s", error)
+                    return self._build(graph, spec, for_this_gpu=for_this_gpu, obey=False)
+            except KerasTRTError as error:
+                if isinstance(error, BuildError) and not error.log:
+                    raise type(error)(str(error), log="\n".join(log)) from error
+                raise
+            except (TypeError, RuntimeError, ValueError, MemoryError) as error:  # what pybind makes of C++'s errors
+                raise BuildError(f"{self._flavor.title} failed: {error!r}", log="\n".join(log)) from error
 
-    def _parse(self, onnx: bytes) -> tuple[Any, Any]:
+    def _build(self, graph: bytes, spec: BuildSpec, *, for_this_gpu: bool, obey: bool) -> bytes:
+        flavor, trt, builder = self._flavor, self._flavor.trt, self._builder
+        network, parser = self._parse(graph)
+        if findings := _findings(parser, graph):
+            refused = "; ".join(f"{f.operator} (node '{f.node}'): {f.reason}" for f in findings[:5])
+            raise UnsupportedOperatorError(f"{flavor.title} refused the graph: {refused}")
+        asked = tensor_types(graph)
+        config = builder.create_builder_config()
+        if config is None:
+            raise BuildError(f"{flavor.title} made no builder configuration.")
+        # The inspector then tells each layer's types and the ONNX nodes that it came from.
+        config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
+        if spec.optimization_level is not None:
+            config.builder_optimization_level = spec.optimization_level
+        if spec.precision == "fp32":
+            config.clear_flag(trt.BuilderFlag.TF32)  # TensorRT's default is on
+        else:
+            config.set_flag(trt.BuilderFlag.TF32)
+        if for_this_gpu and hasattr(config, "num_compute_capabilities"):
+            config.num_compute_capabilities = 1
+            if not config.set_compute_capability(trt.ComputeCapability.CURRENT, 0):
+                raise BuildError(f"{flavor.title} refused to build for this GPU.")
+        profile = self._profile(network, spec)
+        if config.add_optimization_profile(profile) < 0:
+            raise BuildError(f"{flavor.title} refused the profile {spec.profile}.")
+        halves = 0
+        if flavor.strongly_typed:
+            types.prove_network_types(network, asked)
+        else:
+            halves = self._choose_types(config, network, spec, asked, obey=obey)
+        plan = builder.build_serialized_network(network, config)
+        if plan is None:
+            raise BuildError(f"{flavor.title} could not build the engine.")
+        if halves:
+            types.prove_engine_types(self._inspect(plan), obeyed=obey)
+        return bytes(plan)
+
+    def _parse(self, graph: bytes) -> tuple[Any, Any]:
         trt = self._flavor.trt
         flags = 0
         # The bits of these flags differ between versions: 1 << 1 is three different things.
@@ -92,30 +125,24 @@ class PlanBuilder:
         if network is None:
             raise BuildError(f"{self._flavor.title} made no network.")
         parser = trt.OnnxParser(network, self._flavor.logger)
-        if not parser.parse(onnx) and parser.num_errors == 0:
+        if not parser.parse(graph) and parser.num_errors == 0:
             raise BuildError(f"{self._flavor.title} could not read the graph and does not say why.")
         return network, parser
 
-    def _configure(self, config: Any, network: Any, spec: BuildSpec, asked: dict[str, str]) -> None:
+    def _choose_types(self, config: Any, network: Any, spec: BuildSpec, asked: dict[str, str], *, obey: bool) -> int:
+        """Bring a weakly typed network to the types of the graph; return how many layers were told to be half."""
         trt = self._flavor.trt
-        # The inspector then tells each layer's types and the ONNX nodes that it came from.
-        config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
-        if spec.optimization_level is not None:
-            config.builder_optimization_level = spec.optimization_level
-        if spec.precision == "fp32":
-            config.clear_flag(trt.BuilderFlag.TF32)  # TensorRT's default is on
-        else:
-            config.set_flag(trt.BuilderFlag.TF32)
-        if self._flavor.strongly_typed:
-            return
         if hasattr(trt, "PreviewFeature") and hasattr(trt.PreviewFeature, "PROFILE_SHARING_0806"):
             # Without it only one context may use the engine's profile: a second one answers garbage.
             config.set_preview_feature(trt.PreviewFeature.PROFILE_SHARING_0806, True)
-        if spec.precision == "fp16" and hasattr(trt.BuilderFlag, "FP16"):
-            config.set_flag(trt.BuilderFlag.FP16)
-            if hasattr(trt.BuilderFlag, "OBEY_PRECISION_CONSTRAINTS"):
-                config.set_flag(trt.BuilderFlag.OBEY_PRECISION_CONSTRAINTS)
-            types.order_types(trt, network, asked)
+        if spec.precision != "fp16" or not hasattr(trt.BuilderFlag, "FP16"):
+            return 0
+        config.set_flag(trt.BuilderFlag.FP16)
+        if obey and hasattr(trt.BuilderFlag, "OBEY_PRECISION_CONSTRAINTS"):
+            config.set_flag(trt.BuilderFlag.OBEY_PRECISION_CONSTRAINTS)
+        elif hasattr(trt.BuilderFlag, "PREFER_PRECISION_CONSTRAINTS"):
+            config.set_flag(trt.BuilderFlag.PREFER_PRECISION_CONSTRAINTS)
+        return types.order_types(trt, network, asked)
 
     def _profile(self, network: Any, spec: BuildSpec) -> Any:
         builder = self._builder
@@ -128,23 +155,32 @@ class PlanBuilder:
             raise BuildError(f"{self._flavor.title} refused the shapes {spec.profile}.")
         return profile
 
-    def _prove(self, plan: Any, asked: dict[str, str]) -> None:
+    def _inspect(self, plan: Any) -> str:
+        """Return the inspector's JSON for a plan."""
         trt = self._flavor.trt
         runtime = trt.Runtime(self._flavor.logger)
         engine = runtime.deserialize_cuda_engine(plan)
         if engine is None:
             raise BuildError(f"{self._flavor.title} could not load the engine that it has just built.")
-        types.prove_engine_types(trt, engine, asked)
+        inspector = engine.create_engine_inspector()
+        if inspector is None:
+            raise BuildError(f"{self._flavor.title} made no engine inspector, so the precision cannot be proved.")
+        return str(inspector.get_engine_information(trt.LayerInformationFormat.JSON))
 
 
-def _findings(parser: Any) -> list[Finding]:
+def _findings(parser: Any, graph: bytes) -> list[Finding]:
     findings = []
     for index in range(parser.num_errors):
         parser_error = parser.get_error(index)
-        # 8.6 does not name the node.
-        node = parser_error.node_name() if hasattr(parser_error, "node_name") else f"#{parser_error.node()}"
-        operator = parser_error.node_operator() if hasattr(parser_error, "node_operator") else "?"
-        findings.append(Finding(node, operator, f"{parser_error.desc()} ({parser_error.code().name})"))
+        place, reason = parser_error.node(), f"{parser_error.desc()} ({parser_error.code().name})"
+        if hasattr(parser_error, "node_name") and hasattr(parser_error, "node_operator"):
+            findings.append(Finding(parser_error.node_name(), parser_error.node_operator(), reason))
+        else:  # 8.6 gives the node's place in the graph alone
+            import onnx
+
+            nodes = onnx.load_from_string(graph).graph.node
+            node = nodes[place] if 0 <= place < len(nodes) else onnx.NodeProto()
+            findings.append(Finding(node.name, node.op_type, reason))
     return findings
 
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 
-from ...errors import EngineLoadError, InputError
+from ...errors import EngineLoadError, InputError, KerasTRTError, PlanError
 from .flavor import Flavor
 from .types import numpy_dtype
 
@@ -21,19 +22,20 @@ class TensorRTEngine:
         device: the GPU; it must be current.
 
     Raises:
-        EngineLoadError: if the plan cannot be used here.
+        PlanError: if the plan cannot be loaded.
+        EngineLoadError: if the engine has inputs or outputs that are not supported.
     """
 
     def __init__(self, flavor: Flavor, plan: bytes, device: int) -> None:
         self._flavor = flavor
         self.device = device
         trt = flavor.trt
-        with flavor.log() as log:
+        with _translated(flavor, "could not load the plan", PlanError):
             # The runtime must outlive the engine.
             self._runtime = runtime = trt.Runtime(flavor.logger)
             engine = runtime.deserialize_cuda_engine(plan)
             if engine is None:
-                raise EngineLoadError(f"{flavor.title} could not load the plan.", log="\n".join(log))
+                raise RuntimeError("no engine")
         self._engine = engine
         names = [engine.get_tensor_name(index) for index in range(engine.num_io_tensors)]
         inputs = [name for name in names if engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT]
@@ -57,16 +59,15 @@ class TensorRTEngine:
         Raises:
             EngineLoadError: if there is no memory for it.
         """
-        engine = self._engine
-        with self._flavor.log() as log:
+        engine, trt = self._engine, self._flavor.trt
+        with _translated(self._flavor, "made no execution context, mostly for want of GPU memory"):
             context = engine.create_execution_context()
             if context is None:
-                raise EngineLoadError(
-                    "TensorRT made no execution context, mostly for want of GPU memory.", log="\n".join(log)
-                )
+                raise RuntimeError("no context")
             # Only the first context of an engine has a profile from the start.
             if context.active_optimization_profile < 0 and not context.set_optimization_profile_async(0, stream):
-                raise EngineLoadError("TensorRT refused the profile for a further context.", log="\n".join(log))
+                raise RuntimeError("it refused the profile for a further context")
+            context.nvtx_verbosity = trt.ProfilingVerbosity.NONE  # the engine's own is detailed, and costs time
         return TensorRTContext(self._flavor, context, self.output_names)
 
     def close(self) -> None:
@@ -90,7 +91,7 @@ class TensorRTContext:
             EngineLoadError: if an output's shape depends on the data.
         """
         context = self._context
-        with self._flavor.log() as log:
+        with _translated(self._flavor, "could not work out the outputs' shapes") as log:
             for name, shape in shapes.items():
                 if not context.set_input_shape(name, shape):
                     raise InputError(
@@ -99,7 +100,7 @@ class TensorRTContext:
                         received=shape,
                     )
             if missing := context.infer_shapes():
-                raise EngineLoadError(f"TensorRT misses {missing} to know the outputs' shapes.", log="\n".join(log))
+                raise RuntimeError(f"it misses {missing}")
         outputs = {name: tuple(context.get_tensor_shape(name)) for name in self._output_names}
         for name, shape in outputs.items():
             if any(axis < 0 for axis in shape):
@@ -113,9 +114,9 @@ class TensorRTContext:
             EngineLoadError: if TensorRT refuses the address.
         """
         context = self._context
-        with self._flavor.log() as log:
+        with _translated(self._flavor, f"refused the address of '{name}'"):
             if not context.set_tensor_address(name, address):
-                raise EngineLoadError(f"TensorRT refused the address of '{name}'.", log="\n".join(log))
+                raise RuntimeError("false")
 
     def enqueue(self, stream: int) -> None:
         """Put one inference on a CUDA stream.
@@ -124,10 +125,22 @@ class TensorRTContext:
             EngineLoadError: if TensorRT does not take it.
         """
         context = self._context
-        with self._flavor.log() as log:
+        with _translated(self._flavor, "could not start the inference"):
             if not context.execute_async_v3(stream):
-                raise EngineLoadError("TensorRT could not start the inference.", log="\n".join(log))
+                raise RuntimeError("false")
 
     def close(self) -> None:
         """Free the context. It must be idle."""
         self._context = None
+
+
+@contextmanager
+def _translated(flavor: Flavor, what: str, kind: type[EngineLoadError] = EngineLoadError) -> Iterator[list[str]]:
+    """Make an error of ours with TensorRT's log of whatever pybind makes of its failures."""
+    with flavor.log() as log:
+        try:
+            yield log
+        except KerasTRTError:
+            raise
+        except (TypeError, RuntimeError, ValueError, MemoryError) as error:
+            raise kind(f"{flavor.title} {what}: {error}.", log="\n".join(log)) from error

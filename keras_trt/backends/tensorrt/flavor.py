@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from typing import Any, Literal
 
 from ..._require import require
+from ...errors import EngineLoadError
 
 FlavorName = Literal["tensorrt", "tensorrt_rtx"]
 
@@ -34,6 +35,7 @@ class Flavor:
 
     Raises:
         MissingDependencyError: if the package is not installed.
+        EngineLoadError: if its plugins cannot be registered.
     """
 
     def __init__(self, name: FlavorName) -> None:
@@ -48,14 +50,21 @@ class Flavor:
         self.title = f"{'TensorRT-RTX' if rtx else 'TensorRT'} {trt.__version__}"
         self.strongly_typed = hasattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED")
         self._sinks: dict[int, list[list[str]]] = {}
-        self._lock = threading.Lock()
-        self.logger = _make_logger(trt, self._receive)
+        # Reentrant: the garbage collector may free TensorRT's objects, which log, while the lock is held.
+        self._lock = threading.RLock()
+        self._interrupt: BaseException | None = None
+        self.logger = _make_logger(trt, self._receive_safely)
+        if not trt.init_libnvinfer_plugins(self.logger, ""):  # some ONNX operators are plugins
+            raise EngineLoadError(f"{self.title} could not register its own plugins.")
 
     @contextmanager
     def log(self) -> Iterator[list[str]]:
         """Collect what TensorRT logs at warning level and above while the block runs.
 
         A message from a thread that collects nothing, as of the builder's own threads, goes to all who collect.
+
+        Raises:
+            KeyboardInterrupt: one that came while TensorRT was logging: TensorRT swallows what its logger raises.
         """
         messages: list[str] = []
         thread = threading.get_ident()
@@ -68,6 +77,15 @@ class Flavor:
                 self._sinks[thread].remove(messages)
                 if not self._sinks[thread]:
                     del self._sinks[thread]
+                interrupt, self._interrupt = self._interrupt, None
+            if interrupt is not None:
+                raise interrupt
+
+    def _receive_safely(self, severity: int, message: str) -> None:
+        try:
+            self._receive(severity, message)
+        except BaseException as error:  # Ctrl-C arrives in whatever Python code runs next, which is this
+            self._interrupt = error
 
     def _receive(self, severity: int, message: str) -> None:
         with self._lock:

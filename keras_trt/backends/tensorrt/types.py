@@ -1,6 +1,6 @@
 """The tensor types of a network: ordered where TensorRT would choose them, and proved to be as asked.
 
-TensorRT 11 and RTX take a network's types from the graph. 8.6 chooses them by time and has to be told.
+TensorRT 10, 11 and RTX take a network's types from the graph. 8.6 chooses them by time and has to be told.
 """
 
 from __future__ import annotations
@@ -23,6 +23,33 @@ _NUMPY = {
     "BOOL": "bool",
 }
 
+# Layers that move or make data, or steer control flow: 8.6 refuses an order for some of them, and has no form that
+# obeys it for others (Identity: TensorRT#2761; Shuffle: #2407). A cast's type is its meaning.
+_NOT_ORDERED = (
+    "ASSERTION",
+    "CAST",
+    "CONCATENATION",
+    "CONDITION",
+    "CONDITIONAL_INPUT",
+    "CONDITIONAL_OUTPUT",
+    "CONSTANT",
+    "DEQUANTIZE",
+    "FILL",
+    "GATHER",
+    "IDENTITY",
+    "ITERATOR",
+    "LOOP_OUTPUT",
+    "QUANTIZE",
+    "RECURRENCE",
+    "SHAPE",
+    "SHUFFLE",
+    "SLICE",
+    "TRIP_LIMIT",
+)
+# The inspector's names of layers that compute nothing, and of what Myelin has compiled, whose inside it does not show.
+_MOVES = ("cast", "constant", "noop", "reformat", "shape", "shuffle", "signal", "slice", "wait")
+_OPAQUE = ("foreignnode", "myelin")
+
 
 def numpy_dtype(dtype: Any) -> np.dtype[Any]:
     """Return the numpy type of a TensorRT data type.
@@ -35,19 +62,22 @@ def numpy_dtype(dtype: Any) -> np.dtype[Any]:
     return np.dtype(_NUMPY[dtype.name])
 
 
-def order_types(trt: Any, network: Any, types: Mapping[str, str]) -> None:
+def order_types(trt: Any, network: Any, types: Mapping[str, str]) -> int:
     """Tell a weakly typed network, layer by layer, to have the types of the typed graph.
 
     Args:
         trt: the TensorRT module.
         network: a parsed network without strong typing.
         types: numpy type names by tensor name, of the typed ONNX graph.
+
+    Returns:
+        How many layers were told to compute in half precision.
     """
     wanted = {"float16": trt.DataType.HALF, "float32": trt.DataType.FLOAT}
-    # These only move or make data; a cast's type is its meaning and cannot be ordered otherwise.
-    exempt = {trt.LayerType.CAST, trt.LayerType.CONSTANT, trt.LayerType.SHAPE, trt.LayerType.SHUFFLE}
+    exempt = {kind for name, kind in trt.LayerType.__members__.items() if name in _NOT_ORDERED}
+    halves = 0
     for layer in _layers(network):
-        if layer.type in exempt:
+        if layer.type in exempt or _computes_shapes(layer):
             continue
         for index in range(layer.num_outputs):
             tensor = layer.get_output(index)
@@ -57,6 +87,8 @@ def order_types(trt: Any, network: Any, types: Mapping[str, str]) -> None:
             if hasattr(layer, "precision") and hasattr(layer, "set_output_type"):
                 layer.precision = dtype
                 layer.set_output_type(index, dtype)
+                halves += dtype == trt.DataType.HALF
+    return halves
 
 
 def prove_network_types(network: Any, types: Mapping[str, str]) -> None:
@@ -76,26 +108,53 @@ def prove_network_types(network: Any, types: Mapping[str, str]) -> None:
         raise PrecisionError("TensorRT's parser changed the types of the graph:\n" + "\n".join(wrong[:20]))
 
 
-def prove_engine_types(trt: Any, engine: Any, types: Mapping[str, str]) -> None:
-    """Prove, by the engine inspector, that half precision was used where the typed graph asks for it.
+def prove_engine_types(report: str, *, obeyed: bool) -> None:
+    """Prove, by what the engine inspector says, that layers which were told to compute in half precision do.
 
-    TensorRT fuses layers and renames tensors, so one layer in half precision is the proof: a builder that
-    ignores the order makes none.
+    Layers that only move data prove nothing. Whole networks may be one layer whose inside the inspector does not
+    show; then the proof is that the builder had to obey: it fails where it cannot.
+
+    Args:
+        report: the inspector's JSON for the engine.
+        obeyed: whether the engine was built under `OBEY_PRECISION_CONSTRAINTS`.
 
     Raises:
-        PrecisionError: if the graph has half tensors and the engine has no layer in half precision.
+        PrecisionError: if no layer that computes is in half precision.
     """
-    if "float16" not in types.values():
+    computing, opaque = 0, 0
+    for entry in _entries(report):
+        kind, formats = _kind(entry), " ".join(_strings(entry))
+        if any(word in kind for word in _OPAQUE):
+            opaque += 1
+        elif not any(word in kind for word in _MOVES):
+            computing += 1
+            if "FP16" in formats or "Half" in formats:
+                return
+    if computing == 0 and opaque and obeyed:
         return
-    inspector = engine.create_engine_inspector()
-    if inspector is None:
-        raise PrecisionError("TensorRT made no engine inspector, so the precision of the engine cannot be proved.")
-    entries = json.loads(inspector.get_engine_information(trt.LayerInformationFormat.JSON)).get("Layers", [])
-    if not any("FP16" in text or "Half" in text for entry in entries for text in _strings(entry)):
-        raise PrecisionError(
-            "fp16 was asked for, and no layer of the engine that TensorRT built is in half precision. Use "
-            "precision='tf32', or report the model: its fp16 engine would be a float32 engine under another name."
-        )
+    raise PrecisionError(
+        f"fp16 was asked for, and none of the {computing} layers of the engine that compute is in half precision."
+    )
+
+
+def _entries(report: str) -> list[Any]:
+    """Return the inspector's layers. Its JSON holds raw control characters in 8.6 (TensorRT#2779)."""
+    try:
+        return list(json.loads(report, strict=False).get("Layers", []))
+    except ValueError as error:
+        raise PrecisionError(f"The engine inspector's report cannot be read ({error}): {report[:200]!r}") from error
+
+
+def _kind(entry: Any) -> str:
+    """Return type and name of a layer, in lower case."""
+    if isinstance(entry, dict):
+        return f"{entry.get('LayerType', '')} {entry.get('Name', '')}".lower()
+    return str(entry).lower()
+
+
+def _computes_shapes(layer: Any) -> bool:
+    tensor = layer.get_input(0) if layer.num_inputs else None
+    return tensor is not None and bool(tensor.is_shape_tensor)
 
 
 def _layers(network: Any) -> Iterator[Any]:

@@ -1,0 +1,88 @@
+"""The proof of half precision by the engine inspector's report: it passes what is proved and nothing else."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from keras_trt.backends.tensorrt.flavor import flavor
+from keras_trt.backends.tensorrt.types import prove_engine_types
+from keras_trt.errors import PrecisionError
+
+FULL, HALF = "Row major linear FP32", "Channel major FP16 format where channel % 8 == 0"
+
+
+def layer(kind: str, name: str, *formats: str) -> dict[str, Any]:
+    """Return a layer as TensorRT 8.6 describes it under detailed verbosity."""
+    tensors = [{"Name": f"t{i}", "Location": "Device", "Format/Datatype": one} for i, one in enumerate(formats)]
+    return {"Name": name, "LayerType": kind, "Inputs": tensors[:1], "Outputs": tensors[1:], "Metadata": "[ONNX: FP16]"}
+
+
+def report(*layers: Any) -> str:
+    return json.dumps({"Layers": list(layers), "Bindings": ["x", "y"]})
+
+
+def test_a_layer_that_computes_in_half_is_the_proof() -> None:
+    prove_engine_types(
+        report(layer("Reformat", "in", FULL, HALF), layer("CaskConvolution", "conv", HALF, HALF)), obeyed=True
+    )
+    newer = {
+        "Name": "gemm",
+        "LayerType": "gemm",
+        "Inputs": [{"Format": "Row major", "Datatype": "Half"}],
+        "Outputs": [],
+    }
+    prove_engine_types(report(newer), obeyed=False)
+
+
+@pytest.mark.parametrize(
+    "layers",
+    [
+        [layer("CaskConvolution", "conv", FULL, FULL)],
+        [layer("Reformat", "Reformatting CopyNode", FULL, HALF), layer("CaskConvolution", "conv", FULL, FULL)],
+        [layer("Cast", "cast", FULL, HALF), layer("gemm", "dense FP16 by name alone", FULL, FULL)],
+        [layer("Reformat", "in", FULL, HALF)],
+        [],
+    ],
+    ids=["full", "only-a-reformat-is-half", "only-a-cast-is-half", "nothing-computes", "empty"],
+)
+def test_what_proves_nothing_is_refused(layers: list[Any]) -> None:
+    with pytest.raises(PrecisionError, match="none of the"):
+        prove_engine_types(report(*layers), obeyed=True)
+
+
+def test_a_network_compiled_into_one_layer_counts_only_where_the_builder_had_to_obey() -> None:
+    whole = report(layer("Reformat", "in", FULL, HALF), layer("Myelin", "{ForeignNode[a...z]}", FULL, FULL))
+    prove_engine_types(whole, obeyed=True)
+    with pytest.raises(PrecisionError):
+        prove_engine_types(whole, obeyed=False)
+
+
+def test_control_characters_in_the_report_are_read() -> None:
+    raw = report(layer("CaskConvolution", "a@b", HALF, HALF)).replace("@", "\x1e")
+    prove_engine_types(raw, obeyed=True)
+
+
+def test_a_report_that_is_no_json_proves_nothing() -> None:
+    with pytest.raises(PrecisionError, match="cannot be read"):
+        prove_engine_types('{"Layers": [ -inf', obeyed=True)
+
+
+def test_ctrl_c_inside_tensorrts_logger_is_raised_after_the_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    one = flavor("tensorrt_rtx")
+    builder = one.trt.Builder(one.logger)
+    network = builder.create_network(0)
+    parser = one.trt.OnnxParser(network, one.logger)
+
+    def interrupted(_severity: int, _message: str) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(one, "_receive", interrupted)
+        with pytest.raises(KeyboardInterrupt), one.log():
+            parser.parse(b"not a graph")
+    with one.log() as collected:
+        parser.parse(b"not a graph")
+    assert collected, "the next call is not interrupted"
