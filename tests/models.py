@@ -168,7 +168,7 @@ def _sequential() -> Any:
 def _image() -> Any:
     image = keras.Input((8, 8, 3), name="image")
     x = kl.Conv2D(4, 3, padding="same", activation="relu")(image)
-    return keras.Model(image, kl.Dense(3)(kl.Flatten()(kl.MaxPooling2D()(x))))
+    return keras.Model(image, kl.Dense(3)(kl.Flatten()(kl.AveragePooling2D(2)(x))))
 
 
 def _list_inputs() -> Any:

@@ -94,6 +94,7 @@ class HostCuda:
         calls: how often each function was called.
         faults: what was done that CUDA would not forgive.
         device_limit: device memory that there is, in bytes.
+        driver: the CUDA that the driver supports; 0 where there is none.
         injected: from the name of a function to what its next calls return; `Status.cudaSuccess` lets one pass.
     """
 
@@ -105,12 +106,14 @@ class HostCuda:
 
     def __init__(self, devices: int = 2) -> None:
         self.devices = devices
+        self.driver = 13000
         self.calls: Counter[str] = Counter()
         self.faults: list[str] = []
         self.device_limit = 1 << 30
         self.injected: dict[str, list[Status]] = {}
         self.memory: dict[int, Memory] = {}
         self.streams: dict[int, StreamHandle] = {}
+        self.default_stream = StreamHandle(0, 0)
         self.graphs: list[GraphHandle] = []
         self.executables: list[GraphHandle] = []
         self._addresses = itertools.count(1)
@@ -153,8 +156,8 @@ class HostCuda:
         raise IllegalAccessError(f"{size} bytes at {address:#x}, where nothing is")
 
     def put(self, stream_address: int, work: Work) -> None:
-        """Put work on a stream, as a kernel launch does."""
-        self._put(self.streams[stream_address], work)
+        """Put work on a stream, as a kernel launch does; 0 is the default stream, which no other waits for."""
+        self._put(self.streams[stream_address] if stream_address else self.default_stream, work)
 
     def is_capturing(self, stream_address: int) -> bool:
         return self.streams[stream_address].captured is not None
@@ -182,6 +185,15 @@ class HostCuda:
             return (Status.cudaErrorInvalidDevice,)
         self._current.device = device
         return (Status.cudaSuccess,)
+
+    def cudaGetLastError(self) -> tuple[Any, ...]:  # noqa: N802
+        return (Status.cudaSuccess,)
+
+    def cudaDriverGetVersion(self) -> tuple[Any, ...]:  # noqa: N802
+        return Status.cudaSuccess, self.driver
+
+    def cudaRuntimeGetVersion(self) -> tuple[Any, ...]:  # noqa: N802
+        return Status.cudaSuccess, 13000
 
     def cudaMalloc(self, size: int) -> tuple[Any, ...]:  # noqa: N802
         return self._allocate("cudaMalloc", "device", size)
@@ -216,7 +228,9 @@ class HostCuda:
     def get_cuda_native_handle(self, stream: StreamHandle) -> int:
         return stream.address
 
-    def cudaStreamSynchronize(self, stream: StreamHandle) -> tuple[Any, ...]:  # noqa: N802
+    def cudaStreamSynchronize(self, stream: StreamHandle | int) -> tuple[Any, ...]:  # noqa: N802
+        if isinstance(stream, int):
+            return self._synchronize_default(stream)
         if status := self._begin("cudaStreamSynchronize"):
             stream.pending.clear()  # as work that ran and failed
             return (status,)
@@ -289,6 +303,13 @@ class HostCuda:
         return self._destroy(executable)
 
     # Their parts.
+
+    def _synchronize_default(self, stream: int) -> tuple[Any, ...]:
+        assert stream == 0
+        with self._lock:
+            while self.default_stream.pending:
+                self.default_stream.pending.pop(0)[0]()
+        return (Status.cudaSuccess,)
 
     def _begin(self, function: str) -> Status | None:
         """Count a call, and return the error that it was told to have."""
@@ -403,6 +424,7 @@ class HostEngineOnDevice:
         self.strike("create_context")
         assert self.cuda.streams[stream].device == self.device
         context = HostContext(self)
+        context.set_up()
         with self._lock:
             self.contexts.append(context)
         return context
@@ -427,7 +449,11 @@ class HostEngineOnDevice:
 
 
 class HostContext:
-    """See `DeviceContext`. As TensorRT's: the first inference of new shapes cannot be captured."""
+    """See `DeviceContext`.
+
+    As TensorRT's may be, it is set up on the default stream, which no other stream waits for, and the first inference
+    of new shapes cannot be captured.
+    """
 
     def __init__(self, engine: HostEngineOnDevice) -> None:
         self.engine = engine
@@ -437,7 +463,16 @@ class HostContext:
         self.addresses_set: Counter[str] = Counter()
         self.warm = False
         self.closed = False
+        self._settings_up = 0
         self._in_use = threading.Lock()
+
+    def set_up(self) -> None:
+        self._settings_up += 1
+
+        def done() -> None:
+            self._settings_up -= 1
+
+        self.engine.cuda.put(0, done)
 
     def set_shapes(self, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
         self.engine.strike("set_shapes")
@@ -446,6 +481,7 @@ class HostContext:
             raise InputError("The engine was not built for this width.", input_name="x", received=shapes["x"])
         outputs = {"sums": (rows,), "y": (rows, width)}
         self.shapes, self.warm = {**shapes, **outputs}, False
+        self.set_up()
         self.shapes_set += 1
         return outputs
 
@@ -469,6 +505,8 @@ class HostContext:
         self.closed = True
 
     def _infer(self, shapes: Mapping[str, tuple[int, ...]], addresses: Mapping[str, int]) -> None:
+        if self._settings_up:
+            raise IllegalAccessError("an inference began before its context was set up")
         if self.closed or not self._in_use.acquire(blocking=False):
             raise IllegalAccessError("a context was used after its end, or twice at once")
         try:
