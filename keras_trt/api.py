@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
-import warnings
 from typing import Any
 
 from . import backends, source
+from ._warn import warn
 from .cache import EngineCache
 from .errors import CacheError, EngineLoadError, ExportError, FallbackWarning, InputError, KerasTRTError
 from .model import TRTModel
@@ -55,7 +55,7 @@ def accelerate(model: Any, *, options: BuildOptions | None = None, **keywords: A
     if unusable:
         if chosen.fallback == "raise":
             raise EngineLoadError(" ".join(unusable))
-        _warn(f"{backend.title} runs '{model.name}' on the CPU: {' '.join(unusable)}")
+        warn(f"{backend.title} runs '{model.name}' on the CPU: {' '.join(unusable)}", FallbackWarning)
     try:
         if only_keras := source.what_only_keras_can(model):
             raise ExportError(f"Only Keras can run this model: {only_keras}.")
@@ -66,11 +66,13 @@ def accelerate(model: Any, *, options: BuildOptions | None = None, **keywords: A
         if chosen.fallback == "raise":
             raise
         notes = " ".join(getattr(error, "__notes__", ()))
-        _warn(f"Keras runs '{model.name}' without TensorRT: {error}{' ' + notes if notes else ''}")
+        warn(f"Keras runs '{model.name}' without TensorRT: {error}{' ' + notes if notes else ''}", FallbackWarning)
         return _keras_instead(model, str(error), chosen)
     report = ready.report
     if report.fell_back:
-        _warn(f"'{model.name}' runs in {report.precision}, not as asked: {'; '.join(report.fell_back)}.")
+        warn(
+            f"'{model.name}' runs in {report.precision}, not as asked: {'; '.join(report.fell_back)}.", FallbackWarning
+        )
     if chosen.verbose:
         print(report)  # noqa: T201 (as Keras's own verbose)
     return TRTModel(model, Predictor(model, ready.signature, ready.session), ready.session, report)
@@ -95,7 +97,7 @@ def _cache(options: BuildOptions) -> EngineCache | None:
     try:
         return EngineCache(None if options.cache is True else os.fspath(options.cache))
     except CacheError as error:
-        _warn(f"Engines are not cached, so each start builds them again: {error}")
+        warn(f"Engines are not cached, so each start builds them again: {error}", FallbackWarning)
         return None
 
 
@@ -106,7 +108,3 @@ def _keras_instead(model: Any, why: str, options: BuildOptions) -> TRTModel:
     if options.verbose:
         print(report)  # noqa: T201 (as Keras's own verbose)
     return TRTModel(model, None, None, report)
-
-
-def _warn(message: str) -> None:
-    warnings.warn(message, FallbackWarning, stacklevel=3)

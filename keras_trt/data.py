@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-import warnings
+import reprlib
 from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
+
+from ._warn import warn
+from .errors import InputError
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -20,13 +23,22 @@ def keras_batches(x: Any, batch_size: int | None, steps: int | None) -> tuple[It
         steps: stop after so many.
 
     Raises:
-        ValueError: Keras's own, for data of no known kind.
+        InputError: for data of no kind that Keras knows, and for arguments that do not go with its kind.
     """
     # Keras has no public door to its adapters. They are the same from 3.10 on.
     from keras.src.trainers import data_adapters
     from keras.src.trainers.data_adapters.data_adapter_utils import unpack_x_y_sample_weight
 
-    adapter = data_adapters.get_data_adapter(x, batch_size=batch_size, steps_per_epoch=steps, shuffle=False)
+    try:
+        adapter = data_adapters.get_data_adapter(x, batch_size=batch_size, steps_per_epoch=steps, shuffle=False)
+    except (KeyError, TypeError, ValueError) as error:
+        kinds = "arrays or tensors, or a list or dict of them, a tf.data.Dataset, a generator or a PyDataset"
+        raise InputError(
+            f"`predict` takes {kinds} (for a list of numbers use np.asarray). Received: {reprlib.repr(x)} of type "
+            f"{type(x).__name__}. Keras says: {error}",
+            expected=kinds,
+            received=type(x).__name__,
+        ) from error
     known = adapter.num_batches
 
     def iterate() -> Iterator[Any]:
@@ -60,7 +72,18 @@ def array_batch_size(rows: int, batch_size: int | None, steps: int | None) -> in
 
 def warn_ran_out() -> None:
     """Warn, as Keras does, of data that ended before `steps` batches."""
-    warnings.warn("The data ended before `steps` batches; predicting stops there.", stacklevel=4)
+    warn("The data ended before `steps` batches; predicting stops there.")
+
+
+def limited(steps: int | None) -> int | None:
+    """Return `steps` under the limit that `keras.config.set_max_steps_per_epoch` has set for debugging."""
+    import keras
+
+    limit = getattr(keras.config, "max_steps_per_epoch", lambda: None)()  # not in the oldest Keras
+    if not limit or (steps and steps <= limit):
+        return steps
+    warn(f"Predicting at most {limit} batches, as keras.config.set_max_steps_per_epoch says.")
+    return int(limit)
 
 
 def callback_list(model: Any, callbacks: Any, verbose: Any, steps: int | None) -> Any:

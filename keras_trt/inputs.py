@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
+from ._warn import warn
 from .errors import InputError
 from .specs import Signature, TensorSpec, flatten, leaf_paths
 
@@ -35,14 +35,18 @@ def standardize(x: Any, signature: Signature) -> list[Array]:
         signature: what the model takes.
 
     Returns:
-        One array for each input, of its type and rank, all with the same number of rows.
+        One array for each input, of its type and rank, all with the same number of rows. Where the model does not
+        say its types, integers and booleans stay as they are.
 
     Raises:
         InputError: for a missing input, a wrong number of inputs, rows that differ in number, a wrong rank or
             size of an axis, and values that are not numbers.
     """
     leaves = _match(x, signature)
-    arrays = [_standardize_one(leaf, spec) for leaf, spec in zip(leaves, signature.inputs, strict=True)]
+    arrays = [
+        _standardize_one(leaf, spec, guessed=signature.types_guessed)
+        for leaf, spec in zip(leaves, signature.inputs, strict=True)
+    ]
     rows = [len(array) for array in arrays]
     if len(set(rows)) > 1:
         named = {spec.name: count for spec, count in zip(signature.inputs, rows, strict=True)}
@@ -75,10 +79,7 @@ def _match(x: Any, signature: Signature) -> list[Any]:
                     received=sorted(map(str, x)),
                 )
             if extra := sorted(str(key) for key in x if key not in keys):
-                warnings.warn(
-                    f"The model has no input {', '.join(map(repr, extra))}; it is left out. Its inputs are {keys}.",
-                    stacklevel=4,
-                )
+                warn(f"The model has no input {', '.join(map(repr, extra))}; it is left out. Its inputs are {keys}.")
             return [x[key] for key in keys]
     same_nesting = sorted(path for _, path in leaf_paths(structure)) == sorted(_paths(x))
     leaves = flatten(x) if same_nesting or _is_flat(structure) else None
@@ -118,7 +119,7 @@ def _outline(x: Any) -> str:
     return type(x).__name__ if shape is None else f"{type(x).__name__}{tuple(shape)}"
 
 
-def _standardize_one(leaf: Any, spec: TensorSpec) -> Array:
+def _standardize_one(leaf: Any, spec: TensorSpec, *, guessed: bool) -> Array:
     if not is_arrays(leaf):
         raise InputError(
             f"Input '{spec.name}' takes an array. Received: {type(leaf).__name__} (for a list of "
@@ -151,9 +152,6 @@ def _standardize_one(leaf: Any, spec: TensorSpec) -> Array:
             expected=expected,
             received=np.shape(leaf),
         )
+    if guessed and array.dtype.kind in "biu":
+        return array  # Keras would let the model compute in these; the engine objects (`Session.takes`)
     return array.astype(spec.dtype, copy=False)
-
-
-def rows_of(arrays: Sequence[Array]) -> int:
-    """Return the number of rows of standardized inputs."""
-    return len(arrays[0])

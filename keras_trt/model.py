@@ -135,7 +135,7 @@ class TRTModel:
         if self._predictor is not None:
             why = "training=True" if training else f"`{next(iter(keywords))}`" if keywords else "a symbolic tensor"
             self._predictor.warn_once(
-                f"A call with {why} is run by the Keras model: the engine is its inference alone."
+                why, f"A call with {why} is run by the Keras model: the engine is its inference alone."
             )
         if training is not None and self._source._call_has_training_arg:
             keywords["training"] = training

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
@@ -74,7 +74,7 @@ class BuildOptions:
         _choice("verbose", self.verbose, ("auto", 0, 1))
         _choice("verify", self.verify, (True, False))
         _choice("optimization_level", self.optimization_level, (None, 0, 1, 2, 3, 4, 5))
-        sizes = tuple(self.batch_sizes)
+        sizes = tuple(self.batch_sizes) if isinstance(self.batch_sizes, Iterable) else ()
         if len(sizes) != 3 or not all(type(size) is int for size in sizes) or not 0 < sizes[0] <= sizes[1] <= sizes[2]:
             raise ValueError(
                 "`batch_sizes` are three whole numbers, 0 < smallest <= most usual <= largest, such as (1, 32, 128). "
@@ -83,6 +83,10 @@ class BuildOptions:
         object.__setattr__(self, "batch_sizes", sizes)
         if not isinstance(self.profiles, OptimizationProfile | None):
             raise ValueError(f"`profiles` is a keras_trt.OptimizationProfile. Received: profiles={self.profiles!r}")
+        place = self.cache
+        folder = place is None or isinstance(place, bool | os.PathLike) or (isinstance(place, str) and bool(place))
+        if not folder and not hasattr(place, "get_record"):
+            raise ValueError(f"`cache` is a folder, an EngineCache, True or None. Received: cache={place!r}")
         if type(self.device) is not int or self.device < 0:
             raise ValueError(f"`device` is the index of a GPU, 0 or more. Received: device={self.device!r}")
 
@@ -95,8 +99,10 @@ class BuildOptions:
             keywords: values by option name.
 
         Raises:
-            TypeError: if a keyword is not an option.
+            TypeError: if `options` is something else, or a keyword is not an option.
         """
+        if not isinstance(options, BuildOptions | None):
+            raise TypeError(f"`options` is a keras_trt.BuildOptions. Received: options={options!r}")
         known = [field.name for field in fields(cls)]
         if unknown := sorted(set(keywords) - set(known)):
             raise TypeError(

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import threading
-import warnings
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
 
 from . import data
+from ._warn import warn
 from .errors import FallbackWarning
 from .inputs import Array, is_arrays, standardize
 from .runtime import Session
 from .specs import Signature, flatten, pack
+
+# These are arrays gone wrong: `standardize` says what of them, which no adapter of Keras could.
+_NEVER_A_DATASET = (dict, list, tuple, str, bytes, int, float, complex, type(None))
 
 
 class Predictor:
@@ -36,21 +39,22 @@ class Predictor:
         self, owner: Any, x: Any, batch_size: int | None, verbose: Any, steps: int | None, callbacks: Any
     ) -> Any:
         """Return what `keras.Model.predict` would; `owner` is the model that callbacks see."""
-        if not is_arrays(x):
+        steps = data.limited(steps)
+        if not is_arrays(x) and not isinstance(x, _NEVER_A_DATASET):
             batches, count = data.keras_batches(x, batch_size, steps)
             standard = (standardize(batch, self._signature) for batch in batches)
             return self._each_batch(owner, standard, data.callback_list(owner, callbacks, verbose, count))
         inputs = standardize(x, self._signature)
         size = data.array_batch_size(len(inputs[0]), batch_size, steps)
         count = -(-len(inputs[0]) // size)
+        if count == 0:
+            return self._pack(self._run(inputs))
+        watchers = data.callback_list(owner, callbacks, verbose, steps or count)
         if steps is not None:
             if steps > count:
                 data.warn_ran_out()
             count = min(steps, count)
             inputs = [array[: steps * size] for array in inputs]
-        if count == 0:
-            return self._pack(self._run(inputs))
-        watchers = data.callback_list(owner, callbacks, verbose, count)
         if callbacks or not self._session.rows_independent:
             cut = ([array[i * size : (i + 1) * size] for array in inputs] for i in range(count))
             return self._each_batch(owner, cut, watchers)
@@ -60,13 +64,13 @@ class Predictor:
         """Return what `keras.Model.predict_on_batch` would."""
         return self._pack(self._run(standardize(x, self._signature)))
 
-    def warn_once(self, message: str) -> None:
-        """Warn that something runs otherwise than asked, the first time."""
+    def warn_once(self, kind: str, message: str) -> None:
+        """Warn that something runs otherwise than asked, the first time that this kind of thing does."""
         with self._warn_lock:
-            if message in self._warned:
+            if kind in self._warned:
                 return
-            self._warned.add(message)
-        warnings.warn(message, FallbackWarning, stacklevel=5)
+            self._warned.add(kind)
+        warn(message, FallbackWarning)
 
     def _whole(self, inputs: Sequence[Array], size: int, watchers: Any) -> list[Any]:
         """Run independent rows in the engine's own batches; the progress bar still counts the user's."""
@@ -116,7 +120,7 @@ class Predictor:
         objection = self._session.takes(inputs)
         if objection is None:
             return list(self._session.run(inputs, progress))
-        self.warn_once(f"Keras runs a batch that the engine cannot: {objection}.")
+        self.warn_once(objection.kind, f"Keras runs a batch that the engine cannot: {objection.text}.")
         outputs = self._by_keras(inputs)
         if progress is not None:
             progress(len(inputs[0]))
@@ -125,7 +129,7 @@ class Predictor:
     def _nothing(self, inputs: Sequence[Array]) -> list[Any]:
         """Return the outputs for no rows: no engine runs an empty batch."""
         outputs = self._signature.outputs
-        if any(axis is None for spec in outputs for axis in spec.shape[1:]):
+        if not self._session.rows_independent or any(axis is None for spec in outputs for axis in spec.shape[1:]):
             return self._by_keras(inputs)
         return [np.empty((0, *(axis or 0 for axis in spec.shape[1:])), spec.dtype) for spec in outputs]
 

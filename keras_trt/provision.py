@@ -11,20 +11,21 @@ import hashlib
 import importlib.metadata
 import logging
 import time
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
-from . import fingerprint, source, verify
+from . import errors, fingerprint, source, verify
 from ._version import __version__
+from ._warn import warn
 from .backends import Backend, BuildSpec
 from .cache import EngineCache, digest
 from .errors import (
     BuildError,
     CacheError,
     FallbackWarning,
+    InputError,
     KerasTRTError,
     PlanError,
     PrecisionError,
@@ -38,7 +39,7 @@ from .options import BuildOptions, Precision, shapes_for
 from .precision import typed
 from .report import Report
 from .runtime import Session
-from .specs import OptimizationProfile, ShapeRange, Signature, Structure, TensorSpec
+from .specs import OptimizationProfile, ShapeRange, Signature, TensorSpec
 from .verify import Difference
 
 _logger = logging.getLogger("keras_trt")
@@ -95,9 +96,8 @@ class _Provision:
 
     def run(self) -> Provisioned:
         with self._timed("total"):
-            self.structure: Structure
-            self.live: tuple[TensorSpec, ...]
-            self.structure, self.live = input_signature(self.model, self.options.sample)
+            self.takes: Signature = input_signature(self.model, self.options.sample)
+            self.live: tuple[TensorSpec, ...] = self.takes.inputs
             self.sample = self._user_sample()
             self.ranges: tuple[ShapeRange, ...] = shapes_for(self.live, self.options, self.sample)
             self.asked: Precision = self.options.precision or self.backend.default_precision
@@ -126,7 +126,7 @@ class _Provision:
                 "structure": structure,
                 "weights": weights,
                 "inputs": [[list(spec.shape), spec.dtype] for spec in self.live],
-                "input_structure": self.structure,
+                "input_structure": self.takes.input_structure,
                 **self._engine_options(self.asked),
                 "versions": _versions(),
             },
@@ -153,9 +153,10 @@ class _Provision:
         record = self.cache.get_record(key)
         if record is None:
             return None
-        fell_back = tuple(record["fell_back"])
+        fell_back = tuple(why for _, why in record["fell_back"])
         if fell_back and self.options.fallback == "raise":
-            raise VerificationError(f"{'; '.join(fell_back)} (as verified when the engine was built).")
+            kind, why = record["fell_back"][0]
+            raise getattr(errors, kind)(f"{why} (as seen when the engine was built)")
         entry = self.cache.get(record["engine"])
         if entry is None:
             return None
@@ -179,14 +180,14 @@ class _Provision:
         with self._timed("export"):
             exported = export(self.model, self.options.sample)
         with self._timed("verify"):
-            independent = not source_rows_depend(self.model, exported.signature, self._samples())
-        fell_back: list[str] = []
-        errors: list[KerasTRTError] = []
+            independent = not self._rows_depend(exported.signature)
+        fell_back: list[tuple[str, str]] = []  # error class and reason
+        failures: list[KerasTRTError] = []
         for precision in _LADDER[self.asked]:
             if precision not in self.backend.precisions:
-                fell_back.append(f"{self.backend.title} has no {precision}")
                 if precision == self.asked:
-                    self._refuse_precision(fell_back[-1])
+                    self._refuse_precision(f"{self.backend.title} has no {precision}")
+                fell_back.append(("PrecisionError", f"{self.backend.title} has no {precision}"))
                 continue
             try:
                 return self._build_one(key, exported, precision, independent, fell_back)
@@ -195,11 +196,12 @@ class _Provision:
             except (VerificationError, BuildError) as error:
                 if self.options.fallback == "raise":
                     raise
-                errors.append(error)
-                fell_back.append(f"{precision}: {error}")
-        if all(isinstance(error, BuildError) for error in errors):
-            raise errors[-1]
-        raise VerificationError(f"No engine of '{self.model.name}' is close enough to Keras: {'; '.join(fell_back)}")
+                failures.append(error)
+                fell_back.append((type(error).__name__, f"{precision}: {error}"))
+        if all(isinstance(error, BuildError) for error in failures):
+            raise failures[-1]
+        reasons = "; ".join(why for _, why in fell_back)
+        raise VerificationError(f"No engine of '{self.model.name}' is close enough to Keras: {reasons}")
 
     def _refuse_precision(self, why: str) -> None:
         if self.options.fallback == "raise":
@@ -213,7 +215,7 @@ class _Provision:
         exported: ExportedModel,
         precision: Precision,
         independent: bool,
-        fell_back: Sequence[str],
+        fell_back: Sequence[tuple[str, str]],
     ) -> Provisioned:
         with self._timed("precision"):
             graph = typed(exported.onnx, precision)
@@ -249,7 +251,7 @@ class _Provision:
             }
             self._store_record(key, record)
         origin = "built" if entry is None else "cache"
-        return self._ready(session, signature, precision, origin, differences, tuple(fell_back))
+        return self._ready(session, signature, precision, origin, differences, tuple(why for _, why in fell_back))
 
     # Parts of both.
 
@@ -305,19 +307,46 @@ class _Provision:
 
     def _samples(self) -> list[Array]:
         """Return the rows to verify with: the user's, else seeded random ones."""
-        if self.sample is not None:
-            return self.sample
-        fixed = self.live[0].shape[0]
+        return self.sample if self.sample is not None else self._random_samples()
+
+    def _random_samples(self) -> list[Array]:
         sizes = {spec.name: shapes.opt[1:] for spec, shapes in zip(self.live, self.ranges, strict=True)}
-        limit = source.integer_limit(self.model)
-        return verify.random_samples(self.live, sizes, fixed or _SAMPLE_ROWS, limit)
+        rows = self.live[0].shape[0] or _SAMPLE_ROWS
+        return verify.random_samples(self.live, sizes, rows, source.integer_limit(self.model))
+
+    def _rows_depend(self, signature: Signature) -> bool:
+        """Tell whether the model's rows depend on each other.
+
+        Random rows are tested beside the user's: equal rows, or a single one, would hide it.
+        """
+        fixed = signature.inputs[0].shape[0] is not None
+
+        def depend(samples: Sequence[Array]) -> bool:
+            return verify.rows_depend(
+                lambda inputs: source.reference(self.model, signature, inputs), samples, alone=not fixed
+            )
+
+        try:
+            if depend(self._random_samples()):
+                return True
+        except Exception as error:  # a model's own code may refuse random inputs in any way
+            if self.sample is None:
+                raise VerificationError(
+                    f"The model fails on random inputs ({type(error).__name__}: {error}). Pass a batch of real ones, "
+                    "`sample=`, to verify the engine with."
+                ) from error
+            _logger.info("Batches are run as they come, since the model fails on random inputs: %s", error)
+            return True
+        return self.sample is not None and depend(self.sample)
 
     def _user_sample(self) -> list[Array] | None:
         if self.options.sample is None:
             return None
-        takes = Signature(self.live, (), self.structure, {"tuple": []})
         rows = self.live[0].shape[0] or max(_SAMPLE_ROWS, self.options.batch_sizes[1])
-        return [array[:rows] for array in standardize(self.options.sample, takes)]
+        sample = [array[:rows] for array in standardize(self.options.sample, self.takes)]
+        if len(sample[0]) == 0:
+            raise InputError("`sample` needs at least one row. Received: no rows.", expected="1 or more", received=0)
+        return sample
 
     def _ready(
         self,
@@ -370,12 +399,6 @@ class _Provision:
             _warn_uncached(error)
 
 
-def source_rows_depend(model: Any, signature: Signature, samples: Sequence[Array]) -> bool:
-    """Tell whether the Keras model's rows depend on each other; see `verify.rows_depend`."""
-    fixed = signature.inputs[0].shape[0] is not None
-    return verify.rows_depend(lambda inputs: source.reference(model, signature, inputs), samples, alone=not fixed)
-
-
 @contextmanager
 def _lock_or_warn(cache: EngineCache, key: str) -> Iterator[None]:
     try:
@@ -392,9 +415,7 @@ def _lock_or_warn(cache: EngineCache, key: str) -> Iterator[None]:
 
 
 def _warn_uncached(error: CacheError) -> None:
-    warnings.warn(
-        f"The engine is not cached, so the next start builds it again: {error}", FallbackWarning, stacklevel=3
-    )
+    warn(f"The engine is not cached, so the next start builds it again: {error}", FallbackWarning)
 
 
 def _versions() -> dict[str, str]:

@@ -128,12 +128,15 @@ class Signature:
         outputs: likewise.
         input_structure: the nesting of the inputs; its leaves are positions in `inputs`.
         output_structure: likewise.
+        types_guessed: whether the model does not say its inputs' types, so that they were taken to be its own
+            float type.
     """
 
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
     input_structure: Structure
     output_structure: Structure
+    types_guessed: bool = False
 
     def to_json(self) -> dict[str, Any]:
         """Return this signature as JSON data."""
@@ -142,6 +145,7 @@ class Signature:
             "outputs": [spec.to_json() for spec in self.outputs],
             "input_structure": self.input_structure,
             "output_structure": self.output_structure,
+            "types_guessed": self.types_guessed,
         }
 
     @classmethod
@@ -152,6 +156,7 @@ class Signature:
             tuple(map(TensorSpec.from_json, data["outputs"])),
             data["input_structure"],
             data["output_structure"],
+            data["types_guessed"],
         )
 
     def with_inputs_of(self, live: Sequence[TensorSpec]) -> Signature:

@@ -50,14 +50,14 @@ def export(model: Any, sample: Any = None) -> ExportedModel:
             f"Export goes through TensorFlow, and Keras runs on {keras.config.backend()!r}. Set "
             "KERAS_BACKEND=tensorflow before Keras is imported; a model saved as .keras loads there unchanged."
         )
-    structure, inputs = signature.input_signature(model, sample)
+    takes = signature.input_signature(model, sample)
     check.check_policies(model)
-    function, output_structure, outputs = convert.trace(model, structure, inputs)
+    function, output_structure, outputs = convert.trace(model, takes.input_structure, takes.inputs)
     proto, log = convert.convert(function)
-    check.check_graph(proto, model, len(inputs), log)
-    inputs = _distinct(inputs, set())
+    check.check_graph(proto, model, len(takes.inputs), log)
+    inputs = _distinct(takes.inputs, set())
     outputs = _distinct(outputs, {spec.name for spec in inputs})
-    known = Signature(inputs, outputs, structure, output_structure)
+    known = replace(takes, inputs=inputs, outputs=outputs, output_structure=output_structure)
     return ExportedModel(_finish(proto, known), known)
 
 

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
 
 from ..errors import ExportError
-from ..specs import Structure, TensorSpec, describe, flatten
+from ..specs import Signature, Structure, TensorSpec, describe, flatten
 
 
-def input_signature(model: Any, sample: Any = None) -> tuple[Structure, tuple[TensorSpec, ...]]:
-    """Return the structure of a model's inputs and their flat specs.
+def input_signature(model: Any, sample: Any = None) -> Signature:
+    """Return a model's inputs, as a signature without outputs.
 
     Sequential and Functional models say it themselves. For a subclassed model it is the `sample`, where there
     is one, and else the shapes that Keras recorded at its first call, which carry no types: there every input
@@ -33,8 +33,11 @@ def input_signature(model: Any, sample: Any = None) -> tuple[Structure, tuple[Te
         tensors = model.input
     else:
         return _of_subclass(model, sample)
-    leaves = flatten(tensors)
-    return describe(tensors), tuple(_of_keras_tensor(leaf) for leaf in leaves)
+    return _signature(describe(tensors), [_of_keras_tensor(leaf) for leaf in flatten(tensors)])
+
+
+def _signature(structure: Structure, inputs: Iterable[TensorSpec], *, types_guessed: bool = False) -> Signature:
+    return Signature(tuple(inputs), (), structure, {"tuple": []}, types_guessed)
 
 
 def _of_keras_tensor(tensor: Any) -> TensorSpec:
@@ -48,16 +51,17 @@ def _of_keras_tensor(tensor: Any) -> TensorSpec:
     return TensorSpec(name, tuple(tensor.shape), _numeric(name, str(tensor.dtype)))
 
 
-def _of_subclass(model: Any, sample: Any) -> tuple[Structure, tuple[TensorSpec, ...]]:
+def _of_subclass(model: Any, sample: Any) -> Signature:
     if sample is not None:
         plain = _plain(sample)
         arrays = [np.asarray(leaf) for leaf in flatten(plain)]
         names = _names(plain, len(arrays))
-        return describe(plain), tuple(
-            # Keras itself casts float64 data to its own float type before a model sees it.
+        # Keras itself casts float64 data to its own float type before a model sees it.
+        specs = [
             TensorSpec(name, (None, *array.shape[1:]), _numeric(name, _as_keras_casts(array.dtype)))
             for name, array in zip(names, arrays, strict=True)
-        )
+        ]
+        return _signature(describe(plain), specs)
     recorded = getattr(model, "_build_shapes_dict", None)
     if not model.built or not recorded:
         raise ExportError(
@@ -73,10 +77,11 @@ def _of_subclass(model: Any, sample: Any) -> tuple[Structure, tuple[TensorSpec, 
     leaves = flatten(shapes)
     names = _names(shapes, len(leaves))
     dtype = str(model.input_dtype) if hasattr(model, "input_dtype") else str(model.compute_dtype)
-    return describe(shapes), tuple(
+    specs = [
         TensorSpec(name, (None, *leaf.shape[1:]), _numeric(name, dtype))
         for name, leaf in zip(names, leaves, strict=True)
-    )
+    ]
+    return _signature(describe(shapes), specs, types_guessed=True)
 
 
 class _Shape:

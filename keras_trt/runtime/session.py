@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -28,6 +29,19 @@ def batches(rows: int, smallest: int, largest: int) -> Iterator[tuple[int, int, 
         yield start, stop, max(stop - start, smallest)
 
 
+@dataclass(frozen=True)
+class Objection:
+    """Why an engine cannot run a batch.
+
+    Attributes:
+        kind: the same for all batches that are refused for the same cause.
+        text: the cause, with this batch's figures.
+    """
+
+    kind: str
+    text: str
+
+
 class Session:
     """Runs a loaded engine on any number of rows. Safe to call from many threads.
 
@@ -48,6 +62,7 @@ class Session:
         rows_independent: bool,
     ) -> None:
         self._runner: HostEngine | GpuRunner = GpuRunner(engine) if isinstance(engine, DeviceEngine) else engine
+        self._inputs = signature.inputs
         self._names = [spec.name for spec in signature.inputs]
         self._outputs = signature.outputs
         order = list(self._runner.output_names)
@@ -71,25 +86,33 @@ class Session:
             shapes = {name: self.profile.shapes[name].max for name in self._names}
             self._runner.reserve({name: shapes[name] for name in self._runner.input_names})
 
-    def takes(self, inputs: Sequence[Array]) -> str | None:
+    def takes(self, inputs: Sequence[Array]) -> Objection | None:
         """Return why the engine cannot run `inputs`, or `None` if it can.
 
         Args:
-            inputs: arrays of the model's types and ranks, with one number of rows.
+            inputs: standardized arrays with one number of rows.
         """
         rows = len(inputs[0])
         if not self.rows_independent and not self._smallest <= rows <= self._largest:
-            return (
+            return Objection(
+                "rows",
                 f"its rows depend on each other, so a batch of {rows} cannot be cut or padded to the engine's "
-                f"{self._smallest} to {self._largest} rows (see `batch_sizes`)"
+                f"{self._smallest} to {self._largest} rows (see `batch_sizes`)",
             )
-        for name, array in zip(self._names, inputs, strict=True):
-            allowed = self.profile.shapes[name]
+        for spec, array in zip(self._inputs, inputs, strict=True):
+            if array.dtype != spec.dtype:
+                return Objection(
+                    f"type {spec.name}",
+                    f"input '{spec.name}' has the type {array.dtype}, and as the model does not say its types the "
+                    f"engine was made for {spec.dtype} (see `sample`)",
+                )
+            allowed = self.profile.shapes[spec.name]
             for axis in range(1, array.ndim):
                 if not allowed.min[axis] <= array.shape[axis] <= allowed.max[axis]:
-                    return (
-                        f"axis {axis} of input '{name}' has {array.shape[axis]} entries, and the engine was built for "
-                        f"{allowed.min[axis]} to {allowed.max[axis]} (see `profiles`)"
+                    return Objection(
+                        f"axis {axis} {spec.name}",
+                        f"axis {axis} of input '{spec.name}' has {array.shape[axis]} entries, and the engine was built "
+                        f"for {allowed.min[axis]} to {allowed.max[axis]} (see `profiles`)",
                     )
         return None
 
