@@ -84,6 +84,26 @@ def attention() -> Any:
     return keras.Model(tokens, layers.Dense(4)(normal))
 
 
+def gelu_and_expm1() -> Any:
+    from keras import Input, layers
+
+    return _sequential(
+        Input((6,)), layers.Dense(16, "gelu"), layers.Dense(8, "celu"), layers.Dense(8, "selu"), layers.Dense(3)
+    )
+
+
+def normalized() -> Any:
+    from keras import Input, layers
+
+    return _sequential(Input((4,)), layers.Normalization(mean=[1.0, 2, 3, 4], variance=[1.0, 2, 3, 4]), layers.Dense(3))
+
+
+def grouped() -> Any:
+    from keras import Input, layers
+
+    return _sequential(Input((8, 8, 4)), layers.Conv2D(8, 3, groups=2), layers.Conv2D(8, 3, groups=4), layers.Flatten())
+
+
 def two_inputs_two_outputs() -> Any:
     import keras
     from keras import layers
@@ -139,6 +159,9 @@ ZOO: dict[str, Callable[[], Any]] = {
         bidirectional_gru,
         embedding,
         attention,
+        gelu_and_expm1,
+        normalized,
+        grouped,
         two_inputs_two_outputs,
         shared_and_nested,
         bytes_in,

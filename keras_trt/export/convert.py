@@ -11,6 +11,8 @@ from typing import Any
 from .._require import require
 from ..errors import ExportError
 from ..specs import Structure, TensorSpec, describe, flatten, pack
+from .freeze import freeze
+from .operators import handlers
 
 #: The newest opset that every TensorRT from 8.6 on imports, and that tf2onnx writes.
 OPSET = 17
@@ -30,7 +32,7 @@ def trace(
         inputs: their flat specs.
 
     Returns:
-        A `tf.function` from flat inputs to a dict of flat outputs named `output_0`, `output_1`, …; the nesting
+        A TensorFlow `ConcreteFunction` from flat inputs, named `input_0`, `input_1`, …, to flat outputs; the nesting
         of the outputs; their flat specs.
 
     Raises:
@@ -38,25 +40,24 @@ def trace(
     """
     import tensorflow as tf
 
-    seen: dict[str, Any] = {}
+    seen: dict[str, Structure] = {}
     keywords = {"training": False} if model._call_has_training_arg else {}
 
-    def flat_call(*leaves: Any) -> dict[str, Any]:
+    def flat_call(*leaves: Any) -> list[Any]:
         outputs = model(pack(structure, leaves), **keywords)
         seen["structure"] = describe(outputs)
         # An identity each: an output that is an input, or that occurs twice, gets a name of its own.
-        return {f"output_{i}": tf.identity(leaf) for i, leaf in enumerate(flatten(outputs))}
+        return [tf.identity(leaf) for leaf in flatten(outputs)]
 
     specs = [tf.TensorSpec(spec.shape, spec.dtype, name=f"input_{i}") for i, spec in enumerate(inputs)]
-    function = tf.function(flat_call, input_signature=specs, autograph=False)
     try:
-        concrete = function.get_concrete_function()
+        function = tf.function(flat_call, input_signature=specs, autograph=False).get_concrete_function()
     except Exception as error:  # a model's own code runs here and may raise anything
         raise ExportError(f"The model '{model.name}' could not be traced: {error}") from error
-    flat = [concrete.structured_outputs[f"output_{i}"] for i in range(len(concrete.structured_outputs))]
-    names = output_names(model, seen["structure"], len(flat))
+    names = output_names(model, seen["structure"], len(function.outputs))
     outputs = tuple(
-        TensorSpec(name, _shape(tensor), tensor.dtype.name) for name, tensor in zip(names, flat, strict=True)
+        TensorSpec(name, _shape(tensor), tensor.dtype.name)
+        for name, tensor in zip(names, function.outputs, strict=True)
     )
     return function, seen["structure"], outputs
 
@@ -76,28 +77,48 @@ def convert(function: Any) -> tuple[Any, list[str]]:
     """Convert a traced function to ONNX.
 
     Args:
-        function: a `tf.function` with an input signature.
+        function: a TensorFlow `ConcreteFunction`, as `trace` returns it.
 
     Returns:
-        The `onnx.ModelProto`, and what tf2onnx logged at warning level and above.
+        The `onnx.ModelProto`, its inputs named `input_0`, … and its outputs `output_0`, …; and what tf2onnx and
+        TensorFlow logged at warning level and above.
 
     Raises:
-        ExportError: if tf2onnx fails.
+        ExportError: if TensorFlow or tf2onnx fails.
         MissingDependencyError: if tf2onnx is not installed.
     """
-    tf2onnx = require("tf2onnx", package="tf2onnx", extra="tensorflow", purpose="Exporting a Keras model")
+    require("tf2onnx", package="tf2onnx", extra="tensorflow", purpose="Exporting a Keras model")
+    import tensorflow as tf
+    from tf2onnx import optimizer, tf_loader, tfonnx
 
-    with _one_at_a_time, _captured_log("tf2onnx") as messages:
+    with _one_at_a_time, _captured_log("tf2onnx", "tensorflow") as messages, tf.device("/CPU:0"):
         try:
-            proto, _ = tf2onnx.convert.from_function(function, input_signature=function.input_signature, opset=OPSET)
-        except Exception as error:  # tf2onnx raises anything from KeyError to its own types
+            frozen, outputs = freeze(function)
+            inputs = [f"input_{i}:0" for i in range(len(function.structured_input_signature[0]))]
+            with tf.Graph().as_default():
+                frozen = tf_loader.tf_optimize(inputs, outputs, frozen)
+            with tf.Graph().as_default() as graph:
+                tf.import_graph_def(frozen, name="")
+                converted = tfonnx.process_tf_graph(
+                    graph,
+                    continue_on_error=True,  # `check` names the layer of each node that is left
+                    opset=OPSET,
+                    custom_op_handlers=handlers(),
+                    input_names=inputs,
+                    output_names=outputs,
+                    tensors_to_rename={name: f"output_{i}" for i, name in enumerate(outputs)}
+                    | {name: name.removesuffix(":0") for name in inputs},
+                )
+            # Without its own safety net, which copies the whole graph with all weights before each of many passes.
+            proto = optimizer.optimize_graph(converted, catch_errors=False).make_model("keras_trt")
+        except Exception as error:  # TensorFlow and tf2onnx raise anything from KeyError to types of their own
             raise ExportError(f"tf2onnx could not convert the model: {type(error).__name__}: {error}") from error
     return proto, messages
 
 
 @contextmanager
-def _captured_log(name: str) -> Iterator[list[str]]:
-    """Collect a library's warnings instead of printing them: what matters in them becomes our error."""
+def _captured_log(*names: str) -> Iterator[list[str]]:
+    """Collect what libraries warn of instead of printing it: what matters in it becomes our error."""
     messages: list[str] = []
 
     class Collector(logging.Handler):
@@ -105,20 +126,19 @@ def _captured_log(name: str) -> Iterator[list[str]]:
             messages.append(record.getMessage())
 
     collector = Collector(level=logging.WARNING)
-    logger = logging.getLogger(name)
-    loggers = [
-        logger,
-        *(logging.getLogger(child) for child in logging.root.manager.loggerDict if child.startswith(f"{name}.")),
-    ]
-    before = [(one, one.propagate, list(one.handlers)) for one in loggers]
-    for one in loggers:
-        one.propagate, one.handlers = one is not logger, []
-    logger.handlers = [collector]
+    under = tuple(f"{name}." for name in names)
+    children = [logging.getLogger(name) for name in logging.root.manager.loggerDict if name.startswith(under)]
+    tops = [logging.getLogger(name) for name in names]
+    before = [(one, one.propagate, list(one.handlers)) for one in (*tops, *children)]
+    for one in tops:
+        one.propagate, one.handlers = False, [collector]
+    for one in children:
+        one.propagate, one.handlers = True, []
     try:
         yield messages
     finally:
-        for one, propagate, handlers in before:
-            one.propagate, one.handlers = propagate, handlers
+        for one, propagate, handlers_before in before:
+            one.propagate, one.handlers = propagate, handlers_before
 
 
 def _shape(tensor: Any) -> tuple[int | None, ...]:
