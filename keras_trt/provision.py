@@ -12,7 +12,7 @@ import importlib.metadata
 import logging
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -93,6 +93,7 @@ class _Provision:
     options: BuildOptions
     cache: EngineCache | None
     seconds: dict[str, float] = field(default_factory=dict)
+    warned_uncached: bool = False
 
     def run(self) -> Provisioned:
         with self._timed("total"):
@@ -382,10 +383,16 @@ class _Provision:
 
     # The cache may fail; the engine runs all the same.
 
-    def _one_builder(self, key: str | None) -> Any:
-        if key is None or self.cache is None:
-            return nullcontext()
-        return _lock_or_warn(self.cache, key)
+    @contextmanager
+    def _one_builder(self, key: str | None) -> Iterator[None]:
+        """Hold the lock of a key, so that of all processes one builds; go on without where it cannot be had."""
+        with ExitStack() as held:
+            if key is not None and self.cache is not None:
+                try:
+                    held.enter_context(self.cache.lock(key))
+                except CacheError as error:
+                    self._warn_uncached(error)
+            yield
 
     def _store_record(self, key: str, record: Mapping[str, Any]) -> None:
         self._store(lambda cache: cache.put_record(key, record))
@@ -396,26 +403,12 @@ class _Provision:
         try:
             write(self.cache)
         except CacheError as error:
-            _warn_uncached(error)
+            self._warn_uncached(error)
 
-
-@contextmanager
-def _lock_or_warn(cache: EngineCache, key: str) -> Iterator[None]:
-    try:
-        lock = cache.lock(key)
-        lock.__enter__()
-    except CacheError as error:
-        _warn_uncached(error)
-        yield
-        return
-    try:
-        yield
-    finally:
-        lock.__exit__(None, None, None)
-
-
-def _warn_uncached(error: CacheError) -> None:
-    warn(f"The engine is not cached, so the next start builds it again: {error}", FallbackWarning)
+    def _warn_uncached(self, error: CacheError) -> None:
+        if not self.warned_uncached:
+            self.warned_uncached = True
+            warn(f"The engine is not cached, so the next start builds it again: {error}", FallbackWarning)
 
 
 def _versions() -> dict[str, str]:

@@ -154,7 +154,7 @@ class _Slot:
         for name, _ in shapes:
             self._buffers[name].fill(name, feeds[name])
         try:
-            if self._runs == 1:
+            if self._runs == 1 and self._graph is None:
                 self._record()
             if self._graph is not None:
                 self._graph.launch(self._stream)

@@ -383,7 +383,7 @@ class Ballast:
 
 
 def wide(units: int) -> Any:
-    """Return a model whose float32 weights alone are larger than 256 MiB."""
+    """Return a model whose float32 weights take 46 MiB and more, so that no engine of it fits beside a `Ballast`."""
     import keras
     from keras import layers
 
@@ -411,8 +411,8 @@ def assert_wide_right(model: Any, fast: keras_trt.TRTModel) -> None:
 
 def test_out_of_memory_while_building(accelerated: Any, cache: Path) -> None:
     one = accelerated("mlp", "fp16")  # CUDA and TensorRT hold what they need for themselves
-    model = wide(16500)
-    with Ballast(200 * MIB):
+    model = wide(3000)
+    with Ballast(24 * MIB):
         free = cuda.free_memory(0)[0]
         fast, said = accelerate_wide(model, cache)
         assert fast.backend == "keras"
@@ -432,11 +432,11 @@ def test_out_of_memory_while_building(accelerated: Any, cache: Path) -> None:
 
 def test_out_of_memory_does_not_lose_the_engine(accelerated: Any, cache: Path) -> None:
     accelerated("mlp", "fp16")
-    model = wide(16600)
+    model = wide(3100)
     fast, _ = accelerate_wide(model, cache, fallback="raise")
     assert fast.report().origin == "built"
     fast.close()
-    with Ballast(200 * MIB):
+    with Ballast(24 * MIB):
         fast, said = accelerate_wide(model, cache)
         assert fast.backend == "keras"
         assert len(said) == 1, said

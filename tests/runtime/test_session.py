@@ -142,8 +142,8 @@ def test_dependent_rows_are_never_cut_or_padded(rows: int, taken: bool) -> None:
         assert objection is None
     else:
         assert objection is not None
-        assert f"a batch of {rows} " in objection
-        assert "batch_sizes" in objection
+        assert f"a batch of {rows} " in objection.text
+        assert "batch_sizes" in objection.text
 
 
 @pytest.mark.parametrize(("width", "taken"), [(2, False), (3, True), (5, True), (6, False)])
@@ -156,7 +156,25 @@ def test_axes_outside_the_profile_are_refused_by_name(width: int, taken: bool) -
     else:
         assert objection is not None
         for part in ("axis 1", "'a'", f"{width} entries", "3 to 5", "profiles"):
-            assert part in objection
+            assert part in objection.text
+
+
+def test_another_type_than_the_engines_is_refused() -> None:
+    a, b = rows_of_inputs(3)
+    objection = session(NumpyEngine(1, 8)).takes([a, b.astype("int32")])
+    assert objection is not None
+    for part in ("'b'", "int32", "float32", "sample"):
+        assert part in objection.text
+
+
+def test_one_cause_is_one_kind_of_objection() -> None:
+    dependent, other = session(NumpyEngine(2, 4), 2, 4, independent=False), session(NumpyEngine(1, 8))
+    wide = [np.zeros((1, 5 + more), "float32") for more in range(2)]
+    kinds = [dependent.takes(rows_of_inputs(rows)) for rows in (1, 5, 6)]
+    assert len({one.kind for one in kinds if one is not None}) == 1
+    axes = [other.takes([some, some]) for some in wide]
+    assert len({one.kind for one in (*kinds, *axes) if one is not None}) == 2
+    assert len({one.text for one in (*kinds, *axes) if one is not None}) == 5
 
 
 def test_close_closes_the_engine() -> None:

@@ -8,7 +8,7 @@ import sys
 from typing import Any
 
 from ... import cuda
-from ...errors import BuildError, EngineLoadError, KerasTRTError
+from ...errors import BuildError, EngineLoadError, PlanError
 from ...options import Precision
 from ..base import BuildSpec, Finding
 from .builder import PlanBuilder
@@ -86,30 +86,36 @@ class TensorRTBackend:
             try:
                 return self._plan_builder().build(onnx, spec, for_this_gpu=True)
             except BuildError as error:
-                self._add_memory_hint(error)
+                if (hint := self._memory_hint()) is not None:
+                    error.add_note(hint)
                 raise
 
     def load(self, plan: bytes) -> TensorRTEngine:
         """Load a plan.
 
         Raises:
-            EngineLoadError: if it cannot be used here.
+            PlanError: if it is damaged, or of another TensorRT or GPU.
+            EngineLoadError: if there is no memory for it, or it has inputs or outputs that are not supported.
         """
         with cuda.current_device(self._device):
             try:
                 return TensorRTEngine(self._flavor, plan, self._device)
-            except EngineLoadError as error:
-                self._add_memory_hint(error)
-                raise
+            except PlanError as error:
+                hint = self._memory_hint()
+                if hint is None:
+                    raise
+                # TensorRT says the same of a bad plan and of no room for a good one, which must stay in the cache.
+                raise EngineLoadError(f"{error}\n{hint}") from error
 
-    def _add_memory_hint(self, error: KerasTRTError) -> None:
-        """Say what to do where a failure comes from a GPU that others have filled."""
+    def _memory_hint(self) -> str | None:
+        """Return what to do where a failure may come from a GPU that others have filled, or `None`."""
         free, total = cuda.free_memory(self._device)
-        if free < total // 10:
-            error.add_note(
-                f"The GPU has {free >> 20} of {total >> 20} MiB free. If TensorFlow holds the rest, let it take only "
-                "what it needs: tf.config.experimental.set_memory_growth(gpu, True) before its first use."
-            )
+        if free >= total // 10:
+            return None
+        return (
+            f"The GPU has {free >> 20} of {total >> 20} MiB free. If TensorFlow holds the rest, let it take only "
+            "what it needs: tf.config.experimental.set_memory_growth(gpu, True) before its first use."
+        )
 
     def _plan_builder(self) -> PlanBuilder:
         # Made late: a warm start builds nothing, and a builder takes memory on the GPU.
