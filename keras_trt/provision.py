@@ -16,7 +16,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from . import errors, fingerprint, source, verify
+from . import errors, fingerprint
 from ._version import __version__
 from ._warn import warn
 from .backends import Backend, BuildSpec
@@ -25,7 +25,6 @@ from .errors import (
     BuildError,
     CacheError,
     FallbackWarning,
-    InputError,
     KerasTRTError,
     PlanError,
     PrecisionError,
@@ -34,7 +33,7 @@ from .errors import (
 )
 from .export import ExportedModel, export
 from .export.signature import input_signature
-from .inputs import Array, standardize
+from .gate import Gate, user_sample
 from .options import BuildOptions, Precision, shapes_for
 from .precision import typed
 from .report import Report
@@ -50,7 +49,6 @@ _LADDER: Mapping[Precision, tuple[Precision, ...]] = {
     "tf32": ("tf32", "fp32"),
     "fp32": ("fp32",),
 }
-_SAMPLE_ROWS = 4
 
 
 @dataclass(frozen=True)
@@ -99,8 +97,9 @@ class _Provision:
         with self._timed("total"):
             self.takes: Signature = input_signature(self.model, self.options.sample)
             self.live: tuple[TensorSpec, ...] = self.takes.inputs
-            self.sample = self._user_sample()
-            self.ranges: tuple[ShapeRange, ...] = shapes_for(self.live, self.options, self.sample)
+            sample = user_sample(self.options, self.takes)
+            self.ranges: tuple[ShapeRange, ...] = shapes_for(self.live, self.options, sample)
+            self.gate = Gate(self.model, self.takes, self.ranges, sample)
             self.asked: Precision = self.options.precision or self.backend.default_precision
             with self._timed("keys"):
                 key = self._record_key()
@@ -181,7 +180,7 @@ class _Provision:
         with self._timed("export"):
             exported = export(self.model, self.options.sample)
         with self._timed("verify"):
-            independent = not self._rows_depend(exported.signature)
+            independent = not self.gate.rows_depend(exported.signature)
         fell_back: list[tuple[str, str]] = []  # error class and reason
         failures: list[KerasTRTError] = []
         for precision in _LADDER[self.asked]:
@@ -277,77 +276,11 @@ class _Provision:
     def _verified(self, session: Session, signature: Signature, precision: Precision) -> tuple[Difference, ...]:
         """Return how far the engine is from Keras; an engine that is too far is closed."""
         try:
-            return tuple(self._verify(session, signature, precision))
+            with self._timed("verify"):
+                return self.gate.check(session, signature, precision)
         except BaseException:
             session.close()
             raise
-
-    def _verify(self, session: Session, signature: Signature, precision: Precision) -> list[Difference]:
-        """Compare the engine with Keras, on a whole sample and on one row of it, in the way that production runs."""
-        with self._timed("verify"):
-            samples = self._samples()
-            worst: list[Difference] = []
-            for some in (samples, [array[:1] for array in samples]):
-                if session.takes(some) is not None:
-                    continue
-                expected = source.reference(self.model, signature, some)
-                for _ in range(
-                    3 if session.keeps_state else 1
-                ):  # the second run records a graph, the third launches it
-                    found = verify.compare(expected, session.run(some), signature.outputs, verify.LIMITS[precision])
-                    worst = [
-                        max(two, key=lambda one: one.relative_l2) for two in zip(worst or found, found, strict=True)
-                    ]
-        if not worst:
-            raise VerificationError(
-                f"The sample has {len(samples[0])} rows, and the engine takes none such: give another `sample`."
-            )
-        if bad := [str(one) for one in worst if not one.within]:
-            raise VerificationError(f"the engine differs from Keras: {'; '.join(bad)}")
-        return worst
-
-    def _samples(self) -> list[Array]:
-        """Return the rows to verify with: the user's, else seeded random ones."""
-        return self.sample if self.sample is not None else self._random_samples()
-
-    def _random_samples(self) -> list[Array]:
-        sizes = {spec.name: shapes.opt[1:] for spec, shapes in zip(self.live, self.ranges, strict=True)}
-        rows = self.live[0].shape[0] or _SAMPLE_ROWS
-        return verify.random_samples(self.live, sizes, rows, source.integer_limit(self.model))
-
-    def _rows_depend(self, signature: Signature) -> bool:
-        """Tell whether the model's rows depend on each other.
-
-        Random rows are tested beside the user's: equal rows, or a single one, would hide it.
-        """
-        fixed = signature.inputs[0].shape[0] is not None
-
-        def depend(samples: Sequence[Array]) -> bool:
-            return verify.rows_depend(
-                lambda inputs: source.reference(self.model, signature, inputs), samples, alone=not fixed
-            )
-
-        try:
-            if depend(self._random_samples()):
-                return True
-        except Exception as error:  # a model's own code may refuse random inputs in any way
-            if self.sample is None:
-                raise VerificationError(
-                    f"The model fails on random inputs ({type(error).__name__}: {error}). Pass a batch of real ones, "
-                    "`sample=`, to verify the engine with."
-                ) from error
-            _logger.info("Batches are run as they come, since the model fails on random inputs: %s", error)
-            return True
-        return self.sample is not None and depend(self.sample)
-
-    def _user_sample(self) -> list[Array] | None:
-        if self.options.sample is None:
-            return None
-        rows = self.live[0].shape[0] or max(_SAMPLE_ROWS, self.options.batch_sizes[1])
-        sample = [array[:rows] for array in standardize(self.options.sample, self.takes)]
-        if len(sample[0]) == 0:
-            raise InputError("`sample` needs at least one row. Received: no rows.", expected="1 or more", received=0)
-        return sample
 
     def _ready(
         self,

@@ -33,7 +33,7 @@ LAYERS = [
     ["runtime"],
     ["source", "data"],
     ["verify"],
-    ["report"],
+    ["gate", "report"],
     ["provision", "predictor"],
     ["model"],
     ["api"],
