@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from . import policies
 from .specs import Signature, flatten, pack
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -51,7 +52,7 @@ def what_only_keras_can(model: Any) -> str | None:
 
 
 def reference(model: Any, signature: Signature, inputs: Sequence[Array]) -> list[Array]:
-    """Return the model's own outputs in full float32.
+    """Return the model's own outputs, computed in full float32, in the types that Keras gives.
 
     Args:
         model: a `keras.Model`.
@@ -59,9 +60,12 @@ def reference(model: Any, signature: Signature, inputs: Sequence[Array]) -> list
         inputs: flat inputs.
     """
     keywords = {"training": False} if model._call_has_training_arg else {}
-    with _no_tf32():
+    with _no_tf32(), policies.float32(model):
         outputs = model(pack(signature.input_structure, [_tensor(array) for array in inputs]), **keywords)
-    return [np.asarray(output) for output in flatten(outputs)]
+    return [
+        np.asarray(output).astype(spec.dtype, copy=False)
+        for output, spec in zip(flatten(outputs), signature.outputs, strict=True)
+    ]
 
 
 def integer_limit(model: Any) -> int:

@@ -26,6 +26,7 @@ LAYERS = [
     ["cache"],
     ["cuda"],
     ["inputs"],
+    ["policies"],
     ["fingerprint"],
     ["export"],
     ["precision"],

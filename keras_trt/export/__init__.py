@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from .. import policies
 from ..errors import ExportError
 from ..specs import Signature, TensorSpec
 from . import check, convert, signature
@@ -51,8 +52,12 @@ def export(model: Any, sample: Any = None) -> ExportedModel:
             "KERAS_BACKEND=tensorflow before Keras is imported; a model saved as .keras loads there unchanged."
         )
     takes = signature.input_signature(model, sample)
-    check.check_policies(model)
-    function, output_structure, outputs = convert.trace(model, takes.input_structure, takes.inputs)
+    policies.check(model)
+    with policies.float32(model):
+        function, output_structure, outputs = convert.trace(model, takes.input_structure, takes.inputs)
+    if policies.is_mixed(model):  # the graph computes in float32; what its user gets has the types that Keras gives
+        _, _, own = convert.trace(model, takes.input_structure, takes.inputs)
+        outputs = tuple(replace(spec, dtype=other.dtype) for spec, other in zip(outputs, own, strict=True))
     proto, log = convert.convert(function)
     check.check_graph(proto, model, len(takes.inputs), log)
     inputs = _distinct(takes.inputs, set())

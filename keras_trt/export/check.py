@@ -10,22 +10,6 @@ from ..errors import ExportError
 from .convert import OPSET
 
 
-def check_policies(model: Any) -> None:
-    """Refuse models whose layers do not compute in float32.
-
-    Raises:
-        ExportError: names the first such layer and its dtype policy.
-    """
-    for layer in model._flatten_layers():
-        policy = layer.dtype_policy
-        if policy.compute_dtype != "float32" or policy.variable_dtype != "float32" or "int8" in policy.name:
-            raise ExportError(
-                f"The layer '{layer.path or layer.name}' has the dtype policy '{policy.name}'. Only float32 models can "
-                "be exported so far: the precision of the engine is chosen by `precision=`, not by the model.",
-                layer=layer.path or layer.name,
-            )
-
-
 def check_graph(proto: Any, model: Any, inputs: int, log: Sequence[str]) -> None:
     """Refuse what no ONNX reader would take.
 

@@ -17,6 +17,7 @@ import pytest
 from keras import layers
 
 import keras_trt
+from keras_trt import source
 from keras_trt.errors import ExportError
 from keras_trt.export import SIGNATURE_METADATA, export
 from keras_trt.export.check import check_graph, layer_of
@@ -114,13 +115,40 @@ def test_fixed_batch_stays_fixed() -> None:
     assert export(model).signature.inputs[0].shape == (4, 3)
 
 
+@pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16"])
+def test_mixed_policies_are_exported_as_float32_and_left_as_they_were(policy: str) -> None:
+    model = keras.Sequential(
+        [
+            keras.Input((8, 8, 3)),
+            layers.Conv2D(4, 3, activation="relu", dtype=policy),
+            layers.UpSampling2D(interpolation="bilinear", dtype=policy),  # tf2onnx makes an invalid graph of it in half
+            layers.Reshape((12, 48), dtype=policy),
+            layers.LSTM(5, dtype=policy),
+            layers.Dense(3, dtype=policy),
+        ]
+    )
+    before = [layer.dtype_policy for layer in model.layers]
+    result = export(model)
+    assert [layer.dtype_policy for layer in model.layers] == before
+    x = np.random.default_rng(0).standard_normal((6, 8, 8, 3)).astype("float32")
+    wanted = model.predict_on_batch(x)
+    (spec,) = result.signature.outputs
+    assert spec.dtype == wanted.dtype.name == policy.removeprefix("mixed_")
+    (got,) = run(result.onnx, {result.signature.inputs[0].name: x})
+    assert got.dtype == np.float32
+    difference = zoo.relative_l2(wanted, got.astype(spec.dtype))
+    assert difference < (3e-3 if policy == "mixed_float16" else 3e-2)
+    (full,) = source.reference(model, result.signature, [x])
+    assert zoo.relative_l2(full, got.astype(spec.dtype)) < difference / 3, "the reference computes in half"
+
+
 class TestRefusals:
     """Each is an `ExportError` that names the layer; never a file."""
 
     @pytest.mark.parametrize(
         ("given", "refused", "word"),
         [
-            (lambda: keras.Input((4,)), lambda: layers.Dense(3, dtype="mixed_float16", name="guilty"), "mixed_float16"),
+            (lambda: keras.Input((4,)), lambda: layers.Dense(3, dtype="float16", name="guilty"), "float16"),
             (lambda: keras.Input((4,)), lambda: layers.Dense(3, dtype="float64", name="guilty"), "float64"),
             (lambda: keras.Input((4,), sparse=True, name="guilty"), lambda: layers.Dense(3), "sparse"),
             (
@@ -130,7 +158,7 @@ class TestRefusals:
             ),
             (lambda: keras.Input((8,)), lambda: layers.Lambda(lambda x: keras.ops.rfft(x)[0], name="guilty"), "RFFT"),
         ],
-        ids=["mixed", "float64", "sparse", "string", "rfft"],
+        ids=["float16", "float64", "sparse", "string", "rfft"],
     )
     def test_names_the_layer(self, given: Any, refused: Any, word: str, tmp_path: Path) -> None:
         path = tmp_path / "model.onnx"
