@@ -461,6 +461,43 @@ def test_a_stateful_rnn_is_run_by_keras_and_its_state_moves_on(kind: Any) -> Non
         accelerate(model, fallback="raise")
 
 
+@keras.saving.register_keras_serializable("keras_trt_tests")
+class Counter(kl.Layer):
+    """Adds how often it was called."""
+
+    def build(self, _shape: Any) -> None:
+        self.calls = self.add_weight(shape=(), initializer="zeros", trainable=False, name="calls")
+
+    def call(self, x: Any) -> Any:
+        self.calls.assign(self.calls + 1)
+        return x + self.calls
+
+
+@keras.saving.register_keras_serializable("keras_trt_tests")
+class AlwaysTraining(kl.BatchNormalization):
+    """Normalizes by the batch, and so moves its statistics, at inference too."""
+
+    def call(self, x: Any, **_: Any) -> Any:
+        return super().call(x, training=True)
+
+
+@pytest.mark.parametrize("kind", [Counter, AlwaysTraining])
+def test_a_model_that_writes_to_variables_is_run_by_keras(kind: Any) -> None:
+    word = "writer"
+    inputs = keras.Input((4,))
+    model = keras.Model(inputs, kind(name=word)(inputs))
+    twin = keras.models.clone_model(model)
+    twin.set_weights(model.get_weights())
+    with recorded() as records:
+        fast = accelerate(model)
+    warns_once(records, word, "writes to a variable")
+    x = floats(4)(10)
+    for _ in range(2):
+        same(twin.predict(x, batch_size=2, verbose=0), fast.predict(x, batch_size=2, verbose=0))
+    for mine, theirs in zip(model.get_weights(), twin.get_weights(), strict=True):
+        np.testing.assert_allclose(mine, theirs, rtol=1e-6)
+
+
 def test_a_stateful_rnn_inside_a_model_is_found() -> None:
     inner = _stateful(kl.GRU)
     inputs = keras.Input(batch_shape=(2, 3, 4))

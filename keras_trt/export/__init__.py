@@ -55,6 +55,7 @@ def export(model: Any, sample: Any = None) -> ExportedModel:
     policies.check(model)
     with policies.float32(model):
         function, output_structure, outputs = convert.trace(model, takes.input_structure, takes.inputs)
+    check.check_stateless(function, model)
     if policies.is_mixed(model):  # the graph computes in float32; what its user gets has the types that Keras gives
         _, _, own = convert.trace(model, takes.input_structure, takes.inputs)
         outputs = tuple(replace(spec, dtype=other.dtype) for spec, other in zip(outputs, own, strict=True))

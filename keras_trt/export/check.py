@@ -10,6 +10,27 @@ from ..errors import ExportError
 from .convert import OPSET
 
 
+def check_stateless(function: Any, model: Any) -> None:
+    """Refuse a model that writes to variables when it infers: an engine keeps nothing from one batch to the next.
+
+    Args:
+        function: the traced inference, a TensorFlow `ConcreteFunction`.
+        model: the Keras model that it was made from.
+
+    Raises:
+        ExportError: names the layer that writes.
+    """
+    graph = function.graph.as_graph_def()
+    for node in (*graph.node, *(node for definition in graph.library.function for node in definition.node_def)):
+        if re.match(r"Assign|ResourceScatter|ResourceStrided", node.op):
+            where = layer_of(model, node.name)
+            raise ExportError(
+                f"{_in(where).capitalize()} writes to a variable when it infers ('{node.name}'), and an engine keeps "
+                "nothing from one batch to the next.",
+                layer=where,
+            )
+
+
 def check_graph(proto: Any, model: Any, inputs: int, log: Sequence[str]) -> None:
     """Refuse what no ONNX reader would take.
 
