@@ -51,12 +51,12 @@ def accelerate(model: Any, *, options: BuildOptions | None = None, **keywords: A
     chosen = BuildOptions.of(options, keywords)
     source.check_is_keras(model)
     _ensure_built(model, chosen)
-    backend, unusable = backends.choose(chosen.backend, chosen.device)
-    if unusable:
-        if chosen.fallback == "raise":
-            raise EngineLoadError(" ".join(unusable))
-        warn(f"{backend.title} runs '{model.name}' on the CPU: {' '.join(unusable)}", FallbackWarning)
+    # What is asked for by name is an error where it cannot be used, whatever `fallback` says.
+    named = None if chosen.backend == "auto" else backends.choose(chosen.backend, chosen.device)
     try:
+        backend, unusable = named or backends.choose("auto", chosen.device)
+        if unusable and chosen.fallback == "raise":
+            raise EngineLoadError(" ".join(unusable))
         if only_keras := source.what_only_keras_can(model):
             raise ExportError(f"Only Keras can run this model: {only_keras}.")
         ready = provision(model, backend, chosen, _cache(chosen))
@@ -69,6 +69,8 @@ def accelerate(model: Any, *, options: BuildOptions | None = None, **keywords: A
         warn(f"Keras runs '{model.name}' without TensorRT: {error}{' ' + notes if notes else ''}", FallbackWarning)
         return _keras_instead(model, str(error), chosen)
     report = ready.report
+    if unusable:
+        warn(f"{report.title} runs '{model.name}' on the CPU: {' '.join(unusable)}", FallbackWarning)
     if report.fell_back:
         warn(
             f"'{model.name}' runs in {report.precision}, not as asked: {'; '.join(report.fell_back)}.", FallbackWarning

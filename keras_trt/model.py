@@ -19,9 +19,9 @@ from .specs import flatten
 class TRTModel:
     """A drop-in for a Keras model's inference, made by `accelerate`.
 
-    It is a snapshot: later changes of the Keras model do not reach it. What the engine cannot honour (as
-    `training=True`, or shapes that it was not built for) is run by the Keras model. May be called from many
-    threads at once.
+    The engine is a snapshot: later changes of the Keras model do not reach it. What the engine cannot honour (as
+    `training=True`, or shapes that it was not built for) is run by the Keras model as it is then. May be called
+    from many threads at once.
 
     Args:
         source: the Keras model.
@@ -166,7 +166,8 @@ class TRTModel:
             if isinstance(node, dict):
                 return {key: convert(child) for key, child in node.items()}
             if isinstance(node, list | tuple):
-                return type(node)(map(convert, node))
+                children = map(convert, node)
+                return type(node)(*children) if hasattr(node, "_fields") else type(node)(children)
             return tensorflow.convert_to_tensor(node) if keep and tensorflow is not None else np.asarray(node)
 
         return convert(outputs)

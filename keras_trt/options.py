@@ -131,6 +131,9 @@ def shapes_for(
     """
     if options.profiles is not None:
         return tuple(_checked(spec, options.profiles) for spec in inputs)
+    fixed = sorted({spec.shape[0] for spec in inputs if spec.shape[0] is not None})
+    if len(fixed) > 1:
+        raise ValueError(f"The model's inputs fix different batch sizes, {fixed}: it can take no batch.")
     ranges = []
     for i, spec in enumerate(inputs):
         sizes = list(spec.shape)
@@ -144,7 +147,7 @@ def shapes_for(
                     )
                 sizes[axis] = sample[i].shape[axis]
         rest = tuple(size for size in sizes[1:] if size is not None)
-        batch = (spec.shape[0],) * 3 if spec.shape[0] is not None else options.batch_sizes
+        batch = fixed * 3 or options.batch_sizes
         ranges.append(ShapeRange(*((size, *rest) for size in batch)))
     return tuple(ranges)
 

@@ -6,6 +6,7 @@ in is its own matter (`precision=`), and a graph of float32 is where it starts f
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -15,9 +16,13 @@ from .errors import ExportError
 _HALF = ("float16", "bfloat16")
 
 
+# A model is changed for as long as it computes in float32, and so is TensorFlow's TF32 switch.
+_one_at_a_time = threading.RLock()
+
+
 def is_mixed(model: Any) -> bool:
     """Tell whether a layer computes in half precision with float32 variables."""
-    return any(_is_mixed(layer.dtype_policy) for layer in model._flatten_layers())
+    return any(_is_mixed(layer) for layer in model._flatten_layers())
 
 
 def check(model: Any) -> None:
@@ -29,8 +34,8 @@ def check(model: Any) -> None:
     for layer in model._flatten_layers():
         policy = layer.dtype_policy
         quantized = getattr(policy, "quantization_mode", None) is not None
-        plain = policy.compute_dtype == policy.variable_dtype == "float32"
-        if quantized or not (plain or _is_mixed(policy)):
+        plain = layer.compute_dtype == layer.variable_dtype == "float32"
+        if quantized or not (plain or _is_mixed(layer)):
             raise ExportError(
                 f"The layer '{layer.path or layer.name}' has the dtype policy '{policy.name}'. Only float32 and mixed "
                 "policies can be exported so far: the precision of the engine is chosen by `precision=`.",
@@ -39,20 +44,28 @@ def check(model: Any) -> None:
 
 
 @contextmanager
-def float32(model: Any) -> Iterator[None]:
-    """Let a mixed model compute in float32 while the block runs."""
+def full_float32(model: Any) -> Iterator[None]:
+    """Let a model compute in full float32, without TF32, while the block runs; one block at a time.
+
+    The model must not be used by other threads meanwhile: they would compute in float32 too.
+    """
     import keras
+    import tensorflow as tf
 
-    changed = [(layer, layer.dtype_policy) for layer in model._flatten_layers() if _is_mixed(layer.dtype_policy)]
-    full = keras.DTypePolicy("float32")
-    try:
-        for layer, _ in changed:
-            layer.dtype_policy = full
-        yield
-    finally:
-        for layer, policy in changed:
-            layer.dtype_policy = policy
+    with _one_at_a_time:
+        # Not through the public setter: on a layer with a `DTypePolicyMap` it writes into the user's map.
+        changed = [(layer, layer._dtype_policy) for layer in model._flatten_layers() if _is_mixed(layer)]
+        full, tf32 = keras.DTypePolicy("float32"), tf.config.experimental.tensor_float_32_execution_enabled()
+        try:
+            tf.config.experimental.enable_tensor_float_32_execution(False)
+            for layer, _ in changed:
+                layer._dtype_policy = full
+            yield
+        finally:
+            tf.config.experimental.enable_tensor_float_32_execution(tf32)
+            for layer, policy in changed:
+                layer._dtype_policy = policy
 
 
-def _is_mixed(policy: Any) -> bool:
-    return policy.compute_dtype in _HALF and policy.variable_dtype == "float32"
+def _is_mixed(layer: Any) -> bool:
+    return layer.compute_dtype in _HALF and layer.variable_dtype == "float32"

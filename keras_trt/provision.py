@@ -16,6 +16,8 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+
 from . import errors, fingerprint
 from ._version import __version__
 from ._warn import warn
@@ -49,6 +51,9 @@ _LADDER: Mapping[Precision, tuple[Precision, ...]] = {
     "tf32": ("tf32", "fp32"),
     "fp32": ("fp32",),
 }
+
+#: Why a precision does not run, where it will not run next time either; a build that failed may have lacked memory.
+_LASTING = ("PrecisionError", "UnsupportedOperatorError", "VerificationError")
 
 
 @dataclass(frozen=True)
@@ -97,9 +102,9 @@ class _Provision:
         with self._timed("total"):
             self.takes: Signature = input_signature(self.model, self.options.sample)
             self.live: tuple[TensorSpec, ...] = self.takes.inputs
-            sample = user_sample(self.options, self.takes)
-            self.ranges: tuple[ShapeRange, ...] = shapes_for(self.live, self.options, sample)
-            self.gate = Gate(self.model, self.takes, self.ranges, sample)
+            self.sample = user_sample(self.options, self.takes)
+            self.ranges: tuple[ShapeRange, ...] = shapes_for(self.live, self.options, self.sample)
+            self.gate = Gate(self.model, self.takes, self.ranges, self.sample)
             self.asked: Precision = self.options.precision or self.backend.default_precision
             with self._timed("keys"):
                 key = self._record_key()
@@ -127,10 +132,18 @@ class _Provision:
                 "weights": weights,
                 "inputs": [[list(spec.shape), spec.dtype] for spec in self.live],
                 "input_structure": self.takes.input_structure,
+                "types_guessed": self.takes.types_guessed,
+                "sample": self._sample_digest(),  # an engine is trusted on the rows that it was compared on
                 **self._engine_options(self.asked),
                 "versions": _versions(),
             },
         )
+
+    def _sample_digest(self) -> str | None:
+        if self.sample is None:
+            return None
+        rows = [np.ascontiguousarray(array) for array in self.sample]
+        return digest("sample", {"arrays": [[array.dtype.name, list(array.shape), array.tobytes()] for array in rows]})
 
     def _engine_key(self, graph: bytes, precision: Precision) -> str:
         return digest("engine", {"onnx": hashlib.sha256(graph).hexdigest(), **self._engine_options(precision)})
@@ -170,7 +183,10 @@ class _Provision:
             return None
         differences = tuple(Difference(**one) for one in record["differences"])
         if self.options.verify and not differences:
-            differences = self._verified(session, signature, record["precision"])
+            try:
+                differences = self._verified(session, signature, record["precision"])
+            except VerificationError:
+                return None  # it was stored unverified; the ladder goes on from here
             self._store_record(key, {**record, "differences": [vars(one) for one in differences]})
         return self._ready(session, signature, record["precision"], "cache", differences, fell_back)
 
@@ -218,7 +234,10 @@ class _Provision:
         fell_back: Sequence[tuple[str, str]],
     ) -> Provisioned:
         with self._timed("precision"):
-            graph = typed(exported.onnx, precision)
+            try:
+                graph = typed(exported.onnx, precision)
+            except Exception as error:  # the converter and onnx's checker raise kinds of their own
+                raise BuildError(f"The graph could not be converted to {precision}: {error}") from error
         engine_key = self._engine_key(graph, precision)
         signature = exported.signature
         # Its own lock: a model without a structure key has no other, and two records may lead to one engine.
@@ -240,7 +259,7 @@ class _Provision:
                     "versions": _versions(),
                 }
                 self._store(lambda cache: cache.put(engine_key, plan, manifest))
-        if key is not None:
+        if key is not None and all(kind in _LASTING for kind, _ in fell_back):
             record = {
                 "engine": engine_key,
                 "precision": precision,

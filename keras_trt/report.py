@@ -41,6 +41,6 @@ class Report:
     def __str__(self) -> str:
         took = f"{self.seconds.get('total', 0.0):.2f} s"
         if self.origin == "keras":
-            return f"keras_trt: Keras runs this model ({took})."
+            return "keras_trt: Keras runs this model."
         how = "engine found in the cache, nothing exported or built" if self.origin == "cache" else "engine built"
         return f"keras_trt: {self.title} on {self.device_name}, {self.precision}: {how} ({took})."

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -60,7 +59,7 @@ def reference(model: Any, signature: Signature, inputs: Sequence[Array]) -> list
         inputs: flat inputs.
     """
     keywords = {"training": False} if model._call_has_training_arg else {}
-    with _no_tf32(), policies.float32(model):
+    with policies.full_float32(model):
         outputs = model(pack(signature.input_structure, [_tensor(array) for array in inputs]), **keywords)
     return [
         np.asarray(output).astype(spec.dtype, copy=False)
@@ -68,27 +67,15 @@ def reference(model: Any, signature: Signature, inputs: Sequence[Array]) -> list
     ]
 
 
-def integer_limit(model: Any) -> int:
-    """Return a number below which every integer is a valid input: the smallest table that a layer looks up in."""
+def integer_limit(model: Any) -> int | None:
+    """Return the size of the smallest table that a layer looks integers up in, or `None` where there is none."""
     sizes = [
         size
         for layer in model._flatten_layers()
         for size in (getattr(layer, "input_dim", None), getattr(layer, "num_tokens", None))
         if isinstance(size, int) and size > 0
     ]
-    return min(sizes, default=2)
-
-
-@contextmanager
-def _no_tf32() -> Iterator[None]:
-    import tensorflow as tf
-
-    before = tf.config.experimental.tensor_float_32_execution_enabled()
-    tf.config.experimental.enable_tensor_float_32_execution(False)
-    try:
-        yield
-    finally:
-        tf.config.experimental.enable_tensor_float_32_execution(before)
+    return min(sizes, default=None)
 
 
 def _tensor(array: Array) -> Any:

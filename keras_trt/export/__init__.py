@@ -53,7 +53,7 @@ def export(model: Any, sample: Any = None) -> ExportedModel:
         )
     takes = signature.input_signature(model, sample)
     policies.check(model)
-    with policies.float32(model):
+    with policies.full_float32(model):
         function, output_structure, outputs = convert.trace(model, takes.input_structure, takes.inputs)
     check.check_stateless(function, model)
     if policies.is_mixed(model):  # the graph computes in float32; what its user gets has the types that Keras gives
@@ -64,7 +64,10 @@ def export(model: Any, sample: Any = None) -> ExportedModel:
     inputs = _distinct(takes.inputs, set())
     outputs = _distinct(outputs, {spec.name for spec in inputs})
     known = replace(takes, inputs=inputs, outputs=outputs, output_structure=output_structure)
-    return ExportedModel(_finish(proto, known), known)
+    try:
+        return ExportedModel(_finish(proto, known), known)
+    except Exception as error:  # protobuf's own kinds of errors differ between its versions
+        raise ExportError(f"The graph could not be written, as of more than 2 GiB: {error}") from error
 
 
 def export_onnx(model: Any, filepath: str | os.PathLike[str], *, sample: Any = None) -> None:

@@ -25,7 +25,7 @@ def check_stateless(function: Any, model: Any) -> None:
         if re.match(r"Assign|ResourceScatter|ResourceStrided", node.op):
             where = layer_of(model, node.name)
             raise ExportError(
-                f"{_in(where).capitalize()} writes to a variable when it infers ('{node.name}'), and an engine keeps "
+                f"In {_in(where)} something writes to a variable when it infers ('{node.name}'), and an engine keeps "
                 "nothing from one batch to the next.",
                 layer=where,
             )
@@ -70,7 +70,7 @@ def check_graph(proto: Any, model: Any, inputs: int, log: Sequence[str]) -> None
         )
     try:
         onnx.checker.check_model(proto, full_check=True)
-    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError, ValueError) as error:
         said = f" tf2onnx said: {'; '.join(log)}" if log else ""
         raise ExportError(f"The graph that tf2onnx made is not valid ONNX: {error}.{said}") from error
 

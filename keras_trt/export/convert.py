@@ -13,6 +13,7 @@ from ..errors import ExportError
 from ..specs import Structure, TensorSpec, describe, flatten, pack
 from .freeze import freeze
 from .operators import handlers
+from .signature import check_keys
 
 #: The newest opset that every TensorRT from 8.6 on imports, and that tf2onnx writes.
 OPSET = 17
@@ -43,17 +44,21 @@ def trace(
     seen: dict[str, Structure] = {}
     keywords = {"training": False} if model._call_has_training_arg else {}
 
-    def flat_call(*leaves: Any) -> list[Any]:
-        outputs = model(pack(structure, leaves), **keywords)
+    def flat_call(*given: Any) -> list[Any]:
+        outputs = model(pack(structure, given), **keywords)
         seen["structure"] = describe(outputs)
+        leaves = flatten(outputs)
+        if odd := [type(leaf).__name__ for leaf in leaves if not isinstance(leaf, tf.Tensor)]:
+            raise TypeError(f"its outputs must be dense tensors, and there is a {odd[0]}")
         # An identity each: an output that is an input, or that occurs twice, gets a name of its own.
-        return [tf.identity(leaf) for leaf in flatten(outputs)]
+        return [tf.identity(leaf) for leaf in leaves]
 
     specs = [tf.TensorSpec(spec.shape, spec.dtype, name=f"input_{i}") for i, spec in enumerate(inputs)]
     try:
         function = tf.function(flat_call, input_signature=specs, autograph=False).get_concrete_function()
     except Exception as error:  # a model's own code runs here and may raise anything
         raise ExportError(f"The model '{model.name}' could not be traced: {error}") from error
+    check_keys(seen["structure"], "outputs")
     names = output_names(model, seen["structure"], len(function.outputs))
     outputs = tuple(
         TensorSpec(name, _shape(tensor), tensor.dtype.name)

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from .. import policies
 from ..errors import ExportError
 from ..specs import Signature, Structure, TensorSpec, describe, flatten
 
@@ -37,6 +38,7 @@ def input_signature(model: Any, sample: Any = None) -> Signature:
 
 
 def _signature(structure: Structure, inputs: Iterable[TensorSpec], *, types_guessed: bool = False) -> Signature:
+    check_keys(structure, "inputs")
     return Signature(tuple(inputs), (), structure, {"tuple": []}, types_guessed)
 
 
@@ -46,6 +48,8 @@ def _of_keras_tensor(tensor: Any) -> TensorSpec:
     for unsupported in ("sparse", "ragged"):
         if getattr(tensor, unsupported, False):
             raise ExportError(f"Input '{name}' is {unsupported}; only dense inputs can be exported.", layer=name)
+    if len(tensor.shape) == 0:
+        raise ExportError(f"Input '{name}' has no axes, so it has no batch of rows.", layer=name)
     if getattr(operation, "optional", False):
         raise ExportError(f"Input '{name}' is optional; an engine takes all of its inputs at each call.", layer=name)
     return TensorSpec(name, tuple(tensor.shape), _numeric(name, str(tensor.dtype)))
@@ -77,11 +81,28 @@ def _of_subclass(model: Any, sample: Any) -> Signature:
     leaves = flatten(shapes)
     names = _names(shapes, len(leaves))
     dtype = str(model.input_dtype) if hasattr(model, "input_dtype") else str(model.compute_dtype)
+    if dtype != "float32" and policies.is_mixed(model):
+        dtype = str(model.variable_dtype)  # the graph is of float32; Keras would cast to half by itself
     specs = [
         TensorSpec(name, (None, *leaf.shape[1:]), _numeric(name, dtype))
         for name, leaf in zip(names, leaves, strict=True)
     ]
     return _signature(describe(shapes), specs, types_guessed=True)
+
+
+def check_keys(structure: Structure, what: str) -> None:
+    """Refuse dicts whose keys are not strings: structures are kept as JSON, which has no others.
+
+    Raises:
+        ExportError: names the key.
+    """
+    if isinstance(structure, int):
+        return
+    ((kind, children),) = structure.items()
+    for key, child in children.items() if kind == "dict" else enumerate(children):
+        if kind == "dict" and not isinstance(key, str):
+            raise ExportError(f"A dict of the model's {what} has the key {key!r}. Only strings can be keys.")
+        check_keys(child, what)
 
 
 class _Shape:

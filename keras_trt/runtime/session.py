@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -68,6 +70,9 @@ class Session:
         order = list(self._runner.output_names)
         self._order = [order.index(spec.name) for spec in signature.outputs]
         self._smallest, _, self._largest = profile.batch
+        self._users = 0
+        self._closed = False
+        self._changed = threading.Condition()
         self.profile = profile
         self.rows_independent = rows_independent
 
@@ -123,6 +128,10 @@ class Session:
             inputs: one array for each input of the signature; `takes` must have no objection.
             progress: called with the number of rows done, after each batch.
         """
+        with self._in_use():
+            return self._run(inputs, progress)
+
+    def _run(self, inputs: Sequence[Array], progress: Callable[[int], None] | None) -> list[Array]:
         rows = len(inputs[0])
         results: list[Array] = []
         for start, stop, size in batches(rows, self._smallest, self._largest):
@@ -141,8 +150,24 @@ class Session:
         return results
 
     def close(self) -> None:
-        """Free the engine and all memory that its calls used."""
+        """Free the engine and all memory that its calls used, after the calls under way."""
+        with self._changed:
+            self._closed = True
+            self._changed.wait_for(lambda: self._users == 0)
         self._runner.close()
+
+    @contextmanager
+    def _in_use(self) -> Iterator[None]:
+        with self._changed:
+            if self._closed:
+                raise RuntimeError("This engine is closed.")
+            self._users += 1
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._users -= 1
+                self._changed.notify_all()
 
     def _infer(self, feeds: Sequence[Array]) -> list[Array]:
         wanted = set(self._runner.input_names)  # a builder may drop an input that the model does not use

@@ -1,0 +1,183 @@
+"""What the gate sees, what of foreign code it survives, and what a record of its verdict stands for."""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+import numpy as np
+import pytest
+
+from keras_trt import provision as provision_module
+from keras_trt.cache import EngineCache
+from keras_trt.errors import ExportError, InputError
+
+from .models import accelerate, floats, keras, kl, recorded, same, tf, warns_once
+
+
+def _map(function: Any, shape: tuple[int, ...] = (4,), **keywords: Any) -> Any:
+    """Return a model of one function between dense layers."""
+    inputs = keras.Input(shape, **keywords) if shape else keras.Input(**keywords)
+    return keras.Model(inputs, kl.Lambda(function)(kl.Dense(4)(inputs)))
+
+
+def test_a_dtype_policy_map_is_left_as_it_was() -> None:
+    policies = keras.dtype_policies.DTypePolicyMap(default_policy="mixed_float16")
+    model = keras.Sequential([keras.Input((4,)), kl.Dense(3, dtype=policies)])
+    x = floats(4)(6)
+    expected, entries = model.predict(x, verbose=0), len(policies)
+    fast = accelerate(model)
+    assert fast.backend == "onnxruntime"
+    assert len(policies) == entries
+    assert fast.predict(x, verbose=0).dtype == model.predict(x, verbose=0).dtype == expected.dtype == np.float16
+
+
+def test_mixed_models_may_be_accelerated_by_many_threads() -> None:
+    model = keras.Sequential(
+        [keras.Input((4,)), kl.Dense(8, dtype="mixed_float16"), kl.Dense(3, dtype="mixed_float16")]
+    )
+    before = tf.config.experimental.tensor_float_32_execution_enabled()
+    backends: list[str] = []
+    threads = [threading.Thread(target=lambda: backends.append(accelerate(model).backend)) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert backends == ["onnxruntime"] * 4
+    assert tf.config.experimental.tensor_float_32_execution_enabled() == before
+    assert [layer.dtype_policy.name for layer in model.layers] == ["mixed_float16"] * 2
+
+
+class Scaled(keras.Model):
+    """Overflows where it computes in integers."""
+
+    def call(self, x: Any) -> Any:
+        return keras.ops.cast((x * 100000) * 100000, "float32")
+
+
+def test_a_record_knows_whether_types_were_guessed(cache: EngineCache) -> None:
+    model = Scaled()
+    model(np.ones((2, 4), "float32"))
+    accelerate(model, cache=cache, sample=floats(4)(8))
+    fast = accelerate(model, cache=cache)
+    numbers = np.arange(1, 9, dtype="int32").reshape(2, 4)
+    with recorded() as records:
+        found = fast.predict(numbers, verbose=0)
+    warns_once(records, "int32")
+    same(model.predict(numbers, verbose=0), found)
+
+
+def test_a_verdict_stands_for_the_rows_that_it_was_given_on(cache: EngineCache) -> None:
+    model = _map(lambda x: x * 2)
+    assert accelerate(model, cache=cache).report().origin == "built"
+    one, other = floats(4)(8), floats(4)(8) + 1
+    first = accelerate(model, cache=cache, sample=one).report()
+    assert "verify" in first.seconds, "the user's rows were never looked at"
+    assert accelerate(model, cache=cache, sample=one).report().origin == "cache"
+    assert "verify" not in accelerate(model, cache=cache, sample=one).report().seconds
+    assert "verify" in accelerate(model, cache=cache, sample=other).report().seconds
+
+
+def test_a_model_that_takes_pairs_of_rows() -> None:
+    model = _map(lambda x: keras.ops.reshape(keras.ops.reshape(x, (-1, 2, 4)) * [[1.0], [2.0]], (-1, 4)))
+    fast = accelerate(model)
+    assert not fast.report().rows_independent
+    x = floats(4)(10)
+    same(model.predict(x, batch_size=2, verbose=0), fast.predict(x, batch_size=2, verbose=0))
+
+
+def test_a_fixed_batch_is_never_cut() -> None:
+    inputs = keras.Input(batch_shape=(8, 4))
+    model = keras.Model(inputs, kl.Lambda(lambda x: keras.ops.reshape(keras.ops.reshape(x, (4, 8)), (8, 4)))(inputs))
+    assert accelerate(model).backend == "onnxruntime"
+    with pytest.raises(InputError, match="at least 8 rows"):
+        accelerate(model, sample=floats(4)(3))
+
+
+def test_a_model_that_fails_on_the_sample_is_one_warning() -> None:
+    inputs = keras.Input((2,), dtype="int32")
+    model = keras.Model(inputs, kl.Lambda(lambda i: tf.gather(tf.eye(5), i), output_shape=(2, 5))(inputs))
+    with recorded() as records:
+        fast = accelerate(model, sample=np.array([[1, 99], [2, 3]], "int32"))
+    warns_once(records, "fails on")
+    assert fast.backend == "keras"
+
+
+def test_a_ragged_output_is_refused() -> None:
+    class Ragged(keras.Model):
+        def call(self, x: Any) -> Any:
+            return tf.RaggedTensor.from_tensor(x)
+
+    model = Ragged()
+    model(np.ones((2, 3), "float32"))
+    with pytest.raises(ExportError, match="dense tensors"):
+        accelerate(model, fallback="raise")
+
+
+def test_keys_that_are_no_strings_are_refused() -> None:
+    class Numbered(keras.Model):
+        def call(self, x: Any) -> Any:
+            return {0: x, 1: x * 2}
+
+    model = Numbered()
+    model(np.ones((2, 3), "float32"))
+    with pytest.raises(ExportError, match="key 0"):
+        accelerate(model, fallback="raise")
+
+
+def test_dependent_rows_and_a_large_smallest_batch() -> None:
+    model = _map(lambda x: x - keras.ops.mean(x, axis=0))
+    fast = accelerate(model, batch_sizes=(8, 8, 8))
+    assert (fast.backend, fast.report().rows_independent) == ("onnxruntime", False)
+    x = floats(4)(16)
+    same(model.predict(x, batch_size=8, verbose=0), fast.predict(x, batch_size=8, verbose=0))
+
+
+def test_bytes_stay_inside_a_table() -> None:
+    model = keras.Sequential([keras.Input((3,), dtype="uint8"), kl.Embedding(10, 4), kl.Flatten(), kl.Dense(2)])
+    assert accelerate(model).backend == "onnxruntime"
+
+
+def test_the_ladder_goes_on_from_an_unverified_record(cache: EngineCache) -> None:
+    model = _map(lambda x: keras.ops.tanh(x * 1e-6) * 1e6)  # float16 ends at 65504
+    accelerate(model, cache=cache, precision="fp16", verify=False)
+    with recorded() as records:
+        fast = accelerate(model, cache=cache, precision="fp16")
+    warns_once(records, "fp32")
+    assert fast.precision == "fp32"
+
+
+def test_a_precision_that_cannot_be_made_is_no_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = provision_module.typed
+
+    def broken(graph: bytes, precision: Any) -> bytes:
+        if precision == "fp16":
+            raise ValueError("The graph has a cycle.")
+        return real(graph, precision)
+
+    monkeypatch.setattr(provision_module, "typed", broken)
+    with recorded() as records:
+        fast = accelerate(_map(lambda x: x), precision="fp16")
+    warns_once(records, "cycle")
+    assert fast.precision == "fp32"
+
+
+def test_close_waits_for_calls_under_way() -> None:
+    fast = accelerate(_map(lambda x: x))
+    x, errors = floats(4)(200_000), []
+
+    def predict() -> None:
+        try:
+            fast.predict(x, verbose=0)
+        except RuntimeError as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=predict) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    fast.close()
+    for thread in threads:
+        thread.join()
+    assert all("closed" in str(error) for error in errors)
+    with pytest.raises(RuntimeError, match="closed"):
+        fast.predict(x, verbose=0)
