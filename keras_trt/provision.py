@@ -53,7 +53,7 @@ _LADDER: Mapping[Precision, tuple[Precision, ...]] = {
 }
 
 #: Why a precision does not run, where it will not run next time either; a build that failed may have lacked memory.
-_LASTING = ("PrecisionError", "UnsupportedOperatorError", "VerificationError")
+_LASTING = ("PrecisionError", "VerificationError")
 
 
 @dataclass(frozen=True)

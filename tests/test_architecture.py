@@ -20,7 +20,7 @@ ROOT = Path(keras_trt.__file__).parent
 LAYERS = [
     ["_version"],
     ["errors"],
-    ["_require", "_warn"],
+    ["_require", "_subgraphs", "_warn"],
     ["specs"],
     ["options"],
     ["cache"],

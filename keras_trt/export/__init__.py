@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from .. import policies
+from .._subgraphs import subgraphs
 from ..errors import ExportError
 from ..specs import Signature, TensorSpec
 from . import check, convert, signature
@@ -129,9 +130,8 @@ def _rename(graph: Any, names: dict[str, str]) -> None:
     for node in graph.node:
         node.input[:] = [names.get(name, name) for name in node.input]
         node.output[:] = [names.get(name, name) for name in node.output]
-        for attribute in node.attribute:
-            for subgraph in (*attribute.graphs, *([attribute.g] if attribute.HasField("g") else [])):
-                _rename(subgraph, names)
+        for subgraph in subgraphs(node):
+            _rename(subgraph, names)
 
 
 def _distinct(specs: tuple[TensorSpec, ...], taken: set[str]) -> tuple[TensorSpec, ...]:

@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from .._subgraphs import subgraphs
 from ..errors import ExportError
 from .convert import OPSET
 
@@ -99,6 +100,5 @@ def _in(layer: str | None) -> str:
 def _nodes(graph: Any) -> Iterator[Any]:
     for node in graph.node:
         yield node
-        for attribute in node.attribute:
-            for subgraph in (*attribute.graphs, *([attribute.g] if attribute.HasField("g") else [])):
-                yield from _nodes(subgraph)
+        for subgraph in subgraphs(node):
+            yield from _nodes(subgraph)

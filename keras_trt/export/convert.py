@@ -99,6 +99,7 @@ def convert(function: Any) -> tuple[Any, list[str]]:
     with _one_at_a_time, _captured_log("tf2onnx", "tensorflow") as messages, tf.device("/CPU:0"):
         try:
             frozen, outputs = freeze(function)
+            # Not `function.inputs`: those hold the tensors that layers captured too (the mean of a `Normalization`).
             inputs = [f"input_{i}:0" for i in range(len(function.structured_input_signature[0]))]
             with tf.Graph().as_default():
                 frozen = tf_loader.tf_optimize(inputs, outputs, frozen)

@@ -11,9 +11,8 @@ _XLA = ("_XlaMustCompile", "_noinline")
 def freeze(function: Any) -> tuple[Any, list[str]]:
     """Put the values of variables and captured tensors into a function's graph.
 
-    Two things that TensorFlow's own freezing leaves in the graph are mended here. A tensor that the model captured
-    (the mean of a `Normalization` layer) would stay a placeholder, and become an input. A call that Keras has
-    compiled with XLA (grouped convolutions, on a CPU) would stay a call; as a plain one it is inlined later.
+    A call that Keras has compiled with XLA (grouped convolutions, on a CPU) would stay a call; as a plain one it is
+    inlined later.
 
     Args:
         function: a TensorFlow `ConcreteFunction`.
@@ -21,32 +20,17 @@ def freeze(function: Any) -> tuple[Any, list[str]]:
     Returns:
         The `GraphDef`, and the names of its outputs.
     """
-    import tensorflow as tf
     from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
     from tf2onnx import tf_loader
 
     frozen = convert_variables_to_constants_v2(function, lower_control_flow=False, aggressive_inlining=True)
     graph = tf_loader.fix_freezing_errors_part2(frozen.graph.as_graph_def(add_shapes=True))
-    captured = {
-        inner.name.partition(":")[0]: outer for outer, inner in function.graph.captures if outer.dtype != tf.resource
-    }
     for node in graph.node:
-        if node.op == "Placeholder" and node.name in captured:
-            _make_constant(node, captured[node.name].numpy())
         if node.op in ("PartitionedCall", "StatefulPartitionedCall"):
             _let_inline(node.attr)
     for definition in graph.library.function:
         _let_inline(definition.attr)
     return graph, [output.name for output in frozen.outputs]
-
-
-def _make_constant(node: Any, value: Any) -> None:
-    import tensorflow as tf
-
-    node.op = "Const"
-    node.ClearField("attr")
-    node.attr["dtype"].type = tf.as_dtype(value.dtype).as_datatype_enum
-    node.attr["value"].tensor.CopyFrom(tf.make_tensor_proto(value))
 
 
 def _let_inline(attributes: Any) -> None:

@@ -6,6 +6,8 @@ import warnings
 from collections.abc import Iterable
 from typing import Any
 
+from .._subgraphs import subgraphs
+
 
 def to_half(onnx: bytes) -> bytes:
     """Convert a float32 graph to float16, with float32 inputs and outputs.
@@ -76,8 +78,7 @@ def _sort(graph: Any) -> None:
 def _reads(node: Any) -> Iterable[str]:
     """Yield all names that a node reads, those that its subgraphs take from outside included."""
     yield from node.input
-    for attribute in node.attribute:
-        for subgraph in (*attribute.graphs, *([attribute.g] if attribute.HasField("g") else [])):
-            for inner in subgraph.node:
-                yield from _reads(inner)
-            yield from (value.name for value in subgraph.output)
+    for subgraph in subgraphs(node):
+        for inner in subgraph.node:
+            yield from _reads(inner)
+        yield from (value.name for value in subgraph.output)

@@ -1,0 +1,14 @@
+"""The graphs inside a node: the branches of an `If`, the body of a `Loop` or a `Scan`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+
+def subgraphs(node: Any) -> Iterator[Any]:
+    """Yield each `onnx.GraphProto` that the attributes of an `onnx.NodeProto` hold."""
+    for attribute in node.attribute:
+        yield from attribute.graphs
+        if attribute.HasField("g"):
+            yield attribute.g
