@@ -29,7 +29,7 @@ from keras_trt import cuda
 from keras_trt.runtime.gpu import MAX_SLOTS, GpuRunner
 from keras_trt.verify import LIMITS
 
-from ..test_quickstart import REPOSITORY, assert_agrees, run_quickstart
+from ..test_quickstart import REPOSITORY, assert_agrees, child_environment, run_quickstart
 from . import models
 
 Array = np.ndarray[Any, Any]
@@ -165,16 +165,15 @@ def runner_of(fast: keras_trt.TRTModel) -> GpuRunner:
     return runner
 
 
-def engine_formats(fast: keras_trt.TRTModel) -> list[str]:
-    """Return all that TensorRT's inspector says of types and formats."""
+def engine_layers(fast: keras_trt.TRTModel) -> list[Any]:
+    """Return what TensorRT's inspector says of each layer of the engine."""
     import tensorrt
 
-    from keras_trt.backends.tensorrt.types import _strings
+    from keras_trt.backends.tensorrt import types
 
     engine: Any = runner_of(fast)._engine
     inspector = engine._engine.create_engine_inspector()
-    information = json.loads(inspector.get_engine_information(tensorrt.LayerInformationFormat.JSON))
-    return list(_strings(information["Layers"]))
+    return types._entries(inspector.get_engine_information(tensorrt.LayerInformationFormat.JSON))
 
 
 # Precision.
@@ -195,8 +194,13 @@ def test_precision(accelerated: Any, name: str, precision: str) -> None:
     assert to_keras < one.limit
     assert to_onnxruntime < one.limit
     one.assert_right(0, 300, answers)
-    half = [text for text in engine_formats(one.fast) if "FP16" in text or "Half" in text]
-    assert bool(half) == (precision == "fp16"), half[:5]
+    layers = engine_layers(one.fast)
+    if all("Myelin" in str(layer) for layer in layers):
+        # One layer whose inside the inspector does not show; its answers carry the rounding of its type (fp16: 2^-11).
+        assert to_onnxruntime > 5e-5 if precision == "fp16" else to_onnxruntime < 1e-5
+    else:
+        half = [layer for layer in layers if "FP16" in str(layer) or "Half" in str(layer)]
+        assert bool(half) == (precision == "fp16"), half[:5]
 
 
 @pytest.mark.parametrize(("precision", "limit"), [("fp16", 1e-2), ("tf32", 2e-3)])
@@ -320,7 +324,7 @@ def run_child(*arguments: object) -> dict[str, Any]:
         text=True,
         timeout=300,
         cwd=REPOSITORY,
-        env=os.environ | {"PYTHONPATH": str(REPOSITORY), "TF_CPP_MIN_LOG_LEVEL": "3"},
+        env=child_environment(),
     )
     # A crash at exit, as of memory that is freed after CUDA is gone, is a negative status.
     assert result.returncode == 0, f"{result.returncode}\n{result.stdout}\n{result.stderr[-6000:]}"
