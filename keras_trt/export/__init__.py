@@ -1,4 +1,8 @@
-"""Keras → ONNX: what a model takes (`signature`), its graph (`convert`), and whether that can be trusted (`check`)."""
+"""Keras → ONNX.
+
+What a model takes (`signature`), its TensorFlow graph (`trace`, `layers`), that as ONNX (`convert`, `operators`), made
+better (`graph/`), and whether it can be trusted (`check`).
+"""
 
 from __future__ import annotations
 
@@ -7,13 +11,20 @@ import os
 import tempfile
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from .. import policies
 from .._subgraphs import subgraphs
 from ..errors import ExportError
 from ..specs import Signature, TensorSpec
-from . import check, convert, signature
+from . import check, signature
+from .convert import convert
+from .trace import trace
+
+if TYPE_CHECKING:
+    from .graph import Recipe
 
 __all__ = ["ExportedModel", "export", "export_onnx"]
 
@@ -28,10 +39,14 @@ class ExportedModel:
     Attributes:
         onnx: the serialized `onnx.ModelProto`, float32, opset 17, weights inside.
         signature: names, shapes, types and nesting of its inputs and outputs.
+        recipe: how the graph's initializers follow from the variables of the model.
+        transposes: names of the transposes that are left in the graph.
     """
 
     onnx: bytes
     signature: Signature
+    recipe: Recipe
+    transposes: tuple[str, ...]
 
 
 def export(model: Any, sample: Any = None) -> ExportedModel:
@@ -47,6 +62,8 @@ def export(model: Any, sample: Any = None) -> ExportedModel:
     """
     import keras
 
+    from .graph import optimize
+
     if keras.config.backend() != "tensorflow":
         raise ExportError(
             f"Export goes through TensorFlow, and Keras runs on {keras.config.backend()!r}. Set "
@@ -55,20 +72,24 @@ def export(model: Any, sample: Any = None) -> ExportedModel:
     takes = signature.input_signature(model, sample)
     policies.check(model)
     with policies.full_float32(model):
-        function, output_structure, outputs = convert.trace(model, takes.input_structure, takes.inputs)
-    check.check_stateless(function, model)
+        traced = trace(model, takes.input_structure, takes.inputs)
+    outputs = traced.outputs
+    check.check_stateless(traced.function, model)
     if policies.is_mixed(model):  # the graph computes in float32; what its user gets has the types that Keras gives
-        _, _, own = convert.trace(model, takes.input_structure, takes.inputs)
+        own = trace(model, takes.input_structure, takes.inputs).outputs
         outputs = tuple(replace(spec, dtype=other.dtype) for spec, other in zip(outputs, own, strict=True))
-    proto, log = convert.convert(function)
-    check.check_graph(proto, model, len(takes.inputs), log)
+    proto, log = convert(traced)
+    check.check_nodes(proto, model)
+    optimized = optimize(proto, [np.asarray(variable) for variable in model.variables])
+    check.check_graph(optimized.proto, model, len(takes.inputs), log)
     inputs = _distinct(takes.inputs, set())
     outputs = _distinct(outputs, {spec.name for spec in inputs})
-    known = replace(takes, inputs=inputs, outputs=outputs, output_structure=output_structure)
+    known = replace(takes, inputs=inputs, outputs=outputs, output_structure=traced.output_structure)
     try:
-        return ExportedModel(_finish(proto, known), known)
+        onnx = _finish(optimized.proto, known)
     except Exception as error:  # protobuf's own kinds of errors differ between its versions
         raise ExportError(f"The graph could not be written, as of more than 2 GiB: {error}") from error
+    return ExportedModel(onnx, known, optimized.recipe, optimized.transposes)
 
 
 def export_onnx(model: Any, filepath: str | os.PathLike[str], *, sample: Any = None) -> None:

@@ -8,7 +8,9 @@ from typing import Any
 
 from .._subgraphs import subgraphs
 from ..errors import ExportError
-from .convert import OPSET
+
+#: The newest opset that every TensorRT from 8.6 on imports, and that tf2onnx writes.
+OPSET = 17
 
 
 def check_stateless(function: Any, model: Any) -> None:
@@ -24,10 +26,41 @@ def check_stateless(function: Any, model: Any) -> None:
     graph = function.graph.as_graph_def()
     for node in (*graph.node, *(node for definition in graph.library.function for node in definition.node_def)):
         if re.match(r"Assign|ResourceScatter|ResourceStrided", node.op):
+            raise write_refused(model, node.name)
+
+
+def write_refused(model: Any, name: str) -> ExportError:
+    """Return the error for a write to a variable.
+
+    Args:
+        model: the Keras model.
+        name: of the variable or of the graph node that writes.
+    """
+    where = layer_of(model, name)
+    return ExportError(
+        f"In {_in(where)} something writes to a variable when it infers ('{name}'), and an engine keeps nothing from "
+        "one batch to the next.",
+        layer=where,
+    )
+
+
+def check_nodes(proto: Any, model: Any) -> None:
+    """Refuse a node that is not standard ONNX.
+
+    Args:
+        proto: the `onnx.ModelProto` that tf2onnx returned.
+        model: the Keras model that it was made from.
+
+    Raises:
+        ExportError: names the layer.
+    """
+    import onnx
+
+    for node in _nodes(proto.graph):
+        if node.domain not in ("", "ai.onnx") or not onnx.defs.has(node.op_type, OPSET):
             where = layer_of(model, node.name)
             raise ExportError(
-                f"In {_in(where)} something writes to a variable when it infers ('{node.name}'), and an engine keeps "
-                "nothing from one batch to the next.",
+                f"The operation '{node.op_type}' of {_in(where)} has no form in ONNX (graph node '{node.name}').",
                 layer=where,
             )
 
@@ -42,18 +75,10 @@ def check_graph(proto: Any, model: Any, inputs: int, log: Sequence[str]) -> None
         log: what tf2onnx logged.
 
     Raises:
-        ExportError: for a node that is not standard ONNX, for an input that the model does not have, and for
-            whatever `onnx.checker` refuses.
+        ExportError: for an input that the model does not have, and for whatever `onnx.checker` refuses.
     """
     import onnx
 
-    for node in _nodes(proto.graph):
-        if node.domain not in ("", "ai.onnx") or not onnx.defs.has(node.op_type, OPSET):
-            where = layer_of(model, node.name)
-            raise ExportError(
-                f"The operation '{node.op_type}' of {_in(where)} has no form in ONNX (graph node '{node.name}').",
-                layer=where,
-            )
     expected = {f"input_{i}" for i in range(inputs)}
     for name in (value.name for value in proto.graph.input):
         if name not in expected:

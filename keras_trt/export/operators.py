@@ -1,20 +1,41 @@
-"""TensorFlow operators for which tf2onnx has no handler, written in operators that ONNX has."""
+"""TensorFlow operators for which tf2onnx has no handler, or no good one, written in operators that ONNX has."""
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import numpy as np
 
+from .einsum import einsum
+from .layers import MARKER
+
 
 def handlers() -> dict[str, Any]:
     """Return tf2onnx handlers by TensorFlow operator."""
-    return {"Erfc": (_erfc, []), "Expm1": (_expm1, [])}
+    ours = {"Einsum": einsum, "Erfc": _erfc, "Expm1": _expm1, "PyFunc": _marker, "ReverseV2": _reverse}
+    return {operator: (handler, []) for operator, handler in ours.items()}
 
 
 def _erfc(graph: Any, node: Any, _name: str, _arguments: Any) -> None:
-    """erfc(x) = 1 - erf(x), as in the exact GELU."""
-    _replace(graph, node, "Erf", "Sub", constant_first=True)
+    """erfc(x) = 1 - erf(x), and erfc(-x) = 1 + erf(x), the exact GELU's: the form that TensorRT fuses."""
+    positive = _without_minus(graph, node.inputs[0])
+    if positive is not None:
+        graph.replace_input(node, node.input[0], positive, 0)
+    _replace(graph, node, "Erf", "Sub" if positive is None else "Add", constant_first=True)
+
+
+def _without_minus(graph: Any, node: Any) -> str | None:
+    """Return `x` where a node is `-x`, and `x * y` where it is `-x * y`; else `None`."""
+    if node.type == "Neg":
+        return str(node.input[0])
+    if node.type != "Mul" or not any(one.type == "Neg" for one in node.inputs):
+        return None
+    place = 0 if node.inputs[0].type == "Neg" else 1
+    operands = list(node.input)
+    operands[place] = node.inputs[place].input[0]
+    shapes, dtypes = [graph.get_shape(node.output[0])], [graph.get_dtype(node.output[0])]
+    return str(graph.make_node("Mul", operands, shapes=shapes, dtypes=dtypes).output[0])
 
 
 def _expm1(graph: Any, node: Any, _name: str, _arguments: Any) -> None:
@@ -33,3 +54,41 @@ def _replace(graph: Any, node: Any, inner: str, outer: str, *, constant_first: b
     middle = graph.make_node(inner, [x], name=utils.make_name(name), shapes=shapes, dtypes=dtypes)
     operands = [one.output[0], middle.output[0]] if constant_first else [middle.output[0], one.output[0]]
     graph.make_node(outer, operands, outputs=outputs, name=name, shapes=shapes, dtypes=dtypes)
+
+
+def _marker(graph: Any, node: Any, _name: str, _arguments: Any) -> None:
+    """The ONNX operator that `layers.onnx_operator` put a marker for; any other Python function stays what it is."""
+    token = node.get_attr_str("token")
+    if not token.startswith(MARKER):
+        return
+    said = json.loads(token.removeprefix(MARKER))
+    given = iter(node.input)
+    inputs = [next(given) if present else "" for present in said["present"]]
+    while inputs and not inputs[-1]:
+        inputs.pop()
+    outputs, name = list(node.output), node.name
+    shapes, dtypes = [graph.get_shape(one) for one in outputs], [graph.get_dtype(one) for one in outputs]
+    graph.remove_node(name)
+    graph.make_node(
+        said["operator"], inputs, attr=said["attributes"], outputs=outputs, name=name, shapes=shapes, dtypes=dtypes
+    )
+
+
+def _reverse(graph: Any, node: Any, _name: str, _arguments: Any) -> None:
+    """A slice with negative steps; tf2onnx makes a `ReverseSequence` between transposes of it."""
+    from tf2onnx import utils
+
+    x, name, outputs = node.input[0], node.name, list(node.output)
+    shapes, dtypes = [graph.get_shape(outputs[0])], [graph.get_dtype(outputs[0])]
+    rank = len(graph.get_shape(x))
+    axes = [int(axis) % rank for axis in node.inputs[1].get_tensor_value(as_list=False).flatten()]
+
+    def constant(what: str, value: int) -> Any:
+        array = np.full(len(axes), value, np.int64)
+        return graph.make_const(utils.make_name(f"{name}/{what}"), array).output[0]
+
+    # From the last element to the one before the first, which only a number below all indices can name.
+    starts, ends, steps = constant("starts", -1), constant("ends", np.iinfo(np.int32).min), constant("steps", -1)
+    axis = graph.make_const(utils.make_name(f"{name}/axes"), np.array(axes, np.int64)).output[0]
+    graph.remove_node(name)
+    graph.make_node("Slice", [x, starts, ends, axis, steps], outputs=outputs, name=name, shapes=shapes, dtypes=dtypes)

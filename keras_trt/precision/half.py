@@ -28,6 +28,7 @@ def to_half(onnx: bytes) -> bytes:
 
     proto = onnx_package.load_from_string(onnx)
     _name_nodes(proto.graph)
+    del proto.graph.value_info[:]  # the converter would keep these types where it keeps float32, or not
     with warnings.catch_warnings():
         # It warns of each constant that it clamps; the verification of the engine judges whether that matters.
         warnings.filterwarnings("ignore", message="the float32 number", category=UserWarning)

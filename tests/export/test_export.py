@@ -21,8 +21,10 @@ from keras_trt import source
 from keras_trt.errors import ExportError
 from keras_trt.export import SIGNATURE_METADATA, export
 from keras_trt.export.check import check_graph, layer_of
-from keras_trt.export.convert import convert, trace
+from keras_trt.export.convert import convert
+from keras_trt.export.graph import optimize
 from keras_trt.export.signature import input_signature
+from keras_trt.export.trace import trace
 from keras_trt.specs import Signature, flatten, pack
 
 from .. import zoo
@@ -172,8 +174,8 @@ class TestRefusals:
     def test_an_input_that_the_model_does_not_have(self) -> None:
         model = keras.Sequential([keras.Input((4,)), layers.Dense(3, name="guilty")], name="whole")
         takes = input_signature(model)
-        function, _, _ = trace(model, takes.input_structure, takes.inputs)
-        proto, log = convert(function)
+        proto, log = convert(trace(model, takes.input_structure, takes.inputs))
+        proto = optimize(proto, model.get_weights()).proto
         check_graph(proto, model, 1, log)
         proto.graph.input.add().CopyFrom(proto.graph.input[0])
         proto.graph.input[1].name = "whole_1/guilty_1/Sub/y:0"

@@ -139,7 +139,7 @@ class Accelerated:
 
 
 def accelerate(model: Any, cache: Any, **options: Any) -> keras_trt.TRTModel:
-    fixed = {"backend": "tensorrt", "optimization_level": 1, "cache": cache, "verbose": 0}
+    fixed = {"backend": "tensorrt", "optimization_level": 0, "cache": cache, "verbose": 0}
     return keras_trt.accelerate(model, **(fixed | options))
 
 
