@@ -10,9 +10,10 @@ import statistics
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 sys.path.insert(0, str(Path(__file__).parent))
 sys.path.insert(1, str(Path(__file__).parent.parent))
@@ -23,7 +24,7 @@ import numpy as np
 
 from keras_trt.backends import BuildSpec
 from keras_trt.backends.tensorrt import TensorRTBackend
-from keras_trt.export import export, trace
+from keras_trt.export import export
 from keras_trt.precision import typed
 from keras_trt.runtime.gpu import GpuRunner
 from keras_trt.specs import OptimizationProfile, ShapeRange
@@ -35,17 +36,8 @@ LAYERS = ("LSTM", "GRU")
 @contextmanager
 def as_loop() -> Iterator[None]:
     """Trace layers as Keras wrote them."""
-    before = trace.__globals__["as_onnx_operators"]
-
-    @contextmanager
-    def nothing(_model: Any) -> Iterator[None]:
+    with mock.patch("keras_trt.export.trace.as_onnx_operators", lambda _model: nullcontext()):
         yield
-
-    trace.__globals__["as_onnx_operators"] = nothing
-    try:
-        yield
-    finally:
-        trace.__globals__["as_onnx_operators"] = before
 
 
 def main() -> None:

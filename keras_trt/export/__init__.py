@@ -19,9 +19,7 @@ from .. import policies
 from .._subgraphs import subgraphs
 from ..errors import ExportError
 from ..specs import Signature, TensorSpec
-from . import check, signature
-from .convert import convert
-from .trace import trace
+from . import check, convert, signature, trace
 
 if TYPE_CHECKING:
     from .graph import Recipe
@@ -72,13 +70,13 @@ def export(model: Any, sample: Any = None) -> ExportedModel:
     takes = signature.input_signature(model, sample)
     policies.check(model)
     with policies.full_float32(model):
-        traced = trace(model, takes.input_structure, takes.inputs)
+        traced = trace.trace(model, takes.input_structure, takes.inputs)
     outputs = traced.outputs
     check.check_stateless(traced.function, model)
     if policies.is_mixed(model):  # the graph computes in float32; what its user gets has the types that Keras gives
-        own = trace(model, takes.input_structure, takes.inputs).outputs
+        own = trace.trace(model, takes.input_structure, takes.inputs).outputs
         outputs = tuple(replace(spec, dtype=other.dtype) for spec, other in zip(outputs, own, strict=True))
-    proto, log = convert(traced)
+    proto, log = convert.convert(traced)
     check.check_nodes(proto, model)
     optimized = optimize(proto, [np.asarray(variable) for variable in model.variables])
     check.check_graph(optimized.proto, model, len(takes.inputs), log)

@@ -15,7 +15,7 @@ from .freeze import freeze
 from .operators import handlers
 from .trace import Trace
 
-# tf2onnx's own search for recurrent layers breaks graphs whose weights are not constants, and `recurrent` has found them.
+# tf2onnx's own search for recurrent layers breaks graphs whose weights are not constants; `recurrent` has found them.
 _UNWANTED = (
     "rewriter_lstm_tf2",
     "rewrite_gru_tf2",

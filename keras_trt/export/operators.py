@@ -13,7 +13,14 @@ from .layers import MARKER
 
 def handlers() -> dict[str, Any]:
     """Return tf2onnx handlers by TensorFlow operator."""
-    ours = {"Einsum": einsum, "Erfc": _erfc, "Expm1": _expm1, "PyFunc": _marker, "ReverseV2": _reverse}
+    ours = {
+        "Einsum": einsum,
+        "Erfc": _erfc,
+        "Expm1": _expm1,
+        "PyFunc": _marker,
+        "ReverseV2": _reverse,
+        "TensorListFromTensor": _list_of_steps,
+    }
     return {operator: (handler, []) for operator, handler in ours.items()}
 
 
@@ -92,3 +99,13 @@ def _reverse(graph: Any, node: Any, _name: str, _arguments: Any) -> None:
     axis = graph.make_const(utils.make_name(f"{name}/axes"), np.array(axes, np.int64)).output[0]
     graph.remove_node(name)
     graph.make_node("Slice", [x, starts, ends, axis, steps], outputs=outputs, name=name, shapes=shapes, dtypes=dtypes)
+
+
+def _list_of_steps(graph: Any, node: Any, _name: str, _arguments: Any) -> None:
+    """The tensor that a loop reads its steps from; tf2onnx leaves the shape of a step behind as a second input."""
+    if not any(one.is_while() for one in graph.find_output_consumers(node.output[0])):
+        return  # no form in ONNX
+    node.type = "Identity"
+    graph.replace_inputs(node, [node.input[0]])
+    graph.copy_dtype(node.input[0], node.output[0])
+    graph.copy_shape(node.input[0], node.output[0])
