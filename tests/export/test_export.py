@@ -93,6 +93,21 @@ def test_output_of_an_inputs_name_and_an_input_as_output() -> None:
     np.testing.assert_array_equal(run(result.onnx, {"x": array})[same], array)
 
 
+def test_equal_outputs_have_a_tensor_each() -> None:
+    x = keras.Input((3,))
+    y, constant = layers.Dense(2, bias_initializer="ones")(x), keras.Input((1,))
+    result = export(keras.Model([x, constant], [y, y, constant, constant]))
+    names = [value.name for value in onnx.load_from_string(result.onnx).graph.output]
+    assert names == [spec.name for spec in result.signature.outputs]
+    assert len(set(names)) == 4
+    inputs = [np.ones((2, 3), "float32"), np.full((2, 1), 7, "float32")]
+    feeds = {spec.name: array for spec, array in zip(result.signature.inputs, inputs, strict=True)}
+    one, two, three, four = run(result.onnx, feeds)
+    np.testing.assert_array_equal(one, two)
+    np.testing.assert_array_equal(three, four)
+    assert not np.array_equal(one[:, :1], three)
+
+
 def test_subclassed_model_takes_types_from_the_sample() -> None:
     class Lookup(keras.Model):
         def __init__(self) -> None:
