@@ -63,27 +63,25 @@ def _run(layer: Any, operator: str, activations: Sequence[Any], sequences: Any, 
         attributes["direction"] = "reverse"
     if operator == "GRU":
         attributes["linear_before_reset"] = int(layer.cell.reset_after)
+    # Without lengths an operator runs on over the padding, whose answers nobody reads. Only the carry state of an LSTM
+    # cannot be had otherwise: TensorRT's form of lengths is slower, and 10 and later refuse it in half precision.
+    lengths = packed.lengths if given is not None and operator == "LSTM" and layer.return_state else None
     kind = x.dtype
     outputs = [(kind, (steps, 1, batch, units))] + [(kind, (1, batch, units))] * len(states)
-    operands = [tf.transpose(x, (1, 0, 2)), kernel, recurrent, bias]
-    operands.append(None if given is None else packed.lengths)
+    operands = [tf.transpose(x, (1, 0, 2)), kernel, recurrent, bias, lengths]
     if not all(_is_zero(state) for state in states):  # zeros are ONNX's default
         operands += [tf.expand_dims(state, 0) for state in states]
     results = onnx_operator(operator, operands, attributes, outputs)
-    last_states = [tf.squeeze(one, 0) for one in results[1:]]
-    if given is not None:  # what an operator gives for a sequence without a step is its own matter
-        some = tf.expand_dims(packed.lengths > 0, 1)
-        last_states = [tf.where(some, last, first) for last, first in zip(last_states, states, strict=True)]
-    if given is None and not layer.return_sequences:
-        last = last_states[0]
-        return last, tf.expand_dims(last, 1), last_states
     every = tf.transpose(tf.squeeze(results[0], 1), (1, 0, 2))
-    if reverse:
-        every = tf.reverse(every, [1])  # Keras gives them in the order in which they were computed
-    if given is not None:
-        every = packed.unpack(every, zeros=layer.zero_output_for_mask)
-    last = last_states[0] if given is None else every[:, -1]
-    return last, every if layer.return_sequences else tf.expand_dims(last, 1), last_states
+    last_states = [tf.squeeze(one, 0) for one in results[1:]]
+    if given is None:
+        if reverse:
+            every = tf.reverse(every, [1])  # Keras gives them in the order in which they were computed
+        return last_states[0], every if layer.return_sequences else tf.expand_dims(last_states[0], 1), last_states
+    last_states[0] = packed.last(every)
+    last_states = [packed.where_valid(last, first) for last, first in zip(last_states, states, strict=True)]
+    every = packed.unpack(every, zeros=layer.zero_output_for_mask)
+    return every[:, -1], every if layer.return_sequences else every[:, -1:], last_states
 
 
 class _Packed:
@@ -113,6 +111,18 @@ class _Packed:
         sources = tf.reduce_sum(tf.where(place, steps[None, None, :], 0), axis=2)
         return _take_steps(x, sources)
 
+    def last(self, y: Any) -> Any:
+        """Return what was computed for the last valid step."""
+        import tensorflow as tf
+
+        return _take_steps(y, tf.maximum(self.lengths - 1, 0)[:, None])[:, 0]
+
+    def where_valid(self, last: Any, first: Any) -> Any:
+        """Return `last`, and `first` for sequences without a valid step."""
+        import tensorflow as tf
+
+        return tf.where(tf.expand_dims(self.lengths > 0, 1), last, first)
+
     def unpack(self, y: Any, *, zeros: bool) -> Any:
         """Return what was computed for packed steps at the steps of the mask."""
         import tensorflow as tf
@@ -128,9 +138,10 @@ def _take_steps(x: Any, steps: Any) -> Any:
 
     from .layers import onnx_operator
 
-    shape = tf.shape(x)
+    shape = tf.concat([tf.shape(steps), tf.shape(x)[2:]], 0)
     indices = tf.broadcast_to(tf.expand_dims(steps, 2), shape)
-    (taken,) = onnx_operator("GatherElements", [x, indices], {"axis": 1}, [(x.dtype, x.shape)])
+    taken_shape = (x.shape[0], steps.shape[1], x.shape[2])
+    (taken,) = onnx_operator("GatherElements", [x, indices], {"axis": 1}, [(x.dtype, taken_shape)])
     return taken
 
 
