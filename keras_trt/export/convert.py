@@ -45,12 +45,13 @@ def convert(traced: Trace) -> tuple[Any, list[str]]:
     """
     require("tf2onnx", package="tf2onnx", extra="tensorflow", purpose="Exporting a Keras model")
     import tensorflow as tf
-    from tf2onnx import tf_loader, tfonnx
+    from tf2onnx import tf_loader, tfonnx, utils
 
     # Not `function.inputs`: those hold the tensors that layers captured too (the mean of a `Normalization`).
     names = [f"weight_{i}" for i in range(traced.weights)] + [f"input_{i}" for i in range(traced.inputs)]
     inputs = [f"{name}:0" for name in names]
     with _one_at_a_time, _captured_log("tf2onnx", "tensorflow") as messages, tf.device("/CPU:0"):
+        utils.INTERNAL_NAME = 1  # so that one model gives one graph, to the bit, however many were converted before
         try:
             frozen, outputs = freeze(traced.function)
             with tf.Graph().as_default():

@@ -92,7 +92,8 @@ def _merged(found: tuple[str, str, Plan], shapes: Sequence[Sequence[int]]) -> di
             if known > 0 and size > 0 and known != size:
                 return None  # broadcast
             sizes[letter] = max(known, size)
-    for group in (how.left, how.right, how.summed):
+    # Without a batch, the axes on the left stay as they are: `MatMul` takes any number of them.
+    for group in (how.left if how.batch else "", how.right, how.summed):
         if len(group) > 1 and any(sizes[letter] < 0 for letter in group):
             return None
     return sizes
@@ -108,7 +109,6 @@ class _Writer:
 
     def write(self) -> None:
         how = self._how
-        # Without a batch, a matrix on the right takes any number of axes on the left.
         open_left = not how.batch and bool(how.left)
         left = self._transposed(self._inputs[0], self._first, how.batch + how.left + how.summed)
         left = self._grouped(left, how.batch, [*how.left] if open_left else [how.left], [how.summed])

@@ -253,3 +253,10 @@ def test_export_onnx_writes_a_file_with_its_signature(tmp_path: Path) -> None:
     metadata = {entry.key: entry.value for entry in proto.metadata_props}
     assert Signature.from_json(json.loads(metadata[SIGNATURE_METADATA])) == export(model).signature
     assert [child.name for child in tmp_path.iterdir()] == ["model.onnx"], "a temporary file is left"
+
+
+def test_one_model_gives_one_graph_to_the_bit() -> None:
+    model = zoo.make("attention")
+    first = export(model)
+    export(zoo.make("cnn"))
+    assert export(model).onnx == first.onnx
