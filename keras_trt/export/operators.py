@@ -8,20 +8,50 @@ from typing import Any
 import numpy as np
 
 from .einsum import einsum
+from .fourier import Fourier
 from .layers import MARKER
 
 
 def handlers() -> dict[str, Any]:
     """Return tf2onnx handlers by TensorFlow operator."""
     ours = {
+        "Bucketize": _bucketize,
         "Einsum": einsum,
         "Erfc": _erfc,
         "Expm1": _expm1,
         "PyFunc": _marker,
         "ReverseV2": _reverse,
         "TensorListFromTensor": _list_of_steps,
+        **Fourier().handlers(),
     }
     return {operator: (handler, []) for operator, handler in ours.items()}
+
+
+def _bucketize(graph: Any, node: Any, _name: str, _arguments: Any) -> None:
+    """The number of boundaries that are not above x."""
+    from onnx import TensorProto
+    from tf2onnx import utils
+
+    x, outputs, name = node.input[0], list(node.output), node.name
+    dtype, shape = graph.get_dtype(x), graph.get_shape(x)
+    boundaries = np.array(node.get_attr_value("boundaries"), utils.map_onnx_to_numpy_type(dtype))
+    if shape is None:
+        return  # `check` refuses it
+
+    def write(operator: str, inputs: list[str], kind: int, **options: Any) -> str:
+        made = graph.make_node(operator, inputs, name=utils.make_name(name), dtypes=[kind], **options)
+        return str(made.output[0])
+
+    last = graph.make_const(utils.make_name(f"{name}/axis"), np.array([len(shape)], np.int64)).output[0]
+    limits = graph.make_const(utils.make_name(f"{name}/boundaries"), boundaries).output[0]
+    graph.remove_node(name)
+    wide = write("Unsqueeze", [x, last], dtype)
+    # Counted as floats: TensorRT 8.6 has no sum of 32-bit integers in every place.
+    over = write("Cast", [write("GreaterOrEqual", [wide, limits], TensorProto.BOOL)], TensorProto.FLOAT,
+                 attr={"to": TensorProto.FLOAT})  # fmt: skip
+    count = write("ReduceSum", [over, last], TensorProto.FLOAT, attr={"keepdims": 0})
+    graph.make_node("Cast", [count], attr={"to": TensorProto.INT32}, name=name, outputs=outputs, shapes=[shape],
+                    dtypes=[TensorProto.INT32])  # fmt: skip
 
 
 def _erfc(graph: Any, node: Any, _name: str, _arguments: Any) -> None:

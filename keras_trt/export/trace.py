@@ -52,6 +52,8 @@ def trace(model: Any, structure: Structure, inputs: Sequence[TensorSpec]) -> Tra
 
     seen: dict[str, Any] = {}
     variables = model.variables
+    # Layers draw random numbers that they do not use at inference; what uses them is refused as a node.
+    seeds = {id(source.state) for layer in model._flatten_layers() for source in layer._seed_generators}
     keywords = {"training": False} if model._call_has_training_arg else {}
 
     def flat_call(*given: Any) -> list[Any]:
@@ -62,7 +64,9 @@ def trace(model: Any, structure: Structure, inputs: Sequence[TensorSpec]) -> Tra
         ):
             outputs = model(pack(structure, arguments), **keywords)
         pairs = zip(variables, weights, strict=True)
-        seen["written"] = [one.path for one, given in pairs if scope.get_current_value(one) is not given]
+        seen["written"] = [
+            one.path for one, given in pairs if scope.get_current_value(one) is not given and id(one) not in seeds
+        ]
         seen["structure"] = describe(outputs)
         leaves = flatten(outputs)
         if odd := [type(leaf).__name__ for leaf in leaves if not isinstance(leaf, tf.Tensor)]:

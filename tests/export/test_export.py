@@ -173,9 +173,9 @@ class TestRefusals:
                 lambda: layers.StringLookup(vocabulary=["a"]),
                 "string",
             ),
-            (lambda: keras.Input((8,)), lambda: layers.Lambda(lambda x: keras.ops.rfft(x)[0], name="guilty"), "RFFT"),
+            (lambda: keras.Input((8,)), lambda: layers.Lambda(lambda x: keras.ops.erfinv(x), name="guilty"), "Erfinv"),
         ],
-        ids=["float16", "float64", "sparse", "string", "rfft"],
+        ids=["float16", "float64", "sparse", "string", "erfinv"],
     )
     def test_names_the_layer(self, given: Any, refused: Any, word: str, tmp_path: Path) -> None:
         path = tmp_path / "model.onnx"

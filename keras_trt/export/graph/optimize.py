@@ -9,7 +9,7 @@ from typing import Any
 import onnx_ir as ir
 from onnx_ir.passes import common
 
-from . import fold, layout, simplify, weights
+from . import fold, layout, repair, simplify, weights
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,12 @@ def optimize(proto: Any, values: Sequence[Any]) -> Optimized:
     given = [one for one in graph.inputs if str(one.name).startswith("weight_")]
     _tidy(model)
     _fold(model)
+    repair.constant_branches(graph)
+    repair.scales_of_resizes(graph)
+    _tidy(model)
     common.ShapeInferencePass(data_prop=True)(model)
+    simplify.sizes(graph)
+    _fold(model)
     simplify.shapes(graph)
     simplify.products(graph)
     layout.sink_transposes(graph, weights.fixed_values(graph, given))
@@ -50,23 +55,11 @@ def optimize(proto: Any, values: Sequence[Any]) -> Optimized:
     _fold(model)
     recipe = _put_weights_in(model, given, values)
     _tidy(model)
-    _name_outputs(graph, outputs)
+    repair.outputs_of_branches(graph)
+    repair.own_outputs(graph, outputs)
+    common.NameFixPass()(model)
     transposes = tuple(str(node.name) for node in graph.all_nodes() if node.op_type == "Transpose")
     return Optimized(ir.to_proto(model), recipe, transposes)
-
-
-def _name_outputs(graph: Any, names: Sequence[str]) -> None:
-    """Give each output a tensor and a name of its own: passes merge equal ones, and let inputs be outputs."""
-    seen: set[Any] = set()
-    for position, name in enumerate(names):
-        value = graph.outputs[position]
-        if value in seen or value.is_graph_input() or value.is_initializer():
-            same = ir.node("Identity", [value], name=f"{name}/same")
-            same.outputs[0].type, same.outputs[0].shape = value.type, value.shape
-            graph.append(same)
-            value = graph.outputs[position] = same.outputs[0]
-        seen.add(value)
-        value.name = name
 
 
 def _tidy(model: Any) -> None:

@@ -24,6 +24,21 @@ def shapes(graph: Any) -> None:
         node.replace_input_with(1, target)
 
 
+def sizes(graph: Any) -> None:
+    """Make constants of what is computed from the known sizes of tensors of open shapes, such as their channels."""
+    for node in list(graph.all_nodes()):
+        if node.op_type not in ("Shape", "Slice", "Gather", "Squeeze", "Unsqueeze", "ReduceProd"):
+            continue
+        output = node.outputs[0]
+        found, shape = numbers(output), known_sizes(output)
+        if found is None or None in found or shape is None or None in shape or output.dtype is None:
+            continue
+        if not output.dtype.is_integer() or output.is_graph_output():
+            continue
+        array = np.array(found, output.dtype.numpy()).reshape([size or 0 for size in shape])
+        output.replace_all_uses_with(new_constant(node.graph, array))
+
+
 def numbers(value: Any) -> list[int | None] | None:
     """Return the numbers that a computed shape holds, `None` for each that is not known before the run.
 
@@ -49,6 +64,9 @@ def numbers(value: Any) -> list[int | None] | None:
     places = parts[1] if len(parts) > 1 else None
     if node.op_type == "Gather" and places is not None and None not in places:
         return [first[int(place or 0)] for place in places]
+    if node.op_type == "Slice" and len(parts) >= 4 and parts[3] == [0]:
+        start, stop, step = (part[0] if part else None for part in (parts[1], parts[2], (parts + [[1]])[4]))
+        return None if None in (start, stop, step) else first[slice(start, stop, step)]
     if node.op_type == "ReduceProd":
         return [None if None in first else int(np.prod([int(one or 0) for one in first]))]
     return None
