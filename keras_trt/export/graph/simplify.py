@@ -65,7 +65,7 @@ def numbers(value: Any) -> list[int | None] | None:
     if node.op_type == "Gather" and places is not None and None not in places:
         return [first[int(place or 0)] for place in places]
     if node.op_type == "Slice" and len(parts) >= 4 and parts[3] == [0]:
-        start, stop, step = (part[0] if part else None for part in (parts[1], parts[2], (parts + [[1]])[4]))
+        start, stop, step = (part[0] if part else None for part in (parts[1], parts[2], [*parts, [1]][4]))
         return None if None in (start, stop, step) else first[slice(start, stop, step)]
     if node.op_type == "ReduceProd":
         return [None if None in first else int(np.prod([int(one or 0) for one in first]))]
