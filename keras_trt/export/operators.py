@@ -9,7 +9,33 @@ import numpy as np
 
 def handlers() -> dict[str, Any]:
     """Return tf2onnx handlers by TensorFlow operator."""
-    return {"Erfc": (_erfc, []), "Expm1": (_expm1, [])}
+    return {"Bucketize": (_bucketize, []), "Erfc": (_erfc, []), "Expm1": (_expm1, [])}
+
+
+def _bucketize(graph: Any, node: Any, _name: str, _arguments: Any) -> None:
+    """Count the boundaries that x is not below, as in `Discretization`: NaN is above all of them, as in TensorFlow."""
+    from onnx import TensorProto
+    from tf2onnx import utils
+
+    shapes, dtypes = [graph.get_shape(node.output[0])], [graph.get_dtype(node.output[0])]
+    boundaries = np.array(node.get_attr_value("boundaries"), np.float32)
+    x, outputs, name = node.input[0], node.output, node.name
+    graph.remove_node(node.name)
+
+    def step(operator: str, inputs: list[str], **more: Any) -> str:
+        made = graph.make_node(operator, inputs, name=utils.make_name(name), **more)
+        return str(made.output[0])
+
+    def constant(value: Any) -> str:
+        return str(graph.make_const(utils.make_name(f"{name}/constant"), value).output[0])
+
+    last = constant(np.array([-1], np.int64))
+    column = step("Unsqueeze", [step("Cast", [x], attr={"to": TensorProto.FLOAT}), last])
+    reached = step("Not", [step("Less", [column, constant(boundaries)])])
+    counts = step("Cast", [reached], attr={"to": TensorProto.INT32})
+    graph.make_node(
+        "ReduceSum", [counts, last], attr={"keepdims": 0}, outputs=outputs, name=name, shapes=shapes, dtypes=dtypes
+    )
 
 
 def _erfc(graph: Any, node: Any, _name: str, _arguments: Any) -> None:
