@@ -9,6 +9,7 @@ from . import backends, source
 from ._warn import warn
 from .cache import EngineCache
 from .errors import CacheError, EngineLoadError, ExportError, FallbackWarning, InputError, KerasTRTError
+from .head import split
 from .model import TRTModel
 from .options import BuildOptions
 from .predictor import Predictor
@@ -59,7 +60,8 @@ def accelerate(model: Any, *, options: BuildOptions | None = None, **keywords: A
             raise EngineLoadError(" ".join(unusable))
         if only_keras := source.what_only_keras_can(model):
             raise ExportError(f"Only Keras can run this model: {only_keras}.")
-        ready = provision(model, backend, chosen, _cache(chosen))
+        head = split(model)
+        ready = provision(head.tail if head is not None else model, backend, chosen, _cache(chosen), head)
     except InputError:
         raise  # the user's sample: nothing that another engine could mend
     except KerasTRTError as error:
@@ -77,7 +79,7 @@ def accelerate(model: Any, *, options: BuildOptions | None = None, **keywords: A
         )
     if chosen.verbose:
         print(report)  # noqa: T201 (as Keras's own verbose)
-    return TRTModel(model, Predictor(model, ready.signature, ready.session), ready.session, report)
+    return TRTModel(model, Predictor(model, ready.signature, ready.session, head), ready.session, report)
 
 
 def _ensure_built(model: Any, options: BuildOptions) -> None:

@@ -32,7 +32,7 @@ LAYERS = [
     ["precision"],
     ["backends"],
     ["runtime"],
-    ["source", "data"],
+    ["source", "data", "head"],
     ["verify"],
     ["gate", "report"],
     ["provision", "predictor"],

@@ -19,7 +19,7 @@ from .. import policies
 from .._subgraphs import subgraphs
 from ..errors import ExportError
 from ..specs import Signature, TensorSpec
-from . import check, convert, signature, trace
+from . import byte_inputs, check, convert, signature, trace
 
 if TYPE_CHECKING:
     from .graph import Recipe
@@ -128,6 +128,7 @@ def _finish(proto: Any, known: Signature) -> bytes:
     names |= {f"output_{i}": spec.name for i, spec in enumerate(known.outputs)}
     _make_room(proto.graph, set(names.values()) - set(names))
     _rename(proto.graph, names)
+    byte_inputs.cast_first(proto)
     # tf2onnx declares ai.onnx.ml whether it is used or not; `check` has seen that it is not.
     standard = [entry for entry in proto.opset_import if entry.domain in ("", "ai.onnx")]
     del proto.opset_import[:]

@@ -28,30 +28,29 @@ def handlers() -> dict[str, Any]:
 
 
 def _bucketize(graph: Any, node: Any, _name: str, _arguments: Any) -> None:
-    """The number of boundaries that are not above x."""
+    """Count the boundaries that x is not below, as in `Discretization`: NaN is above all of them, as in TensorFlow."""
     from onnx import TensorProto
     from tf2onnx import utils
 
-    x, outputs, name = node.input[0], list(node.output), node.name
-    dtype, shape = graph.get_dtype(x), graph.get_shape(x)
-    boundaries = np.array(node.get_attr_value("boundaries"), utils.map_onnx_to_numpy_type(dtype))
-    if shape is None:
-        return  # `check` refuses it
+    shapes, dtypes = [graph.get_shape(node.output[0])], [graph.get_dtype(node.output[0])]
+    boundaries = np.array(node.get_attr_value("boundaries"), np.float32)
+    x, outputs, name = node.input[0], node.output, node.name
+    graph.remove_node(node.name)
 
-    def write(operator: str, inputs: list[str], kind: int, **options: Any) -> str:
-        made = graph.make_node(operator, inputs, name=utils.make_name(name), dtypes=[kind], **options)
+    def step(operator: str, inputs: list[str], **more: Any) -> str:
+        made = graph.make_node(operator, inputs, name=utils.make_name(name), **more)
         return str(made.output[0])
 
-    last = graph.make_const(utils.make_name(f"{name}/axis"), np.array([len(shape)], np.int64)).output[0]
-    limits = graph.make_const(utils.make_name(f"{name}/boundaries"), boundaries).output[0]
-    graph.remove_node(name)
-    wide = write("Unsqueeze", [x, last], dtype)
-    # Counted as floats: TensorRT 8.6 has no sum of 32-bit integers in every place.
-    over = write("Cast", [write("GreaterOrEqual", [wide, limits], TensorProto.BOOL)], TensorProto.FLOAT,
-                 attr={"to": TensorProto.FLOAT})  # fmt: skip
-    count = write("ReduceSum", [over, last], TensorProto.FLOAT, attr={"keepdims": 0})
-    graph.make_node("Cast", [count], attr={"to": TensorProto.INT32}, name=name, outputs=outputs, shapes=[shape],
-                    dtypes=[TensorProto.INT32])  # fmt: skip
+    def constant(value: Any) -> str:
+        return str(graph.make_const(utils.make_name(f"{name}/constant"), value).output[0])
+
+    last = constant(np.array([-1], np.int64))
+    column = step("Unsqueeze", [step("Cast", [x], attr={"to": TensorProto.FLOAT}), last])
+    reached = step("Not", [step("Less", [column, constant(boundaries)])])
+    counts = step("Cast", [reached], attr={"to": TensorProto.INT32})
+    graph.make_node(
+        "ReduceSum", [counts, last], attr={"keepdims": 0}, outputs=outputs, name=name, shapes=shapes, dtypes=dtypes
+    )
 
 
 def _erfc(graph: Any, node: Any, _name: str, _arguments: Any) -> None:

@@ -12,7 +12,7 @@ from ..errors import ExportError
 from ..specs import Signature, Structure, TensorSpec, describe, flatten
 
 
-def input_signature(model: Any, sample: Any = None) -> Signature:
+def input_signature(model: Any, sample: Any = None, *, strings: bool = False) -> Signature:
     """Return a model's inputs, as a signature without outputs.
 
     Sequential and Functional models say it themselves. For a subclassed model it is the `sample`, where there
@@ -22,6 +22,7 @@ def input_signature(model: Any, sample: Any = None) -> Signature:
     Args:
         model: a built `keras.Model`.
         sample: a batch of inputs, or `None`.
+        strings: whether inputs may be strings, since what takes them is not exported.
 
     Raises:
         ExportError: if the model is not built, or takes something that is not a dense tensor of numbers.
@@ -34,7 +35,7 @@ def input_signature(model: Any, sample: Any = None) -> Signature:
         tensors = model.input
     else:
         return _of_subclass(model, sample)
-    return _signature(describe(tensors), [_of_keras_tensor(leaf) for leaf in flatten(tensors)])
+    return _signature(describe(tensors), [_of_keras_tensor(leaf, strings) for leaf in flatten(tensors)])
 
 
 def _signature(structure: Structure, inputs: Iterable[TensorSpec], *, types_guessed: bool = False) -> Signature:
@@ -42,7 +43,7 @@ def _signature(structure: Structure, inputs: Iterable[TensorSpec], *, types_gues
     return Signature(tuple(inputs), (), structure, {"tuple": []}, types_guessed)
 
 
-def _of_keras_tensor(tensor: Any) -> TensorSpec:
+def _of_keras_tensor(tensor: Any, strings: bool) -> TensorSpec:
     operation = tensor._keras_history.operation
     name = str(operation.name)
     for unsupported in ("sparse", "ragged"):
@@ -52,7 +53,8 @@ def _of_keras_tensor(tensor: Any) -> TensorSpec:
         raise ExportError(f"Input '{name}' has no axes, so it has no batch of rows.", layer=name)
     if getattr(operation, "optional", False):
         raise ExportError(f"Input '{name}' is optional; an engine takes all of its inputs at each call.", layer=name)
-    return TensorSpec(name, tuple(tensor.shape), _numeric(name, str(tensor.dtype)))
+    dtype = str(tensor.dtype)
+    return TensorSpec(name, tuple(tensor.shape), dtype if strings and dtype == "string" else _numeric(name, dtype))
 
 
 def _of_subclass(model: Any, sample: Any) -> Signature:
@@ -146,6 +148,8 @@ def _as_keras_casts(dtype: np.dtype[Any]) -> str:
 def _numeric(name: str, dtype: str) -> str:
     if dtype in ("string", "object") or dtype.startswith(("str", "bytes", "complex")):
         raise ExportError(
-            f"Input '{name}' has dtype {dtype}, which no engine takes. Allowed are numbers and booleans.", layer=name
+            f"Input '{name}' has dtype {dtype}, which no engine takes. Allowed are numbers and booleans. (`accelerate` "
+            'lets the CPU run what takes strings in a Sequential or Functional model of keras.Input(dtype="string").)',
+            layer=name,
         )
     return dtype
