@@ -16,6 +16,7 @@ def handlers() -> dict[str, Any]:
     """Return tf2onnx handlers by TensorFlow operator."""
     ours = {
         "Bucketize": _bucketize,
+        "DenseBincount": _bincount,
         "Einsum": einsum,
         "Erfc": _erfc,
         "Expm1": _expm1,
@@ -27,30 +28,84 @@ def handlers() -> dict[str, Any]:
     return {operator: (handler, []) for operator, handler in ours.items()}
 
 
+class _Writer:
+    """Writes nodes in the place of one that was removed.
+
+    Args:
+        graph: tf2onnx's graph.
+        node: the node; it is removed.
+    """
+
+    def __init__(self, graph: Any, node: Any) -> None:
+        self._graph, self._name, self._outputs = graph, node.name, list(node.output)
+        self._shapes = [graph.get_shape(one) for one in node.output]
+        self._dtypes = [graph.get_dtype(one) for one in node.output]
+        graph.remove_node(node.name)
+
+    def constant(self, value: Any) -> str:
+        from tf2onnx import utils
+
+        return str(self._graph.make_const(utils.make_name(f"{self._name}/constant"), value).output[0])
+
+    def node(self, operator: str, inputs: list[str], **attributes: Any) -> str:
+        from tf2onnx import utils
+
+        made = self._graph.make_node(operator, inputs, attr=attributes, name=utils.make_name(self._name))
+        return str(made.output[0])
+
+    def result(self, operator: str, inputs: list[str], **attributes: Any) -> None:
+        """Write the node that gives what the removed one gave."""
+        self._graph.make_node(
+            operator, inputs, attr=attributes, name=self._name, outputs=self._outputs, shapes=self._shapes,
+            dtypes=self._dtypes,
+        )  # fmt: skip
+
+
 def _bucketize(graph: Any, node: Any, _name: str, _arguments: Any) -> None:
     """Count the boundaries that x is not below, as in `Discretization`: NaN is above all of them, as in TensorFlow."""
     from onnx import TensorProto
-    from tf2onnx import utils
 
-    shapes, dtypes = [graph.get_shape(node.output[0])], [graph.get_dtype(node.output[0])]
-    boundaries = np.array(node.get_attr_value("boundaries"), np.float32)
-    x, outputs, name = node.input[0], node.output, node.name
-    graph.remove_node(node.name)
+    x, boundaries = node.input[0], np.array(node.get_attr_value("boundaries"), np.float32)
+    write = _Writer(graph, node)
+    last = write.constant(np.array([-1], np.int64))
+    column = write.node("Unsqueeze", [write.node("Cast", [x], to=TensorProto.FLOAT), last])
+    reached = write.node("Not", [write.node("Less", [column, write.constant(boundaries)])])
+    write.result("ReduceSum", [write.node("Cast", [reached], to=TensorProto.INT32), last], keepdims=0)
 
-    def step(operator: str, inputs: list[str], **more: Any) -> str:
-        made = graph.make_node(operator, inputs, name=utils.make_name(name), **more)
-        return str(made.output[0])
 
-    def constant(value: Any) -> str:
-        return str(graph.make_const(utils.make_name(f"{name}/constant"), value).output[0])
+def _bincount(graph: Any, node: Any, _name: str, _arguments: Any) -> None:
+    """Count each number of a row, or tell whether it occurs: the `multi_hot` and `count` of `CategoryEncoding`."""
+    from onnx import TensorProto
 
-    last = constant(np.array([-1], np.int64))
-    column = step("Unsqueeze", [step("Cast", [x], attr={"to": TensorProto.FLOAT}), last])
-    reached = step("Not", [step("Less", [column, constant(boundaries)])])
-    counts = step("Cast", [reached], attr={"to": TensorProto.INT32})
-    graph.make_node(
-        "ReduceSum", [counts, last], attr={"keepdims": 0}, outputs=outputs, name=name, shapes=shapes, dtypes=dtypes
-    )
+    x, _size, weights = node.input
+    shape, weights_shape, count = graph.get_shape(x), graph.get_shape(weights), _fixed_size(node.inputs[1])
+    if shape is None or weights_shape is None or 0 not in weights_shape or count is None:
+        return  # `check` refuses what stays
+    numbers, binary, dtype = graph.get_dtype(x), node.get_attr_value("binary_output"), graph.get_dtype(node.output[0])
+    write = _Writer(graph, node)
+    last = write.constant(np.array([-1], np.int64))
+    kind = np.int64 if numbers == TensorProto.INT64 else np.int32
+    found = write.node("Equal", [write.node("Unsqueeze", [x, last]), write.constant(np.arange(count, dtype=kind))])
+    # Summed, and compared, as floats: TensorRT has that for every type.
+    row = write.constant(np.array([len(shape) - 1], np.int64))
+    counts = write.node("ReduceSum", [write.node("Cast", [found], to=TensorProto.FLOAT), row], keepdims=0)
+    if binary:
+        counts = write.node("Greater", [counts, write.constant(np.zeros((), np.float32))])
+    write.result("Cast", [counts], to=dtype)
+
+
+def _fixed_size(node: Any) -> int | None:
+    """Return a number that a node gives for sure: a constant, also as the least and the largest that is allowed."""
+    if node.is_const():
+        return int(node.get_tensor_value(as_list=False).item())
+    if node.type != "Min":
+        return None
+    (largest,) = [one for one in node.inputs if one.is_const()] or [None]
+    bounded = [one for one in node.inputs if one.type == "Max"]
+    if largest is None or not bounded:
+        return None
+    limit = _fixed_size(largest)
+    return limit if limit in [_fixed_size(one) for one in bounded[0].inputs if one.is_const()] else None
 
 
 def _erfc(graph: Any, node: Any, _name: str, _arguments: Any) -> None:

@@ -42,6 +42,8 @@ def optimize(proto: Any, values: Sequence[Any]) -> Optimized:
     _fold(model)
     repair.constant_branches(graph)
     repair.scales_of_resizes(graph)
+    repair.nearest_of_resizes(graph)
+    repair.groups_of_convolutions(graph)
     _tidy(model)
     common.ShapeInferencePass(data_prop=True)(model)
     simplify.sizes(graph)

@@ -28,6 +28,29 @@ def scales_of_resizes(graph: Any) -> None:
             node.outputs[0].shape = None  # it was told by the old ones
 
 
+def nearest_of_resizes(graph: Any) -> None:
+    """Say TensorFlow's nearest neighbour by the mode that TensorRT has: floor(x + 1/2) is rounding with ties up."""
+    for node in graph.all_nodes():
+        if node.op_type != "Resize" or "coordinate_transformation_mode" not in node.attributes:
+            continue
+        if node.attributes["coordinate_transformation_mode"].as_string() == "tf_half_pixel_for_nn":
+            node.attributes["coordinate_transformation_mode"] = ir.AttrString(
+                "coordinate_transformation_mode", "half_pixel"
+            )
+            node.attributes["nearest_mode"] = ir.AttrString("nearest_mode", "round_prefer_ceil")
+
+
+def groups_of_convolutions(graph: Any) -> None:
+    """Give each convolution the groups that its kernel tells of: tf2onnx leaves them out in three dimensions."""
+    for node in graph.all_nodes():
+        if node.op_type != "Conv":
+            continue
+        sizes, kernel = _sizes(node.inputs[0]), _sizes(node.inputs[1])
+        if sizes is None or kernel is None or not sizes[1] or not kernel[1]:
+            continue
+        node.attributes["group"] = ir.AttrInt64("group", sizes[1] // kernel[1])
+
+
 def _sizes(value: Any) -> list[int | None] | None:
     """Return the sizes of a value, also of a transpose that nobody has told its sizes."""
     node = value.producer()
