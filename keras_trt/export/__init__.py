@@ -5,17 +5,20 @@ from __future__ import annotations
 import json
 import os
 import tempfile
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from .. import policies
 from .._subgraphs import subgraphs
-from ..errors import ExportError
+from ..errors import ExportError, refuse
+from ..findings import Finding
+from ..loading import keras_model
 from ..specs import Signature, TensorSpec
 from . import check, convert, signature
 
-__all__ = ["ExportedModel", "export", "export_onnx"]
+__all__ = ["ExportedModel", "examine", "export", "export_onnx"]
 
 #: Key of the metadata entry of the ONNX file that holds the Keras names and nesting, as JSON.
 SIGNATURE_METADATA = "keras_trt.signature"
@@ -28,10 +31,12 @@ class ExportedModel:
     Attributes:
         onnx: the serialized `onnx.ModelProto`, float32, opset 17, weights inside.
         signature: names, shapes, types and nesting of its inputs and outputs.
+        findings: what was repaired on the way, and what the graph costs.
     """
 
     onnx: bytes
     signature: Signature
+    findings: tuple[Finding, ...] = ()
 
 
 def export(model: Any, sample: Any = None) -> ExportedModel:
@@ -45,6 +50,32 @@ def export(model: Any, sample: Any = None) -> ExportedModel:
         ExportError: if no valid ONNX graph with exactly the model's inputs can be made of it; names the layer.
         MissingDependencyError: if TensorFlow or tf2onnx is not installed.
     """
+    return _export(model, sample, refuse)
+
+
+def examine(model: Any, sample: Any = None) -> tuple[ExportedModel | None, tuple[Finding, ...]]:
+    """Export a Keras model as `export` does, and return what was found instead of raising it.
+
+    Args:
+        model: a built `keras.Model` on the TensorFlow backend.
+        sample: a batch of inputs.
+
+    Returns:
+        The exported model, or `None` where `export` would raise; and all findings.
+
+    Raises:
+        MissingDependencyError: if TensorFlow or tf2onnx is not installed.
+    """
+    refused: list[Finding] = []
+    try:
+        exported = _export(model, sample, refused.extend)
+    except ExportError as error:
+        return None, (*refused, *error.findings)
+    return (None if refused else exported), (*refused, *exported.findings)
+
+
+def _export(model: Any, sample: Any, on_policies: Callable[[Iterable[Finding]], None]) -> ExportedModel:
+    """Export; what dtype policies forbid goes to `on_policies`, since the rest can be looked at all the same."""
     import keras
 
     if keras.config.backend() != "tensorflow":
@@ -53,20 +84,21 @@ def export(model: Any, sample: Any = None) -> ExportedModel:
             "KERAS_BACKEND=tensorflow before Keras is imported; a model saved as .keras loads there unchanged."
         )
     takes = signature.input_signature(model, sample)
-    policies.check(model)
+    on_policies(policies.refusals(model))
     with policies.full_float32(model):
         function, output_structure, outputs = convert.trace(model, takes.input_structure, takes.inputs)
-    check.check_stateless(function, model)
+    refuse(check.writes(function, model))
     if policies.is_mixed(model):  # the graph computes in float32; what its user gets has the types that Keras gives
         _, _, own = convert.trace(model, takes.input_structure, takes.inputs)
         outputs = tuple(replace(spec, dtype=other.dtype) for spec, other in zip(outputs, own, strict=True))
     proto, log = convert.convert(function)
-    check.check_graph(proto, model, len(takes.inputs), log)
+    refuse(check.invalid(proto, model, len(takes.inputs), log))
+    findings = (*policies.repairs(model), *check.transposes(proto, model))
     inputs = _distinct(takes.inputs, set())
     outputs = _distinct(outputs, {spec.name for spec in inputs})
     known = replace(takes, inputs=inputs, outputs=outputs, output_structure=output_structure)
     try:
-        return ExportedModel(_finish(proto, known), known)
+        return ExportedModel(_finish(proto, known), known, findings)
     except Exception as error:  # protobuf's own kinds of errors differ between its versions
         raise ExportError(f"The graph could not be written, as of more than 2 GiB: {error}") from error
 
@@ -78,18 +110,20 @@ def export_onnx(model: Any, filepath: str | os.PathLike[str], *, sample: Any = N
     JSON. An existing file is replaced only by a complete one.
 
     Args:
-        model: a built `keras.Model` on the TensorFlow backend.
+        model: a built `keras.Model` on the TensorFlow backend; or where one is saved, a `.keras` or `.h5` file or a
+            SavedModel folder.
         filepath: where to write.
         sample: a batch of inputs as `predict` takes them, for subclassed models with integer inputs.
 
     Raises:
         ExportError: if the model cannot become valid ONNX; names the Keras layer.
-        OSError: if the file cannot be written.
+        TypeError, ValueError: if it is no Keras 3 model, or a file or folder that holds none.
+        OSError: if the file cannot be written, or there is no such model to read.
 
     Example:
     >>> keras_trt.export_onnx(model, "model.onnx")
     """
-    exported = export(model, sample)
+    exported = export(keras_model(model), sample)
     target = Path(filepath)
     descriptor, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
     try:
