@@ -107,19 +107,29 @@ def _wrapped(path: Path) -> Any:
     def make(endpoint: str) -> tuple[Any, tuple[Any, ...], Mapping[str, Any]]:
         layer = SavedModelLayer(str(path), call_endpoint=endpoint, name=endpoint)
         function = layer.call_endpoint_fn
-        concrete = function.concrete_functions[0] if hasattr(function, "concrete_functions") else function
+        forms = getattr(function, "concrete_functions", [function])
+        if len(forms) != 1:
+            raise ValueError(f"'{endpoint}' takes {len(forms)} kinds of inputs, not one")
+        concrete = forms[0]
         positional, named = concrete.structured_input_signature
         return layer, positional, named
 
     try:
         layer, positional, named = make(_KERAS_ENDPOINT)
-    except ValueError:  # it has no such endpoint: not of Keras
+    except ValueError:  # not of Keras: it has no such endpoint, or one for several kinds of inputs
         layer, positional, named = make(_SIGNATURE)
     by_name = not positional
-    structure = dict(named) if by_name else list(positional)
-    inputs = keras.tree.map_structure(
-        lambda spec: keras.Input(batch_shape=spec.shape, dtype=spec.dtype.name, name=spec.name), structure
-    )
+    inputs: Any
+    if by_name:
+        inputs = {key: _input(spec, key) for key, spec in named.items()}
+    else:
+        inputs = keras.tree.map_structure(lambda spec: _input(spec, spec.name), list(positional))
     leaves = inputs if not isinstance(inputs, dict) else list(inputs.values())
     taken = leaves[0] if len(leaves) == 1 else inputs  # one argument is what `predict` takes, as in Keras
     return keras.Model(taken, layer(inputs), name=path.resolve().name)
+
+
+def _input(spec: Any, name: str | None) -> Any:
+    import keras
+
+    return keras.Input(batch_shape=spec.shape, dtype=spec.dtype.name, name=name)

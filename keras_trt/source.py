@@ -38,7 +38,7 @@ def only_keras_can(model: Any) -> Iterator[Finding]:
     for method in ("predict", "predict_step", "predict_on_batch", "make_predict_function"):
         if method in vars(model) or getattr(type(model), method) is not getattr(keras.Model, method):
             forward = (
-                f" keras.Model({model.name}.inputs, {model.name}.outputs) is its forward pass, which an engine runs."
+                " keras.Model(model.input, model.output) is its forward pass alone, which an engine runs."
                 if getattr(model, "inputs", None)
                 else ""
             )

@@ -94,6 +94,17 @@ def test_a_signature_of_one_input_takes_an_array(tmp_path: Path) -> None:
     same({"product": module.one(x)["product"].numpy()}, fast.predict(x, verbose=0))
 
 
+def test_a_serve_that_is_not_keras_s_gives_way_to_the_signature(tmp_path: Path) -> None:
+    module = Doubler()
+    module.serve = tf.function(lambda x: x)
+    for kind in (tf.float32, tf.int32):
+        module.serve.get_concrete_function(tf.TensorSpec((None, 4), kind))
+    tf.saved_model.save(module, str(tmp_path / "saved"), signatures={"serving_default": module.one})
+    x = floats(4)(6)
+    fast = accelerate(tmp_path / "saved", fallback="raise")
+    same({"product": module.one(x)["product"].numpy()}, fast.predict(x, verbose=0))
+
+
 def test_a_saved_model_that_was_replaced_is_not_taken_from_the_cache(tmp_path: Path) -> None:
     x = floats(4)(6)
     for factor in (1.0, -1.0):  # in the graph, not in a variable
