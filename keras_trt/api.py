@@ -9,6 +9,7 @@ from . import backends, source
 from ._warn import warn
 from .cache import EngineCache
 from .errors import CacheError, EngineLoadError, FallbackWarning, InputError, KerasTRTError, refuse
+from .head import split
 from .loading import keras_model
 from .model import TRTModel
 from .options import BuildOptions
@@ -62,7 +63,8 @@ def accelerate(model: Any, *, options: BuildOptions | None = None, **keywords: A
         if unusable and chosen.fallback == "raise":
             raise EngineLoadError(" ".join(unusable))
         refuse(source.only_keras_can(model))
-        ready = provision(model, backend, chosen, _cache(chosen))
+        head = split(model)
+        ready = provision(head.tail if head is not None else model, backend, chosen, _cache(chosen), head)
     except InputError:
         raise  # the user's sample: nothing that another engine could mend
     except KerasTRTError as error:
@@ -82,7 +84,7 @@ def accelerate(model: Any, *, options: BuildOptions | None = None, **keywords: A
         )
     if chosen.verbose:
         print(report)  # noqa: T201 (as Keras's own verbose)
-    return TRTModel(model, Predictor(model, ready.signature, ready.session), ready.session, report)
+    return TRTModel(model, Predictor(model, ready.signature, ready.session, head), ready.session, report)
 
 
 def _cache(options: BuildOptions) -> EngineCache | None:

@@ -16,6 +16,7 @@ from .export.check import layer_of
 from .export.signature import input_signature
 from .findings import Finding
 from .gate import Gate, user_sample
+from .head import Head, split
 from .loading import keras_model
 from .options import BuildOptions, shapes_for, unknown_sizes
 from .provision import LADDER, lacks, typed_graph
@@ -118,10 +119,26 @@ def _findings(model: Any, options: BuildOptions, judge: Judge, backend: Backend 
         return
     yield from source.only_keras_can(model)
     yield from source.loops(model)
+    try:
+        head = split(model)
+    except ExportError as error:
+        yield from error.findings
+        return  # without the cut there is nothing to export
+    if head is not None:
+        yield from (
+            Finding(
+                f"The layer '{name}' takes strings or looks values up, which no GPU does.",
+                name,
+                "split",
+                "TensorFlow runs it on the CPU, in front of the engine",
+            )
+            for name in head.layers
+        )
+        model = head.tail
     yield from _uncached(model, options)
     exported, found = examine(model, options.sample)
     yield from found
-    yield from _sizes_and_rows(model, exported, options)
+    yield from _sizes_and_rows(model, exported, options, head)
     if exported is None:
         return
     yield from _judged(model, exported, options, judge)
@@ -142,17 +159,20 @@ def _uncached(model: Any, options: BuildOptions) -> Iterator[Finding]:
         )
 
 
-def _sizes_and_rows(model: Any, exported: ExportedModel | None, options: BuildOptions) -> Iterator[Finding]:
+def _sizes_and_rows(
+    model: Any, exported: ExportedModel | None, options: BuildOptions, head: Head | None
+) -> Iterator[Finding]:
     try:
         takes = input_signature(model, options.sample)
     except ExportError:
         return  # `examine` has said it
-    sample = user_sample(options, takes)
+    given = user_sample(options, takes if head is None else head.signature)
+    sample = given if given is None or head is None else head(given)
     unknown = list(unknown_sizes(takes.inputs, options, sample))
     yield from unknown
     if unknown or exported is None:
         return
-    gate = Gate(model, takes, shapes_for(takes.inputs, options, sample), sample)
+    gate = Gate(model, takes, shapes_for(takes.inputs, options, sample), given, head)
     try:
         if gate.rows_depend(exported.signature):
             yield Finding(

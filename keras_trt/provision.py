@@ -36,6 +36,7 @@ from .errors import (
 from .export import ExportedModel, export
 from .export.signature import input_signature
 from .gate import Gate, user_sample
+from .head import Head
 from .options import BuildOptions, Precision, shapes_for
 from .precision import typed
 from .report import Report
@@ -71,14 +72,17 @@ class Provisioned:
     report: Report
 
 
-def provision(model: Any, backend: Backend, options: BuildOptions, cache: EngineCache | None) -> Provisioned:
+def provision(
+    model: Any, backend: Backend, options: BuildOptions, cache: EngineCache | None, head: Head | None = None
+) -> Provisioned:
     """Return a verified engine for a model.
 
     Args:
-        model: a built `keras.Model`.
+        model: a built `keras.Model`; with a head, the tail of one.
         backend: what builds and runs it.
         options: what is asked for.
         cache: where engines are kept, or `None`.
+        head: what runs in front of the engine, if anything does.
 
     Raises:
         ExportError, BuildError, EngineLoadError, CudaError: if no engine can be had.
@@ -86,7 +90,7 @@ def provision(model: Any, backend: Backend, options: BuildOptions, cache: Engine
         InputError: if the sample does not fit the model.
         ValueError: if a size of an input is not known.
     """
-    return _Provision(model, backend, options, cache).run()
+    return _Provision(model, backend, options, cache, head).run()
 
 
 @dataclass
@@ -95,6 +99,7 @@ class _Provision:
     backend: Backend
     options: BuildOptions
     cache: EngineCache | None
+    head: Head | None = None
     seconds: dict[str, float] = field(default_factory=dict)
     warned_uncached: bool = False
 
@@ -102,9 +107,10 @@ class _Provision:
         with self._timed("total"):
             self.takes: Signature = input_signature(self.model, self.options.sample)
             self.live: tuple[TensorSpec, ...] = self.takes.inputs
-            self.sample = user_sample(self.options, self.takes)
+            given = user_sample(self.options, self.takes if self.head is None else self.head.signature)
+            self.sample = given if given is None or self.head is None else self.head(given)
             self.ranges: tuple[ShapeRange, ...] = shapes_for(self.live, self.options, self.sample)
-            self.gate = Gate(self.model, self.takes, self.ranges, self.sample)
+            self.gate = Gate(self.model, self.takes, self.ranges, given, self.head)
             self.asked: Precision = self.options.precision or self.backend.default_precision
             with self._timed("keys"):
                 key = self._record_key()
@@ -319,6 +325,7 @@ class _Provision:
             differences=differences,
             rows_independent=session.rows_independent,
             fell_back=fell_back,
+            on_cpu=self.head.layers if self.head is not None else (),
         )
         return Provisioned(session, signature.with_inputs_of(self.live), report)
 

@@ -68,7 +68,7 @@ def loops(model: Any) -> Iterator[Finding]:
 
 
 def reference(model: Any, signature: Signature, inputs: Sequence[Array]) -> list[Array]:
-    """Return the model's own outputs, computed in full float32, in the types that Keras gives.
+    """Return the model's own outputs, computed in full float32, in the types that Keras's `predict` gives.
 
     Args:
         model: a `keras.Model`.
@@ -76,12 +76,31 @@ def reference(model: Any, signature: Signature, inputs: Sequence[Array]) -> list
         inputs: flat inputs.
     """
     keywords = {"training": False} if model._call_has_training_arg else {}
+
+    def call(*tensors: Any) -> list[Any]:
+        return flatten(model(pack(signature.input_structure, tensors), **keywords))
+
     with policies.full_float32(model):
-        outputs = model(pack(signature.input_structure, [_tensor(array) for array in inputs]), **keywords)
+        outputs = (_in_a_graph(call) if _preprocesses(model) else call)(*map(_tensor, inputs))
     return [
         np.asarray(output).astype(spec.dtype, copy=False)
-        for output, spec in zip(flatten(outputs), signature.outputs, strict=True)
+        for output, spec in zip(outputs, signature.outputs, strict=True)
     ]
+
+
+def _preprocesses(model: Any) -> bool:
+    """Tell whether a layer answers otherwise outside of a graph than in one: there `Resizing` rounds what was bytes."""
+    return any(
+        base.__module__.startswith("keras.src.layers.preprocessing.")
+        for layer in model._flatten_layers()
+        for base in type(layer).__mro__
+    )
+
+
+def _in_a_graph(call: Any) -> Any:
+    import tensorflow as tf
+
+    return tf.function(call, autograph=False, reduce_retracing=True)
 
 
 def integer_limit(model: Any) -> int | None:

@@ -39,8 +39,8 @@ class Generates(keras.Model):
         return prompt
 
 
-def rfft(name: str) -> Any:
-    return kl.Lambda(lambda x: ops.rfft(x)[0], name=name)
+def erfinv(name: str) -> Any:
+    return kl.Lambda(lambda x: ops.erfinv(x), name=name)
 
 
 def unique(name: str) -> Any:
@@ -58,7 +58,7 @@ def functional(kind: type) -> Any:
 
 
 BAD = {
-    "no form in ONNX": (lambda: sequential(rfft("guilty")), "guilty"),
+    "no form in ONNX": (lambda: sequential(erfinv("guilty")), "guilty"),
     "writes": (lambda: sequential(Counter(name="guilty")), "guilty"),
     "float64": (lambda: sequential(kl.Dense(3, dtype="float64", name="guilty")), "guilty"),
     "stateful": (
@@ -92,7 +92,7 @@ def test_says_the_sentence_that_accelerate_says(name: str) -> None:
 
 def test_finds_everything_at_once() -> None:
     inputs = keras.Input((8,), name="a"), keras.Input((None, 8), name="open")
-    x = rfft("first")(inputs[0]), kl.GlobalAveragePooling1D()(rfft("second")(inputs[1]))
+    x = erfinv("first")(inputs[0]), kl.GlobalAveragePooling1D()(erfinv("second")(inputs[1]))
     model = keras.Model(inputs, kl.Dense(3, dtype="float16", name="half")(kl.concatenate(x)))
     layers = [one.layer for one in keras_trt.doctor(model, **QUIET)]
     assert {"first", "second", "open"} <= set(layers)
@@ -100,18 +100,41 @@ def test_finds_everything_at_once() -> None:
 
 
 def test_the_error_holds_all_findings_and_its_message_counts_them(tmp_path: Any) -> None:
-    model = sequential(kl.Dense(8), rfft("first"), rfft("second"))
-    with pytest.raises(keras_trt.ExportError, match=r"'first'.* 3 more: keras_trt\.doctor") as caught:
+    model = sequential(kl.Dense(8), erfinv("first"), erfinv("second"))
+    with pytest.raises(keras_trt.ExportError, match=r"'first'.* 1 more: keras_trt\.doctor") as caught:
         keras_trt.export_onnx(model, tmp_path / "never.onnx")
-    assert [one.layer for one in caught.value.findings] == ["first", "first", "second", "second"]
+    assert [one.layer for one in caught.value.findings] == ["first", "second"]
     found = [one for one in keras_trt.doctor(model, **QUIET) if one.action == "falls back"]
     assert tuple(found) == caught.value.findings
 
 
 def test_two_bad_inputs_are_two_findings() -> None:
-    one, two = keras.Input((4,), name="one", sparse=True), keras.Input((), name="two", dtype="string")
-    model = keras.Model([one, two], [kl.Dense(2)(one), kl.StringLookup(vocabulary=["a"])(two)])
+    one, two = keras.Input((4,), name="one", sparse=True), keras.Input((3,), name="two", optional=True)
+    model = keras.Model([one, two], [kl.Dense(2)(one), kl.Dense(2)(two)])
     assert [finding.layer for finding in keras_trt.doctor(model, cache=None)] == ["one", "two"]
+
+
+def words() -> Any:
+    return kl.StringLookup(vocabulary=["a", "b"], output_mode="one_hot", name="words")
+
+
+def test_what_takes_strings_is_split_off_and_the_rest_judged() -> None:
+    model = keras.Sequential([keras.Input((), dtype="string"), words(), kl.Dense(4), kl.Dense(2)])
+    diagnosis = keras_trt.doctor(model, **QUIET)
+    assert [(one.layer, one.action) for one in diagnosis] == [("words", "split")]
+    assert diagnosis.ok
+    fast = keras_trt.accelerate(model, backend="onnxruntime", verbose=0, **QUIET)
+    assert fast.report().on_cpu == ("words",)
+    guilty = keras.Sequential([keras.Input((), dtype="string"), words(), kl.Dense(4), erfinv("guilty")])
+    assert [one.layer for one in keras_trt.doctor(guilty, **QUIET)] == ["words", "guilty"]
+
+
+def test_a_split_that_leaves_nothing_says_the_sentence_of_the_error() -> None:
+    model = keras.Sequential([keras.Input((), dtype="string"), words()])
+    (finding,) = keras_trt.doctor(model, **QUIET)
+    with pytest.raises(keras_trt.ExportError) as caught:
+        keras_trt.accelerate(model, backend="onnxruntime", fallback="raise", **QUIET)
+    assert (finding.problem, finding.action) == (str(caught.value), "falls back")
 
 
 @without_gpu
@@ -255,10 +278,10 @@ def test_wrong_arguments_are_errors() -> None:
 
 
 def test_the_table_holds_every_word() -> None:
-    diagnosis = keras_trt.doctor(sequential(rfft("guilty")), **QUIET)
+    diagnosis = keras_trt.doctor(sequential(erfinv("guilty")), **QUIET)
     text = " ".join(str(diagnosis).split())
     assert diagnosis.judge in text
-    for word in ("guilty", "falls back", "RFFT", "Keras runs the whole model"):
+    for word in ("guilty", "falls back", "Erfinv", "Keras runs the whole model"):
         assert word in text
     assert repr(diagnosis) == str(diagnosis)
     assert max(map(len, str(diagnosis).splitlines())) <= 160

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from .._subgraphs import subgraphs
 from ..findings import Finding
-from .convert import OPSET
 
+#: The newest opset that every TensorRT from 8.6 on imports, and that tf2onnx writes.
+OPSET = 17
 #: TensorFlow's operators that write to a variable.
 _WRITES = re.compile(r"Assign|ResourceScatter|ResourceStrided")
 #: From channels last to channels first and back, of images and volumes.
@@ -25,16 +26,26 @@ def writes(function: Any, model: Any) -> Iterator[Finding]:
     """
     graph = function.graph.as_graph_def()
     nodes = (*graph.node, *(node for definition in graph.library.function for node in definition.node_def))
-    for where, node in _first_of_each(model, (node for node in nodes if _WRITES.match(node.op)), lambda _: None):
+    yield from written(model, [node.name for node in nodes if _WRITES.match(node.op)])
+
+
+def written(model: Any, names: Iterable[str]) -> Iterator[Finding]:
+    """Yield each layer that writes to a variable.
+
+    Args:
+        model: the Keras model.
+        names: of the variables, or of the graph nodes that write.
+    """
+    for where, name in _first_of_each(model, ((name, None) for name in names)):
         yield Finding(
-            f"In {_in(where)} something writes to a variable when it infers ('{node.name}'), and an engine keeps "
-            "nothing from one batch to the next.",
+            f"In {_in(where)} something writes to a variable when it infers ('{name}'), and an engine keeps nothing "
+            "from one batch to the next.",
             where,
         )
 
 
 def invalid(proto: Any, model: Any, inputs: int, log: Sequence[str]) -> Iterator[Finding]:
-    """Yield what no ONNX reader would take: nodes that are not standard ONNX, inputs that the model does not have.
+    """Yield what no ONNX reader would take of a graph of standard nodes.
 
     What `onnx.checker` refuses is yielded where there is nothing else: it would only say the same again.
 
@@ -44,8 +55,7 @@ def invalid(proto: Any, model: Any, inputs: int, log: Sequence[str]) -> Iterator
         inputs: how many inputs the model has; they are named `input_0`, `input_1`, ….
         log: what tf2onnx logged.
     """
-    found = [*_foreign_nodes(proto, model), *_wrong_inputs(proto, model, inputs)]
-    yield from found or _refused_by_checker(proto, log)
+    yield from list(_wrong_inputs(proto, model, inputs)) or _refused_by_checker(proto, log)
 
 
 def transposes(proto: Any, model: Any) -> Iterator[Finding]:
@@ -64,7 +74,13 @@ def transposes(proto: Any, model: Any) -> Iterator[Finding]:
         )
 
 
-def _foreign_nodes(proto: Any, model: Any) -> Iterator[Finding]:
+def foreign_nodes(proto: Any, model: Any) -> Iterator[Finding]:
+    """Yield each layer with nodes that are not standard ONNX.
+
+    Args:
+        proto: the `onnx.ModelProto` that tf2onnx returned.
+        model: the Keras model that it was made from.
+    """
     import onnx
 
     foreign = (
@@ -72,9 +88,10 @@ def _foreign_nodes(proto: Any, model: Any) -> Iterator[Finding]:
         for node in _nodes(proto.graph)
         if node.domain not in ("", "ai.onnx") or not onnx.defs.has(node.op_type, OPSET)
     )
-    for where, node in _first_of_each(model, foreign, lambda node: node.op_type):
+    operators = {node.name: node.op_type for node in foreign}
+    for where, name in _first_of_each(model, operators.items()):
         yield Finding(
-            f"The operation '{node.op_type}' of {_in(where)} has no form in ONNX (graph node '{node.name}').", where
+            f"The operation '{operators[name]}' of {_in(where)} has no form in ONNX (graph node '{name}').", where
         )
 
 
@@ -123,14 +140,14 @@ def layer_of(model: Any, node_name: str) -> str | None:
     return "/".join(path) or None
 
 
-def _first_of_each(model: Any, nodes: Iterable[Any], kind: Callable[[Any], Any]) -> Iterator[tuple[str | None, Any]]:
-    """Yield one node for each layer and kind, with the layer: a finding says what, not how often."""
+def _first_of_each(model: Any, nodes: Iterable[tuple[str, Any]]) -> Iterator[tuple[str | None, str]]:
+    """Yield the first name for each layer and kind, with the layer: a finding says what, not how often."""
     seen = set()
-    for node in nodes:
-        where = layer_of(model, node.name)
-        if (where, kind(node)) not in seen:
-            seen.add((where, kind(node)))
-            yield where, node
+    for name, kind in nodes:
+        where = layer_of(model, name)
+        if (where, kind) not in seen:
+            seen.add((where, kind))
+            yield where, name
 
 
 def _in(layer: str | None) -> str:

@@ -13,7 +13,7 @@ from ..findings import Finding
 from ..specs import Signature, Structure, TensorSpec, describe, flatten
 
 
-def input_signature(model: Any, sample: Any = None) -> Signature:
+def input_signature(model: Any, sample: Any = None, *, strings: bool = False) -> Signature:
     """Return a model's inputs, as a signature without outputs.
 
     Sequential and Functional models say it themselves. For a subclassed model it is the `sample`, where there
@@ -23,6 +23,7 @@ def input_signature(model: Any, sample: Any = None) -> Signature:
     Args:
         model: a built `keras.Model`.
         sample: a batch of inputs, or `None`.
+        strings: whether inputs may be strings, since what takes them is not exported.
 
     Raises:
         ExportError: if the model is not built, or takes something that is not a dense tensor of numbers.
@@ -36,7 +37,7 @@ def input_signature(model: Any, sample: Any = None) -> Signature:
     else:
         return _of_subclass(model, sample)
     leaves = flatten(tensors)
-    refuse(finding for leaf in leaves for finding in _unfit(leaf))
+    refuse(finding for leaf in leaves for finding in _unfit(leaf, strings))
     return _signature(describe(tensors), [_of_keras_tensor(leaf) for leaf in leaves])
 
 
@@ -57,9 +58,9 @@ def _of_keras_tensor(tensor: Any) -> TensorSpec:
     return TensorSpec(str(tensor._keras_history.operation.name), tuple(tensor.shape), str(tensor.dtype))
 
 
-def _unfit(tensor: Any) -> Iterator[Finding]:
+def _unfit(tensor: Any, strings: bool) -> Iterator[Finding]:
     """Yield what keeps an input from being one of an engine."""
-    operation = tensor._keras_history.operation
+    operation, dtype = tensor._keras_history.operation, str(tensor.dtype)
     name = str(operation.name)
     for unsupported in ("sparse", "ragged"):
         if getattr(tensor, unsupported, False):
@@ -68,8 +69,8 @@ def _unfit(tensor: Any) -> Iterator[Finding]:
         yield Finding(f"Input '{name}' has no axes, so it has no batch of rows.", name)
     if getattr(operation, "optional", False):
         yield Finding(f"Input '{name}' is optional; an engine takes all of its inputs at each call.", name)
-    if (text := _no_number(name, str(tensor.dtype))) is not None:
-        yield text
+    if not (strings and dtype == "string"):
+        yield from _no_number(name, dtype)
 
 
 def _of_subclass(model: Any, sample: Any) -> Signature:
@@ -158,14 +159,14 @@ def _as_keras_casts(dtype: np.dtype[Any]) -> str:
 
 
 def _numeric(name: str, dtype: str) -> str:
-    if (finding := _no_number(name, dtype)) is not None:
-        refuse([finding])
+    refuse(_no_number(name, dtype))
     return dtype
 
 
-def _no_number(name: str, dtype: str) -> Finding | None:
+def _no_number(name: str, dtype: str) -> Iterator[Finding]:
     if dtype in ("string", "object") or dtype.startswith(("str", "bytes", "complex")):
-        return Finding(
-            f"Input '{name}' has dtype {dtype}, which no engine takes. Allowed are numbers and booleans.", name
+        yield Finding(
+            f"Input '{name}' has dtype {dtype}, which no engine takes. Allowed are numbers and booleans. (`accelerate` "
+            'lets the CPU run what takes strings in a Sequential or Functional model of keras.Input(dtype="string").)',
+            name,
         )
-    return None
