@@ -21,7 +21,7 @@ import numpy as np
 from . import errors, fingerprint
 from ._version import __version__
 from ._warn import warn
-from .backends import Backend, BuildSpec
+from .backends import Backend, BuildSpec, Judge
 from .cache import EngineCache, digest
 from .errors import (
     BuildError,
@@ -47,7 +47,7 @@ from .verify import Difference
 _logger = logging.getLogger("keras_trt")
 
 #: What is tried when an engine in a precision fails verification: each is closer to Keras than the one before.
-_LADDER: Mapping[Precision, tuple[Precision, ...]] = {
+LADDER: Mapping[Precision, tuple[Precision, ...]] = {
     "fp16": ("fp16", "tf32", "fp32"),
     "tf32": ("tf32", "fp32"),
     "fp32": ("fp32",),
@@ -205,11 +205,11 @@ class _Provision:
             independent = not self.gate.rows_depend(exported.signature)
         fell_back: list[tuple[str, str]] = []  # error class and reason
         failures: list[KerasTRTError] = []
-        for precision in _LADDER[self.asked]:
-            if precision not in self.backend.precisions:
+        for precision in LADDER[self.asked]:
+            if (why := lacks(self.backend, precision)) is not None:
                 if precision == self.asked:
-                    self._refuse_precision(f"{self.backend.title} has no {precision}")
-                fell_back.append(("PrecisionError", f"{self.backend.title} has no {precision}"))
+                    self._refuse_precision(why)
+                fell_back.append(("PrecisionError", why))
                 continue
             try:
                 return self._build_one(key, exported, precision, independent, fell_back)
@@ -240,10 +240,7 @@ class _Provision:
         fell_back: Sequence[tuple[str, str]],
     ) -> Provisioned:
         with self._timed("precision"):
-            try:
-                graph = typed(exported.onnx, precision)
-            except Exception as error:  # the converter and onnx's checker raise kinds of their own
-                raise BuildError(f"The graph could not be converted to {precision}: {error}") from error
+            graph = typed_graph(exported, precision)
         engine_key = self._engine_key(graph, precision)
         signature = exported.signature
         # Its own lock: a model without a structure key has no other, and two records may lead to one engine.
@@ -368,6 +365,23 @@ class _Provision:
         if not self.warned_uncached:
             self.warned_uncached = True
             warn(f"The engine is not cached, so the next start builds it again: {error}", FallbackWarning)
+
+
+def lacks(judge: Judge, precision: Precision) -> str | None:
+    """Return what is said where a backend does not have a precision, or `None` where it has."""
+    return None if precision in judge.precisions else f"{judge.title} has no {precision}"
+
+
+def typed_graph(exported: ExportedModel, precision: Precision) -> bytes:
+    """Return the graph in the types of a precision.
+
+    Raises:
+        BuildError: if it has no such form.
+    """
+    try:
+        return typed(exported.onnx, precision)
+    except Exception as error:  # the converter and onnx's checker raise kinds of their own
+        raise BuildError(f"The graph could not be converted to {precision}: {error}") from error
 
 
 def _versions() -> dict[str, str]:

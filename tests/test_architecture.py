@@ -19,6 +19,7 @@ ROOT = Path(keras_trt.__file__).parent
 #: Each layer imports from itself and the layers before it (docs/design.md says why each is where it is).
 LAYERS = [
     ["_version"],
+    ["findings"],
     ["errors"],
     ["_require", "_subgraphs", "_warn"],
     ["specs"],
@@ -26,7 +27,7 @@ LAYERS = [
     ["cache"],
     ["cuda"],
     ["inputs"],
-    ["policies"],
+    ["policies", "loading"],
     ["fingerprint"],
     ["export"],
     ["precision"],
@@ -36,8 +37,9 @@ LAYERS = [
     ["verify"],
     ["gate", "report"],
     ["provision", "predictor"],
-    ["model"],
+    ["model", "diagnosis"],
     ["api"],
+    ["cli"],
 ]
 
 HEAVY = ["tensorflow", "keras", "tensorrt", "tensorrt_rtx", "cuda", "onnx", "onnxruntime", "tf2onnx", "numpy"]

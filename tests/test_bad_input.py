@@ -633,7 +633,6 @@ class Estimator:
     [
         None,
         3,
-        "model.keras",
         print,
         lambda x: x,
         Estimator(),
@@ -647,7 +646,7 @@ class Estimator:
     ids=lambda thing: getattr(thing, "__name__", type(thing).__name__),
 )
 def test_what_is_not_a_keras_model(thing: Any) -> None:
-    with pytest.raises(TypeError, match=r"keras_trt takes a keras\.Model\. Received: "):
+    with pytest.raises(TypeError, match=r"takes a keras\.Model, or the path of one\. Received: "):
         accelerate(thing)
 
 

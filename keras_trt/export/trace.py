@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ..errors import ExportError
+from ..errors import ExportError, refuse
 from ..specs import Structure, TensorSpec, describe, flatten, pack
-from .check import write_refused
+from .check import written
 from .layers import as_onnx_operators
 from .signature import check_keys
 
@@ -81,7 +81,7 @@ def trace(model: Any, structure: Structure, inputs: Sequence[TensorSpec]) -> Tra
     except Exception as error:  # a model's own code runs here and may raise anything
         raise ExportError(f"The model '{model.name}' could not be traced: {error}") from error
     if seen["written"]:
-        raise write_refused(model, seen["written"][0])
+        refuse(written(model, seen["written"]))
     check_keys(seen["structure"], "outputs")
     names = output_names(model, seen["structure"], len(function.outputs))
     outputs = tuple(

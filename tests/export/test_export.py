@@ -18,9 +18,9 @@ from keras import layers
 
 import keras_trt
 from keras_trt import source
-from keras_trt.errors import ExportError
+from keras_trt.errors import ExportError, refuse
 from keras_trt.export import SIGNATURE_METADATA, export
-from keras_trt.export.check import check_graph, layer_of
+from keras_trt.export.check import invalid, layer_of
 from keras_trt.export.convert import convert
 from keras_trt.export.graph import optimize
 from keras_trt.export.signature import input_signature
@@ -191,11 +191,11 @@ class TestRefusals:
         takes = input_signature(model)
         proto, log = convert(trace(model, takes.input_structure, takes.inputs))
         proto = optimize(proto, model.get_weights()).proto
-        check_graph(proto, model, 1, log)
+        refuse(invalid(proto, model, 1, log))
         proto.graph.input.add().CopyFrom(proto.graph.input[0])
         proto.graph.input[1].name = "whole_1/guilty_1/Sub/y:0"
         with pytest.raises(ExportError, match="constant of layer 'guilty' became an input"):
-            check_graph(proto, model, 1, log)
+            refuse(invalid(proto, model, 1, log))
 
     def test_unbuilt(self) -> None:
         with pytest.raises(ExportError, match="has not been built"):
