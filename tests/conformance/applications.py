@@ -15,7 +15,6 @@ SHORT = (
     "MobileNetV3Small", "NASNetMobile", "ResNet50", "ResNet50V2", "VGG16", "Xception",
 )  # fmt: skip
 
-_IMAGES = 48  # enough for steady statistics where a feature map has a single place
 _SIZES = {"InceptionResNetV2": 128, "InceptionV3": 128, "Xception": 96, "NASNetMobile": 224, "NASNetLarge": 331}
 
 
@@ -42,7 +41,8 @@ def make(name: str) -> Any:
     for one in normalizations:
         one.momentum = 0.0
     if normalizations:
-        model(np.random.default_rng(9).standard_normal((_IMAGES, *given(name).shape)).astype("float32"), training=True)
+        images = 48 if given(name).shape[0] <= 128 else 16  # more where the last feature maps have few places
+        model(np.random.default_rng(9).standard_normal((images, *given(name).shape)).astype("float32"), training=True)
     for one, momentum in zip(normalizations, momenta, strict=True):
         one.momentum = momentum
     for layer in model._flatten_layers():

@@ -7,6 +7,8 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
+_OF_SHAPES = ("Shape", "Cast", "Concat", "Gather", "Identity", "ReduceProd", "Slice", "Squeeze", "Unsqueeze")
+
 
 def shapes(graph: Any) -> None:
     """Give each reshape a constant shape where at most one size is open; what computed the shape falls away."""
@@ -49,7 +51,9 @@ def numbers(value: Any) -> list[int | None] | None:
     if array is not None:
         return [int(one) for one in array.reshape(-1)] if array.ndim <= 1 and array.size <= 16 else None
     node = value.producer()
-    if node is None:
+    # A list of whole numbers, or one: what else is computed here would be followed through the whole model.
+    listed = value.dtype is not None and value.dtype.is_integer() and len(known_sizes(value) or ()) <= 1
+    if node is None or not listed or node.op_type not in _OF_SHAPES:
         return None
     if node.op_type == "Shape" and not node.attributes:
         return known_sizes(node.inputs[0])
