@@ -15,6 +15,7 @@ from .layers import MARKER
 def handlers() -> dict[str, Any]:
     """Return tf2onnx handlers by TensorFlow operator."""
     ours = {
+        "Bitcast": _sign_bit,
         "Bucketize": _bucketize,
         "DenseBincount": _bincount,
         "Einsum": einsum,
@@ -92,6 +93,27 @@ def _bincount(graph: Any, node: Any, _name: str, _arguments: Any) -> None:
     if binary:
         counts = write.node("Greater", [counts, write.constant(np.zeros((), np.float32))])
     write.result("Cast", [counts], to=dtype)
+
+
+def _sign_bit(graph: Any, node: Any, _name: str, _arguments: Any) -> None:
+    """The sign bit of floats, which `keras.ops.argmax` tells negative zeros by; no other bits can be had in ONNX."""
+    from onnx import TensorProto
+
+    x, users = node.input[0], graph.find_output_consumers(node.output[0])
+    mask = np.iinfo(np.int32).min
+    masks = [one for user in users for one in user.inputs if one.is_const()]
+    only_sign = all(user.type == "BitwiseAnd" for user in users) and len(masks) == len(users)
+    if graph.get_dtype(x) != TensorProto.FLOAT or not only_sign:
+        return  # `check` refuses what stays
+    if any(np.any(one.get_tensor_value(as_list=False) != mask) for one in masks):
+        return
+    write = _Writer(graph, node)
+    zero = write.constant(np.zeros((), np.float32))
+    # A zero has the sign of the infinity that it divides to.
+    signed = write.node("Where", [write.node("Equal", [x, zero]), write.node("Reciprocal", [x]), x])
+    write.result("Cast", [write.node("Less", [signed, zero])], to=TensorProto.INT32)
+    for user in users:
+        user.type = "Mul"  # 0 or 1 times the mask
 
 
 def _fixed_size(node: Any) -> int | None:

@@ -1,169 +1,277 @@
-"""A case or more for each public class of `keras.layers`, or why there is none."""
+"""Every public class of `keras.layers`."""
 
 from __future__ import annotations
 
+import inspect
+import tempfile
 from collections.abc import Callable
 from typing import Any
 
-from keras import layers
+import keras
+from keras import layers as kl
+from keras import ops
 
-from .check import Case, Input
+from .case import Case, functional
+from .ops import Wrapped
 
-IMAGE, SEQUENCE, VOLUME, VECTOR = Input((8, 8, 4)), Input((6, 4)), Input((6, 6, 6, 4)), Input((6,))
-IDS = Input((5,), "int32", 7)
-FRAMES = Input((3, 6, 6, 2))
 
-#: Classes that no engine runs, and why. `doctor` says the same of them.
-NOT_EXPORTABLE = {
-    "FlaxLayer": "runs on JAX",
-    "JaxLayer": "runs on JAX",
-    "TorchModuleWrapper": "runs on PyTorch",
-    "HashedCrossing": "takes strings, or hashes: runs on the CPU in front of the engine",
-    "Hashing": "takes strings, or hashes: runs on the CPU in front of the engine",
-    "IntegerLookup": "looks words up: runs on the CPU in front of the engine",
-    "StringLookup": "takes strings: runs on the CPU in front of the engine",
-    "TextVectorization": "takes strings: runs on the CPU in front of the engine",
-    "TFSMLayer": "wraps a SavedModel, of which there is none here",
-    "InputLayer": "is in each case",
-    "Layer": "is abstract",
-    "Wrapper": "is abstract",
-    "Equalization": "Keras makes no Functional model of it ('is part of a cycle')",
-    "MaxNumBoundingBoxes": "works on boxes of training data",
+def layer_names() -> set[str]:
+    """The public classes, each once: `Convolution2D` is `Conv2D`."""
+    classes = {name: value for name, value in vars(kl).items() if inspect.isclass(value)}
+    return {name for name, value in classes.items() if name == value.__name__ or value.__name__ not in classes}
+
+
+ROW = (6,)
+SEQUENCE = (12, 4)
+IMAGE = (8, 8, 3)
+SPATIAL = {1: (12, 4), 2: IMAGE, 3: (6, 6, 6, 2)}
+#: `ConvLSTM…` take a sequence of those.
+FILMS = {n: (3, *shape) for n, shape in SPATIAL.items()}
+
+
+def layer(name: str, make: Callable[[], Any], *shapes: tuple[int, ...], **options: Any) -> Case:
+    """Return a case of one layer, or of a list of layers one after the other."""
+
+    def call(*inputs: Any) -> Any:
+        made = make()
+        x = list(inputs) if len(inputs) > 1 else inputs[0]
+        for one in made if isinstance(made, list) else [made]:
+            x = one(x)
+        return x
+
+    return functional(name, list(shapes) or [ROW], call, **options)
+
+
+def pick(name: str, *arguments: Any, **keywords: Any) -> Callable[[], Any]:
+    """Return what makes a layer by its name, so that a table can run over names."""
+    return lambda: getattr(kl, name)(*arguments, **keywords)
+
+
+def silenced() -> Any:
+    """Zeroes the steps that begin with a negative number, which is what `Masking` looks for."""
+    return Wrapped(lambda x: x * ops.cast(x[..., :1] > 0, "float32"))
+
+
+IDENTITIES = """Dropout AlphaDropout GaussianDropout GaussianNoise SpatialDropout1D SpatialDropout2D
+    SpatialDropout3D"""
+AUGMENTATIONS = """AugMix CutMix MixUp RandAugment RandomColorJitter RandomElasticTransform RandomErasing RandomFlip
+    RandomGaussianBlur RandomGrayscale RandomInvert RandomPerspective RandomShear"""
+WITH_FACTOR = """RandomBrightness RandomColorDegeneration RandomContrast RandomHue RandomPosterization RandomRotation
+    RandomSaturation RandomSharpness RandomTranslation RandomZoom"""
+FACTORS: dict[str, Any] = {
+    "RandomHue": {"factor": 0.5},
+    "RandomPosterization": {"factor": 4},
+    "RandomSaturation": {"factor": 0.5},
+    "RandomTranslation": {"height_factor": 0.2, "width_factor": 0.2},
+    "RandomZoom": {"height_factor": 0.2},
 }
 
-#: Cases that fail today, by class, and why.
-NOT_YET: dict[str, str] = {}
+CORE = [
+    layer("Activation", lambda: kl.Activation("tanh")),
+    layer("ActivityRegularization", lambda: kl.ActivityRegularization(0.1)),
+    layer("Dense", lambda: kl.Dense(5, "relu")),
+    layer("Dense: of a sequence", lambda: kl.Dense(5), SEQUENCE),
+    layer("EinsumDense", lambda: kl.EinsumDense("abc,cde->abde", (None, 2, 5), bias_axes="de"), SEQUENCE),
+    layer("Embedding", lambda: kl.Embedding(10, 5), dtype="int32"),
+    layer("Embedding: mask_zero", lambda: [kl.Embedding(3, 5, mask_zero=True), kl.LSTM(4)], dtype="int32", high=3),
+    layer("Identity", kl.Identity),
+    layer("InputLayer", lambda: kl.Dense(5)),
+    layer("Lambda", lambda: kl.Lambda(lambda x: x * 2 + 1)),
+    layer("Masking", lambda: [silenced(), kl.Masking(), kl.GlobalAveragePooling1D()], SEQUENCE),
+    layer("Masking: LSTM", lambda: [silenced(), kl.Masking(), kl.LSTM(4)], SEQUENCE),
+    layer("Masking: GRU", lambda: [silenced(), kl.Masking(), kl.GRU(4, return_sequences=True)], SEQUENCE),
+    functional("ReversibleEmbedding", [ROW], lambda x: there_and_back(kl.ReversibleEmbedding(10, 5), x), dtype="int32"),
+    layer("ELU", kl.ELU),
+    layer("LeakyReLU", kl.LeakyReLU),
+    layer("PReLU", lambda: kl.PReLU(shared_axes=[1, 2]), IMAGE),
+    layer("ReLU", lambda: kl.ReLU(max_value=1.0, negative_slope=0.1, threshold=0.2)),
+    layer("Softmax", kl.Softmax),
+    layer("TFSMLayer", lambda: from_saved_model()),
+]
 
 
-def _of(name: str, *arguments: Any, **options: Any) -> Callable[..., Any]:
-    return lambda *x: getattr(layers, name)(*arguments, **options)(*x)
+def from_saved_model() -> Any:
+    with tempfile.TemporaryDirectory() as folder:
+        keras.Sequential([keras.Input(ROW), kl.Dense(5)]).export(folder, verbose=False)
+        return kl.TFSMLayer(folder, call_endpoint="serve")
 
 
-def _merged(name: str, **options: Any) -> Callable[..., Any]:
-    return lambda x: getattr(layers, name)(**options)([x, 0.5 - x * x])
+def there_and_back(embedding: Any, x: Any) -> Any:
+    return embedding(embedding(x), reverse=True)
 
 
-def _cell(name: str) -> Callable[..., Any]:
-    return lambda x: layers.RNN(getattr(layers, name)(3))(x)
+RESHAPING = [
+    layer("Flatten", kl.Flatten, IMAGE),
+    layer("Permute", lambda: kl.Permute((2, 1)), SEQUENCE),
+    layer("RepeatVector", lambda: kl.RepeatVector(3)),
+    layer("Reshape", lambda: kl.Reshape((-1, 2))),
+    *(layer(f"Cropping{n}D", pick(f"Cropping{n}D", 1), SPATIAL[n]) for n in SPATIAL),
+    *(layer(f"UpSampling{n}D", pick(f"UpSampling{n}D", 2), SPATIAL[n]) for n in SPATIAL),
+    *(layer(f"ZeroPadding{n}D", pick(f"ZeroPadding{n}D", 1), SPATIAL[n]) for n in SPATIAL),
+    layer("UpSampling2D: bilinear", lambda: kl.UpSampling2D(interpolation="bilinear"), IMAGE),
+    layer("UpSampling2D: bicubic", lambda: kl.UpSampling2D(interpolation="bicubic"), IMAGE),
+]
+
+CONVOLUTIONS = [
+    *(layer(f"Conv{n}D", pick(f"Conv{n}D", 4, 3, padding="same"), SPATIAL[n]) for n in SPATIAL),
+    *(layer(f"Conv{n}D: dilated", pick(f"Conv{n}D", 4, 2, dilation_rate=2), SPATIAL[n]) for n in SPATIAL),
+    *(layer(f"Conv{n}D: strided", pick(f"Conv{n}D", 4, 3, 2, padding="same"), SPATIAL[n]) for n in SPATIAL),
+    *(layer(f"Conv{n}DTranspose", pick(f"Conv{n}DTranspose", 4, 3, 2), SPATIAL[n]) for n in SPATIAL),
+    layer("Conv1D: causal", lambda: kl.Conv1D(4, 3, padding="causal"), SEQUENCE),
+    layer("Conv1D: grouped", lambda: kl.Conv1D(4, 3, groups=2), SEQUENCE),
+    layer("Conv2D: grouped", lambda: kl.Conv2D(6, 3, groups=3), IMAGE),
+    layer("Conv2D: channels_first", lambda: [kl.Permute((3, 1, 2)), *channels_first()], IMAGE),
+    layer("Conv2DTranspose: same", lambda: kl.Conv2DTranspose(4, 3, 2, padding="same"), IMAGE),
+    *(layer(f"DepthwiseConv{n}D", pick(f"DepthwiseConv{n}D", 3, depth_multiplier=2), SPATIAL[n]) for n in (1, 2)),
+    layer("DepthwiseConv2D: strided", lambda: kl.DepthwiseConv2D(3, 2, padding="same"), IMAGE),
+    *(layer(f"SeparableConv{n}D", pick(f"SeparableConv{n}D", 4, 3), SPATIAL[n]) for n in (1, 2)),
+]
 
 
-CASES: dict[str, list[Case]] = {}
+def channels_first() -> list[Any]:
+    """TensorFlow has no such convolution on a CPU: it is pooling and upsampling that the layout is tried on."""
+    return [kl.UpSampling2D(data_format="channels_first"), kl.GlobalAveragePooling2D(data_format="channels_first")]
 
 
-def _add(name: str, given: Input, *builds: Callable[..., Any], lively: bool = True) -> None:
-    CASES.setdefault(name, []).extend(Case([given], build, lively) for build in builds)
+POOLING = [
+    *(
+        layer(f"{kind}{n}D", pick(f"{kind}{n}D", 2), SPATIAL[n])
+        for kind in ("AveragePooling", "MaxPooling")
+        for n in SPATIAL
+    ),
+    *(
+        layer(f"{kind}{n}D: same", pick(f"{kind}{n}D", 3, 2, padding="same"), SPATIAL[n])
+        for kind in ("AveragePooling", "MaxPooling")
+        for n in SPATIAL
+    ),
+    *(
+        layer(f"{kind}{n}D", pick(f"{kind}{n}D", 3), SPATIAL[n])
+        for kind in ("AdaptiveAveragePooling", "AdaptiveMaxPooling")
+        for n in SPATIAL
+    ),
+    *(
+        layer(f"{kind}{n}D", pick(f"{kind}{n}D"), SPATIAL[n])
+        for kind in ("GlobalAveragePooling", "GlobalMaxPooling")
+        for n in SPATIAL
+    ),
+]
+
+MERGING = [
+    *(
+        layer(name, pick(name), ROW, ROW)
+        for name in ["Add", "Average", "Concatenate", "Maximum", "Minimum", "Multiply", "Subtract"]
+    ),
+    layer("Dot", lambda: kl.Dot(axes=2), SEQUENCE, (5, 4)),
+    layer("Dot: normalize", lambda: kl.Dot(axes=1, normalize=True), SEQUENCE, (12, 2)),
+]
+
+ATTENTION = [
+    layer("AdditiveAttention", kl.AdditiveAttention, (5, 4), (7, 4)),
+    layer("Attention", lambda: kl.Attention(use_scale=True), (5, 4), (7, 4)),
+    functional("GroupQueryAttention", [(5, 8), (7, 8)], lambda x, y: kl.GroupQueryAttention(4, 4, 2)(x, y)),
+    functional("MultiHeadAttention", [(5, 8), (7, 8)], lambda x, y: kl.MultiHeadAttention(2, 4)(x, y)),
+    functional(
+        "MultiHeadAttention: causal", [(5, 8)], lambda x: kl.MultiHeadAttention(2, 4)(x, x, use_causal_mask=True)
+    ),
+    functional("MultiHeadAttention: of images", [(4, 4, 8)], lambda x: kl.MultiHeadAttention(2, 4)(x, x), long=True),
+]
+
+NORMALIZING = [
+    layer("BatchNormalization", kl.BatchNormalization, IMAGE),
+    layer("GroupNormalization", lambda: kl.GroupNormalization(2), SEQUENCE),
+    layer("LayerNormalization", kl.LayerNormalization, SEQUENCE),
+    layer("RMSNormalization", kl.RMSNormalization, SEQUENCE),
+    layer("SpectralNormalization", lambda: kl.SpectralNormalization(kl.Dense(5))),
+    layer("UnitNormalization", kl.UnitNormalization),
+    layer("Normalization", lambda: kl.Normalization(mean=[1, 2, 3, 4, 5, 6], variance=[1, 2, 3, 4, 5, 6])),
+]
+
+RECURRENT = [
+    *(layer(name, pick(name, 5), SEQUENCE) for name in ("GRU", "LSTM", "SimpleRNN")),
+    *(
+        layer(f"{name}: sequences", pick(name, 5, return_sequences=True), SEQUENCE)
+        for name in ("GRU", "LSTM", "SimpleRNN")
+    ),
+    *(layer(f"{name}: state", pick(name, 5, return_state=True), SEQUENCE) for name in ("GRU", "LSTM", "SimpleRNN")),
+    *(layer(f"{name}: backwards", pick(name, 5, go_backwards=True), SEQUENCE) for name in ("GRU", "LSTM", "SimpleRNN")),
+    *(layer(f"{name}: unrolled", pick(name, 5, unroll=True), SEQUENCE) for name in ("GRU", "LSTM", "SimpleRNN")),
+    *(
+        layer(f"{name}", lambda n=name: kl.RNN(getattr(kl, n)(5)), SEQUENCE)
+        for name in ("GRUCell", "LSTMCell", "SimpleRNNCell")
+    ),
+    layer("GRU: reset before", lambda: kl.GRU(5, reset_after=False), SEQUENCE),
+    layer("RNN", lambda: kl.RNN(kl.GRUCell(5), return_sequences=True), SEQUENCE),
+    layer("StackedRNNCells", lambda: kl.RNN(kl.StackedRNNCells([kl.LSTMCell(5), kl.LSTMCell(4)])), SEQUENCE),
+    layer("Bidirectional", lambda: kl.Bidirectional(kl.LSTM(5, return_sequences=True)), SEQUENCE),
+    layer("Bidirectional: sum", lambda: kl.Bidirectional(kl.GRU(5), merge_mode="sum"), SEQUENCE),
+    layer("TimeDistributed", lambda: kl.TimeDistributed(kl.Conv2D(4, 3)), FILMS[2]),
+    *(layer(f"ConvLSTM{n}D", pick(f"ConvLSTM{n}D", 4, 3, padding="same"), FILMS[n]) for n in SPATIAL),
+]
+
+PREPROCESSING = [
+    *(
+        layer(name, pick(name, 0.5), shape)
+        for name, shape in zip(IDENTITIES.split(), [ROW] * 4 + list(SPATIAL.values()), strict=True)
+    ),
+    *(layer(name, pick(name), IMAGE, low=0, high=255) for name in AUGMENTATIONS.split()),
+    *(
+        layer(name, pick(name, **FACTORS.get(name, {"factor": 0.2})), IMAGE, low=0, high=255)
+        for name in WITH_FACTOR.split()
+    ),
+    layer("RandomCrop", lambda: kl.RandomCrop(5, 6), IMAGE),
+    layer("AutoContrast", kl.AutoContrast, IMAGE, low=20, high=200),
+    layer("CenterCrop", lambda: kl.CenterCrop(5, 6), IMAGE),
+    layer(
+        "ContrastLimitedAdaptiveHistogramEqualization",
+        lambda: kl.ContrastLimitedAdaptiveHistogramEqualization(tile_grid_size=(2, 2)),
+        IMAGE,
+        low=20,
+        high=200,
+    ),
+    layer("Equalization", lambda: inside(kl.Equalization()), IMAGE, low=20, high=200),
+    layer("Solarization", lambda: kl.Solarization(0.1, 0.4), IMAGE, low=0, high=255),
+    layer("Rescaling", lambda: kl.Rescaling(0.5, 1)),
+    layer("Resizing", lambda: kl.Resizing(5, 11), IMAGE),
+    layer("Resizing: cropped", lambda: kl.Resizing(4, 6, crop_to_aspect_ratio=True), IMAGE),
+    layer("Pipeline", lambda: kl.Pipeline([kl.Rescaling(0.5), kl.CenterCrop(5, 6)]), IMAGE),
+    layer("CategoryEncoding", lambda: kl.CategoryEncoding(10), dtype="int32"),
+    layer("CategoryEncoding: one_hot", lambda: kl.CategoryEncoding(10, "one_hot"), (1,), dtype="int32"),
+    layer("CategoryEncoding: count", lambda: kl.CategoryEncoding(10, "count"), dtype="int32"),
+    layer("Discretization", lambda: kl.Discretization([-1.0, 0.0, 0.5])),
+    layer("Discretization: one_hot", lambda: kl.Discretization([-1.0, 0.0, 0.5], output_mode="one_hot"), (1,)),
+    layer("IntegerLookup", lambda: kl.IntegerLookup(vocabulary=[1, 3, 5, 7]), dtype="int64"),
+    layer(
+        "IntegerLookup: one_hot",
+        lambda: kl.IntegerLookup(vocabulary=[1, 3, 5, 7], output_mode="one_hot"),
+        (1,),
+        dtype="int64",
+    ),
+    functional("MaxNumBoundingBoxes", [IMAGE, (5, 4), (5,)], lambda x, boxes, labels: boxed(x, boxes, labels)),
+    layer("MelSpectrogram", lambda: kl.MelSpectrogram(64, 32, num_mel_bins=8), (256,)),
+    layer("STFTSpectrogram", lambda: kl.STFTSpectrogram("log", 32, 16), (128, 1)),
+]
 
 
-def _fill() -> None:
-    by_rank = {1: SEQUENCE, 2: IMAGE, 3: VOLUME}
-    for rank, given in by_rank.items():
-        d = f"{rank}D"
-        for kind in ("Average", "Max"):
-            _add(f"{kind}Pooling{d}", given, _of(f"{kind}Pooling{d}", 2),
-                 _of(f"{kind}Pooling{d}", 3, strides=2, padding="same"))  # fmt: skip
-            _add(f"Global{kind}Pooling{d}", given, *(_of(f"Global{kind}Pooling{d}", keepdims=k) for k in (False, True)))
-            _add(f"Adaptive{kind}Pooling{d}", given, _of(f"Adaptive{kind}Pooling{d}", 3))
-        _add(f"Conv{d}", given, _of(f"Conv{d}", 3, 3), _of(f"Conv{d}", 4, 2, groups=2, padding="same"),
-             _of(f"Conv{d}", 3, 3, dilation_rate=2, padding="same"), _of(f"Conv{d}", 3, 3, strides=2))  # fmt: skip
-        _add(f"Conv{d}Transpose", given, _of(f"Conv{d}Transpose", 3, 3),
-             _of(f"Conv{d}Transpose", 3, 3, strides=2, padding="same"))  # fmt: skip
-        _add(f"Cropping{d}", given, _of(f"Cropping{d}", 1))
-        _add(f"ZeroPadding{d}", given, _of(f"ZeroPadding{d}", 1))
-        _add(f"UpSampling{d}", given, _of(f"UpSampling{d}"))
-        _add(f"SpatialDropout{d}", given, _of(f"SpatialDropout{d}", 0.5))
-    _add("Conv1D", SEQUENCE, _of("Conv1D", 3, 2, padding="causal", dilation_rate=2))
-    _add("Conv2D", Input((4, 8, 8)), _of("Conv2D", 3, 3, data_format="channels_first", kernel_initializer="ones"))
-    _add("UpSampling2D", IMAGE, _of("UpSampling2D", interpolation="bilinear"),
-         _of("UpSampling2D", interpolation="bicubic"))  # fmt: skip
-    for rank, given in ((1, SEQUENCE), (2, IMAGE)):
-        _add(f"DepthwiseConv{rank}D", given, _of(f"DepthwiseConv{rank}D", 3, depth_multiplier=2, padding="same"))
-        _add(f"SeparableConv{rank}D", given, _of(f"SeparableConv{rank}D", 3, 3, depth_multiplier=2))
-    for rank, given in ((1, Input((3, 6, 2))), (2, FRAMES), (3, Input((2, 4, 4, 4, 2)))):
-        _add(f"ConvLSTM{rank}D", given, _of(f"ConvLSTM{rank}D", 3, 3))
-    for name in ("Add", "Average", "Maximum", "Minimum", "Multiply", "Subtract", "Concatenate"):
-        _add(name, SEQUENCE, _merged(name))
-    _add("Dot", SEQUENCE, _merged("Dot", axes=2), _merged("Dot", axes=1, normalize=True))
-    for name in ("GRU", "LSTM", "SimpleRNN"):
-        _add(name, SEQUENCE, _of(name, 3), _of(name, 3, return_sequences=True, go_backwards=True),
-             lambda x, name=name: _of(name, 3, return_sequences=True)(layers.Masking()(x)))  # fmt: skip
-        _add(f"{name}Cell", SEQUENCE, _cell(f"{name}Cell"))
-    _add("LSTM", SEQUENCE, _of("LSTM", 3, activation="selu"))
-    _add("RNN", SEQUENCE, _cell("LSTMCell"))
-    _add("StackedRNNCells", SEQUENCE, lambda x: layers.RNN([layers.LSTMCell(3), layers.GRUCell(4)])(x))
-    _add("Bidirectional", SEQUENCE, lambda x: layers.Bidirectional(layers.GRU(3, return_sequences=True))(x))
-    _add("TimeDistributed", FRAMES, lambda x: layers.TimeDistributed(layers.Conv2D(3, 3))(x))
-    _add("MultiHeadAttention", SEQUENCE, lambda x: layers.MultiHeadAttention(2, 3)(x, x),
-         lambda x: layers.MultiHeadAttention(2, 3)(x, x, use_causal_mask=True))  # fmt: skip
-    _add("MultiHeadAttention", Input((None, 4)), lambda x: layers.MultiHeadAttention(2, 3)(x, x))
-    _add("GroupQueryAttention", SEQUENCE, lambda x: layers.GroupQueryAttention(2, 4, 2)(x, x))
-    _add("Attention", SEQUENCE, lambda x: layers.Attention(use_scale=True)([x, x]))
-    _add("AdditiveAttention", SEQUENCE, lambda x: layers.AdditiveAttention()([x, x]))
-    for name in ("BatchNormalization", "LayerNormalization", "RMSNormalization", "UnitNormalization"):
-        _add(name, IMAGE, _of(name))
-    _add("LayerNormalization", IMAGE, _of("LayerNormalization", axis=[1, 2, 3]), _of("LayerNormalization", axis=1))
-    _add("BatchNormalization", IMAGE, _of("BatchNormalization", axis=1))
-    _add("GroupNormalization", IMAGE, _of("GroupNormalization", 2))
-    _add("Normalization", IMAGE, _of("Normalization", mean=[0.0, 1, 2, 3], variance=[1.0, 2, 3, 4]))
-    _add("SpectralNormalization", IMAGE, lambda x: layers.SpectralNormalization(layers.Conv2D(3, 3))(x))
-    _add("Dense", VECTOR, _of("Dense", 3, activation="gelu"))
-    _add("Dense", Input((None, 4)), _of("Dense", 3))
-    _add("EinsumDense", SEQUENCE, _of("EinsumDense", "abc,cd->abd", output_shape=(None, 5), bias_axes="d"),
-         _of("EinsumDense", "abc,cde->aebd", output_shape=(2, None, 5)))  # fmt: skip
-    _add("Embedding", IDS, _of("Embedding", 7, 3))
-    _add("ReversibleEmbedding", IDS, lambda x: (e := layers.ReversibleEmbedding(7, 3))(e(x), reverse=True))
-    _add("CategoryEncoding", IDS, *(_of("CategoryEncoding", 7, output_mode=m) for m in ("multi_hot", "count")),
-         lively=False)  # fmt: skip
-    _add("CategoryEncoding", Input((1,), "int32", 7), _of("CategoryEncoding", 7, output_mode="one_hot"), lively=False)
-    _add("Discretization", SEQUENCE, _of("Discretization", [-1.0, 0.0, 1.0]), lively=False)
-    _add("MelSpectrogram", Input((256,)), _of("MelSpectrogram", fft_length=64, sequence_stride=32, num_mel_bins=8,
-                                               sampling_rate=8000))  # fmt: skip
-    _add("STFTSpectrogram", Input((256, 1)), _of("STFTSpectrogram", mode="log", frame_length=32, frame_step=16,
-                                                  fft_length=32))  # fmt: skip
-    for name in ("ELU", "LeakyReLU", "PReLU", "ReLU", "Softmax", "Identity", "ActivityRegularization"):
-        _add(name, SEQUENCE, _of(name))
-    _add("Softmax", SEQUENCE, _of("Softmax", axis=1))
-    _add("ReLU", SEQUENCE, _of("ReLU", max_value=1.0, negative_slope=0.1, threshold=0.2))
-    _add("Activation", SEQUENCE, _of("Activation", "mish"))
-    _add("Lambda", SEQUENCE, _of("Lambda", lambda x: x * x))
-    for name in ("AlphaDropout", "Dropout", "GaussianDropout", "GaussianNoise"):
-        _add(name, SEQUENCE, _of(name, 0.5))
-    _add("Flatten", IMAGE, _of("Flatten"))
-    _add("Masking", SEQUENCE, _of("Masking"))
-    _add("Permute", IMAGE, _of("Permute", (3, 1, 2)))
-    _add("RepeatVector", VECTOR, _of("RepeatVector", 3))
-    _add("Reshape", SEQUENCE, _of("Reshape", (-1, 3)))
-    _add("CenterCrop", IMAGE, _of("CenterCrop", 5, 4))
-    _add("Rescaling", IMAGE, _of("Rescaling", 1 / 255, 0.5))
-    _add("Rescaling", Input((8, 8, 4), "uint8", 256), _of("Rescaling", 1 / 255))
-    _add("Resizing", IMAGE, _of("Resizing", 5, 6), _of("Resizing", 16, 11, interpolation="nearest"),
-         _of("Resizing", 16, 16, interpolation="bicubic"),
-         _of("Resizing", 5, 6, crop_to_aspect_ratio=True))  # fmt: skip
-    _add("Pipeline", IMAGE, lambda x: layers.Pipeline([layers.Rescaling(2.0), layers.CenterCrop(4, 4)])(x))
-    _fill_augmentation()
+def inside(inner: Any) -> Any:
+    """Wrap a layer that Keras cannot put into a Functional model, because it returns its symbolic input itself."""
+    wrapped = Wrapped(inner)
+    wrapped.built = inner.built = True
+    return wrapped
 
 
-def _fill_augmentation() -> None:
-    rgb = Input((8, 8, 3))
-    with_options: dict[str, dict[str, Any]] = {
-        "RandomBrightness": {"factor": 0.2},
-        "RandomColorDegeneration": {"factor": 0.5},
-        "RandomContrast": {"factor": 0.2},
-        "RandomCrop": {"height": 6, "width": 6},
-        "RandomHue": {"factor": 0.2},
-        "RandomPosterization": {"factor": 4},
-        "RandomRotation": {"factor": 0.2},
-        "RandomSaturation": {"factor": 0.2},
-        "RandomSharpness": {"factor": 0.2},
-        "RandomTranslation": {"height_factor": 0.2, "width_factor": 0.2},
-        "RandomZoom": {"height_factor": 0.2},
-    }
-    plain = (
-        "AugMix AutoContrast ContrastLimitedAdaptiveHistogramEqualization CutMix MixUp RandAugment "
-        "RandomColorJitter RandomElasticTransform RandomErasing RandomFlip RandomGaussianBlur RandomGrayscale "
-        "RandomInvert RandomPerspective RandomShear Solarization"
-    )
-    for name in (*with_options, *plain.split()):
-        _add(name, rgb, _of(name, **with_options.get(name, {})))
+def boxed(images: Any, boxes: Any, labels: Any) -> Any:
+    bounding = {"boxes": boxes, "labels": labels}
+    return kl.MaxNumBoundingBoxes(3, bounding_box_format="xyxy")({"images": images, "bounding_boxes": bounding})
 
 
-_fill()
+LAYERS = [
+    *CORE,
+    *RESHAPING,
+    *CONVOLUTIONS,
+    *POOLING,
+    *MERGING,
+    *ATTENTION,
+    *NORMALIZING,
+    *RECURRENT,
+    *PREPROCESSING,
+]

@@ -111,3 +111,9 @@ def test_resizing(height: int, width: int, options: dict[str, bool], interpolati
 def test_gelu_has_the_form_that_tensorrt_fuses() -> None:
     found = compare(layers.Activation("gelu"), random(3, 8))
     assert found == Counter(Mul=3, Add=1, Erf=1)
+
+
+def test_argmax_takes_negative_zeros_for_smaller() -> None:
+    x = random(4, 6)
+    x[0] = [-1.0, -0.0, 0.0, -0.0, -2.0, 0.0]
+    compare(Function(lambda x: ops.argmax(x, axis=-1)), x)

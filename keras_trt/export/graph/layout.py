@@ -63,7 +63,16 @@ def _moved(value: Any) -> tuple[Any, Order] | None:
     node = value.producer() if value is not None else None
     if node is None or node.op_type != "Transpose":
         return None
-    return node.inputs[0], tuple(node.attributes["perm"].as_ints())
+    order = _order(node)
+    return None if order is None else (node.inputs[0], order)
+
+
+def _order(node: Any) -> Order | None:
+    """Return the order of axes of a transpose; without an attribute it turns them around, if their number is known."""
+    if "perm" in node.attributes:
+        return tuple(node.attributes["perm"].as_ints())
+    sizes = known_sizes(node.inputs[0])
+    return None if sizes is None else tuple(reversed(range(len(sizes))))
 
 
 def _inverse(order: Sequence[int]) -> Order:
@@ -77,9 +86,9 @@ def _without(order: Order, axes: Collection[int]) -> Order:
 
 
 def _merge(node: Any, _fixed: set[Any]) -> None:
-    found = _moved(node.inputs[0])
-    order = tuple(node.attributes["perm"].as_ints())
-    source = node.inputs[0]
+    found, order, source = _moved(node.inputs[0]), _order(node), node.inputs[0]
+    if order is None:
+        return
     if found is not None:
         source, first = found
         order = tuple(first[axis] for axis in order)
