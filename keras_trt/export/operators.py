@@ -15,6 +15,7 @@ from .layers import MARKER
 def handlers() -> dict[str, Any]:
     """Return tf2onnx handlers by TensorFlow operator."""
     ours = {
+        "BatchMatMulV3": _quantized_product,
         "Bitcast": _sign_bit,
         "Bucketize": _bucketize,
         "DenseBincount": _bincount,
@@ -114,6 +115,39 @@ def _sign_bit(graph: Any, node: Any, _name: str, _arguments: Any) -> None:
     write.result("Cast", [write.node("Less", [signed, zero])], to=TensorProto.INT32)
     for user in users:
         user.type = "Mul"  # 0 or 1 times the mask
+
+
+def _quantized_product(graph: Any, node: Any, _name: str, _arguments: Any) -> None:
+    """A product of 8-bit integers, as of `model.quantize("int8")`, in whole floats, with the kernel dequantized.
+
+    Keras quantizes activations by the largest of each row, and TensorRT only by scales that are known when it builds:
+    so the integers are kept, which gives Keras's answers, and the sums are of floats.
+    """
+    from onnx import TensorProto
+
+    operands = [_whole_floats(graph, one) for one in node.input[:2]]
+    if any(graph.get_dtype(one) != TensorProto.INT8 for one in node.input[:2]):
+        return  # `check` refuses what stays
+    turned = [bool(node.get_attr_value(f"adj_{side}", False)) for side in "xy"]
+    ranks = [len(graph.get_shape(one) or ()) for one in node.input[:2]]
+    dtype = graph.get_dtype(node.output[0])
+    write = _Writer(graph, node)
+    sides = []
+    for (source, kernel), turn, rank in zip(operands, turned, ranks, strict=True):
+        value = write.node("DequantizeLinear", [source, write.constant(np.float32(1))]) if kernel else source
+        order = [*range(rank - 2), rank - 1, rank - 2]
+        sides.append(write.node("Transpose", [value], perm=order) if turn else value)
+    write.result("Cast", [write.node("MatMul", sides)], to=dtype)
+
+
+def _whole_floats(graph: Any, name: str) -> tuple[str, bool]:
+    """Return the floats that integers were rounded from; or the integers themselves, to be dequantized."""
+    from onnx import TensorProto
+
+    node = graph.get_node_by_output(name)
+    if node is not None and node.type == "Cast" and graph.get_dtype(node.input[0]) == TensorProto.FLOAT:
+        return str(node.input[0]), False  # rounded and clipped by Keras's quantizer
+    return name, True
 
 
 def _fixed_size(node: Any) -> int | None:
