@@ -1,0 +1,87 @@
+"""What is known not to work. Each entry of `NOT_YET` is to be struck off; those of `NOT_EXPORTABLE` stay."""
+
+from __future__ import annotations
+
+from .architectures import ARCHITECTURES, architecture_names
+from .case import Case, NoBuildError, NoExportError
+from .layers import LAYERS, layer_names
+from .ops import ACTIVATIONS, OPS, activation_names, op_names
+
+#: Section of the table → what Keras offers, and the cases that cover it.
+SECTIONS: dict[str, tuple[set[str], list[Case]]] = {
+    "keras.layers": (layer_names(), LAYERS),
+    "keras.activations": (activation_names(), ACTIVATIONS),
+    "keras.ops": (op_names(), OPS),
+    "keras.applications": (architecture_names(), ARCHITECTURES),
+}
+
+_STRINGS = "works on strings, and an engine holds numbers"
+_NO_FUNCTION = "is no function of tensors"
+
+NOT_EXPORTABLE = {
+    "keras.layers": {
+        "FlaxLayer": "runs on JAX, and the export goes through TensorFlow",
+        "HashedCrossing": "hashes the decimal digits of its inputs as strings",
+        "Hashing": "hashes the decimal digits of its inputs as strings",
+        "InputSpec": "is no layer",
+        "JaxLayer": "runs on JAX, and the export goes through TensorFlow",
+        "Layer": "is a base class",
+        "StringLookup": _STRINGS,
+        "TextVectorization": _STRINGS,
+        "TorchModuleWrapper": "runs on PyTorch, and the export goes through TensorFlow",
+        "Wrapper": "is a base class",
+    },
+    "keras.activations": {"deserialize": _NO_FUNCTION, "get": _NO_FUNCTION, "serialize": _NO_FUNCTION},
+    "keras.ops": {
+        "convert_to_numpy": "leaves the graph",
+        "image.elastic_transform": "draws random numbers",
+        "is_tensor": "is computed when the model is traced",
+        "ndim": "is computed when the model is traced",
+    },
+    "keras.applications": {},
+}
+
+_SEED = "moves the state of its seed generator even when it infers"
+_SEEDED = """MixUp RandomColorDegeneration RandomGrayscale RandomHue RandomPosterization RandomSaturation
+    RandomSharpness"""
+_BUCKETIZE = "TensorFlow's `Bucketize` has no form in ONNX"
+_BINCOUNT = "`bincount` becomes `Unique` and `Compress`, which TensorRT does not import"
+_RFFT = "TensorFlow's `RFFT` has no form in ONNX"
+_PROJECTION = "TensorFlow's `ImageProjectiveTransformV3` has no form in ONNX"
+_LOOKUP = "is refused for its dtype policy; behind that is a hash table of TensorFlow"
+_SHIFT = "becomes `BitShift` of unsigned integers, which TensorRT does not import"
+
+#: Section → name of the case → what fails first, and the reason.
+NOT_YET: dict[str, dict[str, tuple[type[AssertionError], str]]] = {
+    "keras.layers": {
+        **dict.fromkeys(_SEEDED.split(), (NoExportError, _SEED)),
+        "CategoryEncoding": (NoBuildError, _BINCOUNT),
+        "CategoryEncoding: count": (NoBuildError, _BINCOUNT),
+        "Discretization": (NoExportError, _BUCKETIZE),
+        "Discretization: one_hot": (NoExportError, _BUCKETIZE),
+        "IntegerLookup": (NoExportError, _LOOKUP),
+        "IntegerLookup: one_hot": (NoExportError, _LOOKUP),
+        "MelSpectrogram": (NoExportError, _RFFT),
+    },
+    "keras.activations": {},
+    "keras.ops": {
+        "argmax": (NoExportError, "Keras looks for negative zeros by TensorFlow's `Bitcast`, which ONNX lacks"),
+        "bincount": (NoBuildError, _BINCOUNT),
+        "bitwise_left_shift": (NoBuildError, _SHIFT),
+        "bitwise_right_shift": (NoBuildError, _SHIFT),
+        "digitize": (NoExportError, _BUCKETIZE),
+        "inv": (NoExportError, "TensorFlow's `MatrixInverse` has no form in ONNX"),
+        "linspace": (NoExportError, "TensorFlow's `BroadcastArgs` has no form in ONNX"),
+        "nonzero": (NoBuildError, "TensorRT-RTX refuses `NonZero`"),
+        "stft": (NoExportError, _RFFT),
+        "image.affine_transform": (NoExportError, _PROJECTION),
+        "image.hsv_to_rgb": (NoExportError, "TensorFlow's `HSVToRGB` has no form in ONNX"),
+        "image.perspective_transform": (NoExportError, _PROJECTION),
+        "image.resize: nearest": (
+            NoBuildError,
+            "TensorRT rounds to nearest otherwise than `tf_half_pixel_for_nn` asks",
+        ),
+        "image.rgb_to_hsv": (NoExportError, "TensorFlow's `RGBToHSV` has no form in ONNX"),
+    },
+    "keras.applications": {},
+}

@@ -1,0 +1,86 @@
+"""All that Keras offers is exported, answers as in Keras, is built by TensorRT-RTX; or is listed with a reason."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import keras
+import numpy as np
+import onnx
+import pytest
+from onnx import numpy_helper
+
+from keras_trt.export import ExportedModel, export
+
+from . import table
+from .case import Case, WrongAnswerError, assert_can_fail, compare, functional, judge, randomize
+from .expected import NOT_EXPORTABLE, NOT_YET, SECTIONS
+
+
+def cases() -> Iterator[Any]:
+    for section, (_, found) in SECTIONS.items():
+        for case in found:
+            marks: list[Any] = [pytest.mark.long, pytest.mark.timeout(1800)] if case.long else []
+            if case.name in NOT_YET[section]:
+                kind, reason = NOT_YET[section][case.name]
+                marks.append(pytest.mark.xfail(raises=kind, reason=reason, strict=True))
+            yield pytest.param(case, marks=marks, id=f"{section}.{case.name}")
+
+
+@pytest.mark.parametrize("case", cases())
+def test_conforms(case: Case) -> None:
+    for failure in judge(case).failures:
+        raise failure
+
+
+@pytest.mark.parametrize("section", SECTIONS)
+def test_everything_of_keras_is_covered_or_refused_with_a_reason(section: str) -> None:
+    offered, found = SECTIONS[section]
+    refused = set(NOT_EXPORTABLE[section])
+    covered = {case.of for case in found}
+    assert offered - covered - refused == set(), "Keras offers more: give each a case, or a reason"
+    assert (covered | refused) - offered == set(), "Keras does not offer these"
+    assert covered & refused == set()
+    assert set(NOT_YET[section]) - {case.name for case in found} == set(), "no case is called so"
+    assert len({case.name for case in found}) == len(found)
+
+
+def test_documented_table_says_what_the_suite_says() -> None:
+    rows = table.read()
+    assert list(rows) == [(section, name) for section, (_, found) in SECTIONS.items() for name in table.names(section)]
+    for (section, name), row in rows.items():
+        fails = name in NOT_YET[section] or name in NOT_EXPORTABLE[section]
+        assert ("no" in row.cells[:3] or "-" in row.cells[:3]) == fails, (
+            f"{name}: run python -m tests.conformance.table"
+        )
+
+
+class TestComparisonCanFail:
+    case = functional("Dense", [(6,)], lambda x: keras.layers.Dense(5)(x))
+
+    def exported(self) -> tuple[Any, ExportedModel]:
+        model = self.case.build()
+        randomize(model, np.random.default_rng(0))
+        return model, export(model)
+
+    def test_on_a_slightly_different_weight(self) -> None:
+        model, exported = self.exported()
+        assert compare(self.case, model, exported) < 1e-6
+        proto = onnx.load_from_string(exported.onnx)
+        kernel = next(weight for weight in proto.graph.initializer if list(weight.dims) == [6, 5])
+        kernel.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(kernel) * np.float32(1.001), kernel.name))
+        with pytest.raises(WrongAnswerError, match="off by"):
+            compare(self.case, model, ExportedModel(proto.SerializeToString(), exported.signature))
+
+    def test_only_where_rows_differ(self) -> None:
+        with pytest.raises(AssertionError, match="would prove nothing"):
+            assert_can_fail(np.ones((5, 3), "float32"))
+
+    def test_weights_are_not_the_initial_ones(self) -> None:
+        model = keras.Sequential([keras.Input((4, 4, 3)), keras.layers.BatchNormalization(), keras.layers.Conv2D(2, 3)])
+        before = model.get_weights()
+        randomize(model, np.random.default_rng(0))
+        for one, two in zip(before, model.get_weights(), strict=True):
+            assert not np.any(one == two)
+        assert (model.layers[0].moving_variance.numpy() >= 0.5).all()
