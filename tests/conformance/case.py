@@ -51,6 +51,7 @@ class Case:
         low, high: between which its inputs are drawn; without them floats are normal and integers below 10.
         deep: whether its batch normalizations take their statistics from a batch, without which the activations of a
             deep model leave unit scale.
+        trained: whether its weights are trained ones, and stay.
         long: whether it takes too long for every run.
     """
 
@@ -59,6 +60,7 @@ class Case:
     low: float | None = None
     high: float | None = None
     deep: bool = False
+    trained: bool = False
     long: bool = False
 
     @property
@@ -83,7 +85,8 @@ def judge(case: Case) -> Outcome:
     keras.utils.set_random_seed(7)
     model = case.build()
     generator = np.random.default_rng(7)
-    randomize(model, generator)
+    if not case.trained:
+        randomize(model, generator)
     if case.deep:
         settle(case, model, generator)
     outcome = Outcome()

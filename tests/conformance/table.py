@@ -71,7 +71,7 @@ def write(rows: dict[tuple[str, str], Row]) -> None:
         "Written by `python -m tests.conformance.table`, which takes a small model of each class and function through\n"
         "export, ONNX Runtime and the builder of TensorRT-RTX. Of several names for one class it has one.\n\n"
         "The difference is the largest relative L2 between ONNX Runtime and `predict_on_batch`, in float32, on fresh\n"
-        f"random inputs, with one row and with five. It must be below {LIMIT:.0e}; integers and booleans must be equal.\n\n"
+        f"random inputs, with one row and with five. It must be below {LIMIT:.0e}; integers and booleans are equal.\n\n"
         f"Versions: {versions}.\n"
     ]
     for section in SECTIONS:
