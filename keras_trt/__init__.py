@@ -17,6 +17,8 @@ from ._version import __version__
 if TYPE_CHECKING:
     from .api import accelerate as accelerate
     from .cache import EngineCache as EngineCache
+    from .diagnosis import Diagnosis as Diagnosis
+    from .diagnosis import doctor as doctor
     from .errors import BuildError as BuildError
     from .errors import CacheError as CacheError
     from .errors import CudaError as CudaError
@@ -31,6 +33,7 @@ if TYPE_CHECKING:
     from .errors import UnsupportedOperatorError as UnsupportedOperatorError
     from .errors import VerificationError as VerificationError
     from .export import export_onnx as export_onnx
+    from .findings import Finding as Finding
     from .model import TRTModel as TRTModel
     from .options import BuildOptions as BuildOptions
     from .specs import OptimizationProfile as OptimizationProfile
@@ -40,6 +43,8 @@ if TYPE_CHECKING:
 _HOMES = {
     "accelerate": "api",
     "EngineCache": "cache",
+    "Diagnosis": "diagnosis",
+    "doctor": "diagnosis",
     "BuildError": "errors",
     "CacheError": "errors",
     "CudaError": "errors",
@@ -54,6 +59,7 @@ _HOMES = {
     "UnsupportedOperatorError": "errors",
     "VerificationError": "errors",
     "export_onnx": "export",
+    "Finding": "findings",
     "TRTModel": "model",
     "BuildOptions": "options",
     "OptimizationProfile": "specs",
@@ -66,10 +72,12 @@ __all__ = [
     "BuildOptions",
     "CacheError",
     "CudaError",
+    "Diagnosis",
     "EngineCache",
     "EngineLoadError",
     "ExportError",
     "FallbackWarning",
+    "Finding",
     "InputError",
     "KerasTRTError",
     "MissingDependencyError",
@@ -83,6 +91,7 @@ __all__ = [
     "VerificationError",
     "__version__",
     "accelerate",
+    "doctor",
     "export_onnx",
 ]
 

@@ -8,7 +8,9 @@ from typing import Any
 from . import backends, source
 from ._warn import warn
 from .cache import EngineCache
-from .errors import CacheError, EngineLoadError, ExportError, FallbackWarning, InputError, KerasTRTError
+from .errors import CacheError, EngineLoadError, FallbackWarning, InputError, KerasTRTError, refuse
+from .head import split
+from .loading import keras_model
 from .model import TRTModel
 from .options import BuildOptions
 from .predictor import Predictor
@@ -27,7 +29,8 @@ def accelerate(model: Any, *, options: BuildOptions | None = None, **keywords: A
     raises instead.
 
     Args:
-        model: a built `keras.Model` on the TensorFlow backend.
+        model: a built `keras.Model` on the TensorFlow backend; or where one is saved, a `.keras` or `.h5` file or a
+            SavedModel folder.
         options: a `BuildOptions`. Defaults to `None`: its defaults.
         **keywords: fields of `BuildOptions`, put over `options`: `precision`, `backend`, `batch_sizes`,
             `profiles`, `sample`, `optimization_level`, `verify`, `fallback`, `cache`, `device`, `verbose`.
@@ -37,7 +40,9 @@ def accelerate(model: Any, *, options: BuildOptions | None = None, **keywords: A
 
     Raises:
         TypeError: if `model` is not a Keras 3 model, or a keyword is not an option.
-        ValueError: if an option has a value that is not allowed, or an axis of an input has no known size.
+        ValueError: if an option has a value that is not allowed, an axis of an input has no known size, or a file or
+            folder holds no model.
+        FileNotFoundError: if there is no such file or folder.
         InputError: if the sample does not fit the model.
         ExportError: if the model is not built; with `fallback="raise"` also if it cannot be exported.
         MissingDependencyError, EngineLoadError: if a backend that is asked for by name cannot be used.
@@ -49,17 +54,17 @@ def accelerate(model: Any, *, options: BuildOptions | None = None, **keywords: A
     >>> keras_trt.accelerate(model, precision="fp32", batch_sizes=(1, 8, 64))
     """
     chosen = BuildOptions.of(options, keywords)
-    source.check_is_keras(model)
-    _ensure_built(model, chosen)
+    model = keras_model(model)
+    source.ensure_built(model, chosen.sample)
     # What is asked for by name is an error where it cannot be used, whatever `fallback` says.
     named = None if chosen.backend == "auto" else backends.choose(chosen.backend, chosen.device)
     try:
         backend, unusable = named or backends.choose("auto", chosen.device)
         if unusable and chosen.fallback == "raise":
             raise EngineLoadError(" ".join(unusable))
-        if only_keras := source.what_only_keras_can(model):
-            raise ExportError(f"Only Keras can run this model: {only_keras}.")
-        ready = provision(model, backend, chosen, _cache(chosen))
+        refuse(source.only_keras_can(model))
+        head = split(model)
+        ready = provision(head.tail if head is not None else model, backend, chosen, _cache(chosen), head)
     except InputError:
         raise  # the user's sample: nothing that another engine could mend
     except KerasTRTError as error:
@@ -69,6 +74,8 @@ def accelerate(model: Any, *, options: BuildOptions | None = None, **keywords: A
         warn(f"Keras runs '{model.name}' without TensorRT: {error}{' ' + notes if notes else ''}", FallbackWarning)
         return _keras_instead(model, str(error), chosen)
     report = ready.report
+    for loop in source.loops(model):
+        warn(loop.problem, FallbackWarning)
     if unusable:
         warn(f"{report.title} runs '{model.name}' on the CPU: {' '.join(unusable)}", FallbackWarning)
     if report.fell_back:
@@ -77,18 +84,7 @@ def accelerate(model: Any, *, options: BuildOptions | None = None, **keywords: A
         )
     if chosen.verbose:
         print(report)  # noqa: T201 (as Keras's own verbose)
-    return TRTModel(model, Predictor(model, ready.signature, ready.session), ready.session, report)
-
-
-def _ensure_built(model: Any, options: BuildOptions) -> None:
-    if model.built:
-        return
-    if options.sample is None:
-        raise ExportError(
-            f"The model '{model.name}' has not been built, so the shapes of its inputs are not known. "
-            "Call it once on a batch of data, or pass `sample=` with such a batch."
-        )
-    model.predict_on_batch(options.sample)
+    return TRTModel(model, Predictor(model, ready.signature, ready.session, head), ready.session, report)
 
 
 def _cache(options: BuildOptions) -> EngineCache | None:

@@ -20,7 +20,10 @@ Every message says what was wrong, what was received, what is allowed and what t
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
+
+from .findings import Finding
 
 
 class KerasTRTError(Exception):
@@ -44,11 +47,25 @@ class ExportError(KerasTRTError):
 
     Attributes:
         layer: path of the Keras layer that is to blame, or `None` where it is not one layer.
+        findings: everything that was found at once, the message's own first, as `keras_trt.doctor` lists it.
     """
 
-    def __init__(self, message: str, *, layer: str | None = None) -> None:
+    def __init__(self, message: str, *, layer: str | None = None, findings: Iterable[Finding] = ()) -> None:
         super().__init__(message)
         self.layer = layer
+        self.findings = tuple(findings) or (Finding(message, layer),)
+
+
+def refuse(findings: Iterable[Finding]) -> None:
+    """Raise if anything was found.
+
+    Raises:
+        ExportError: of the first finding; it holds them all.
+    """
+    found = tuple(findings)
+    if found:
+        more = f" {len(found) - 1} more: keras_trt.doctor lists them all." if len(found) > 1 else ""
+        raise ExportError(found[0].problem + more, layer=found[0].layer, findings=found)
 
 
 class BuildError(KerasTRTError):

@@ -9,6 +9,7 @@ from typing import Any
 
 from . import source, verify
 from .errors import InputError, KerasTRTError, VerificationError
+from .head import Head
 from .inputs import Array, standardize
 from .options import BuildOptions, Precision
 from .runtime import Session
@@ -50,15 +51,22 @@ class Gate:
         takes: its inputs.
         ranges: the shapes that engines are built for, one for each input.
         sample: the user's rows, or `None` for seeded random ones.
+        head: runs in front of `model`, the tail; `sample` is then what the head takes.
     """
 
     def __init__(
-        self, model: Any, takes: Signature, ranges: Sequence[ShapeRange], sample: Sequence[Array] | None
+        self,
+        model: Any,
+        takes: Signature,
+        ranges: Sequence[ShapeRange],
+        sample: Sequence[Array] | None,
+        head: Head | None = None,
     ) -> None:
         self._model = model
         self._takes = takes
         self._ranges = ranges
         self._sample = sample
+        self._head = head if sample is not None else None
 
     def rows_depend(self, signature: Signature) -> bool:
         """Tell whether the model's rows depend on each other.
@@ -89,10 +97,12 @@ class Gate:
         if self._sample is None:
             return False
         with _failures("The model fails on the sample"):
-            return depend(self._sample)
+            return depend(self._through_head(self._sample))
 
     def check(self, session: Session, signature: Signature, precision: Precision) -> tuple[Difference, ...]:
         """Compare an engine with Keras, on the whole sample and on one row of it, in the way that production runs.
+
+        With a head, on a sample, it is the whole model whose answers count, and the head runs in front of the engine.
 
         Returns:
             The largest difference of each output.
@@ -103,11 +113,12 @@ class Gate:
         rows = self._sample if self._sample is not None else self._random()
         batches = [rows] if _fixed_batch(self._takes) is not None else [rows, [array[:1] for array in rows]]
         worst: list[Difference] = []
-        for some in batches:
+        for given in batches:
+            some = self._through_head(given)
             if session.takes(some) is not None:
                 continue
             try:
-                expected = source.reference(self._model, signature, some)
+                expected = self._expected(signature, given)
             except Exception as error:  # a model's own code
                 if worst:
                     continue  # a model that takes whole batches, and not one row of them
@@ -126,6 +137,14 @@ class Gate:
         if bad := [str(one) for one in worst if not one.within]:
             raise VerificationError(f"the engine differs from Keras: {'; '.join(bad)}")
         return tuple(worst)
+
+    def _through_head(self, rows: Sequence[Array]) -> Sequence[Array]:
+        return rows if self._head is None else self._head(rows)
+
+    def _expected(self, signature: Signature, rows: Sequence[Array]) -> list[Array]:
+        if self._head is None:
+            return source.reference(self._model, signature, rows)
+        return source.reference(self._head.model, self._head.whole(signature), rows)
 
     def _random(self) -> list[Array]:
         inputs = self._takes.inputs

@@ -28,7 +28,8 @@ def standardize(x: Any, signature: Signature) -> list[Array]:
 
     As in Keras, a model with one input takes it bare, in a list or by name; lists and tuples stand for each
     other; a dict finds its inputs by name, and what the model does not know in it is left out with a warning;
-    numbers are cast to the input's type; a last axis of length 1 may be missing or too many.
+    numbers are cast to the input's type; a last axis of length 1 may be missing or too many. Strings may also be in
+    a list.
 
     Args:
         x: arrays or tensors.
@@ -42,6 +43,8 @@ def standardize(x: Any, signature: Signature) -> list[Array]:
         InputError: for a missing input, a wrong number of inputs, rows that differ in number, a wrong rank or
             size of an axis, and values that are not numbers.
     """
+    if any(spec.dtype == "string" for spec in signature.inputs):
+        x = _texts_as_arrays(x)
     leaves = _match(x, signature)
     arrays = [
         _standardize_one(leaf, spec, guessed=signature.types_guessed)
@@ -56,6 +59,17 @@ def standardize(x: Any, signature: Signature) -> list[Array]:
             received=named,
         )
     return arrays
+
+
+def _texts_as_arrays(x: Any) -> Any:
+    """Return `x` with an array for each innermost list of strings."""
+    if isinstance(x, Mapping):
+        return {key: _texts_as_arrays(child) for key, child in x.items()}
+    if not isinstance(x, list | tuple):
+        return x
+    if x and all(isinstance(child, str | bytes) for child in x):
+        return np.array(x, object)
+    return type(x)(map(_texts_as_arrays, x)) if type(x) in (list, tuple) else x
 
 
 def _match(x: Any, signature: Signature) -> list[Any]:
@@ -129,9 +143,12 @@ def _standardize_one(leaf: Any, spec: TensorSpec, *, guessed: bool) -> Array:
             received=type(leaf).__name__,
         )
     array = np.asarray(leaf)
-    if array.dtype.kind not in "biuf" and not array.dtype.name.startswith(("bfloat16", "float8")):
+    texts = spec.dtype == "string"
+    numbers = array.dtype.kind in "biuf" or array.dtype.name.startswith(("bfloat16", "float8"))
+    if array.dtype.kind not in "OSTU" if texts else not numbers:
+        what = "strings" if texts else f"numbers of type {spec.dtype}"
         raise InputError(
-            f"Input '{spec.name}' takes numbers of type {spec.dtype}. Received: dtype {array.dtype}.",
+            f"Input '{spec.name}' takes {what}. Received: dtype {array.dtype}.",
             input_name=spec.name,
             expected=spec.dtype,
             received=str(array.dtype),
@@ -152,6 +169,6 @@ def _standardize_one(leaf: Any, spec: TensorSpec, *, guessed: bool) -> Array:
             expected=expected,
             received=np.shape(leaf),
         )
-    if guessed and array.dtype.kind in "biu":
-        return array  # Keras would let the model compute in these; the engine objects (`Session.takes`)
+    if texts or (guessed and array.dtype.kind in "biu"):
+        return array  # Keras would let the model compute in integers; the engine objects (`Session.takes`)
     return array.astype(spec.dtype, copy=False)

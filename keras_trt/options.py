@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
+from .findings import Finding
 from .specs import OptimizationProfile, ShapeRange, TensorSpec
 
 if TYPE_CHECKING:
@@ -129,27 +130,52 @@ def shapes_for(
     Raises:
         ValueError: for an axis of unknown size, which is named; for a profile that does not fit the model.
     """
+    for unknown in unknown_sizes(inputs, options, sample):
+        raise ValueError(unknown.problem)
     if options.profiles is not None:
         return tuple(_checked(spec, options.profiles) for spec in inputs)
-    fixed = sorted({spec.shape[0] for spec in inputs if spec.shape[0] is not None})
-    if len(fixed) > 1:
-        raise ValueError(f"The model's inputs fix different batch sizes, {fixed}: it can take no batch.")
     ranges = []
     for i, spec in enumerate(inputs):
-        sizes = list(spec.shape)
-        for axis in range(1, len(sizes)):
-            if sizes[axis] is None:
-                if sample is None:
-                    raise ValueError(
-                        f"Axis {axis} of input '{spec.name}' has no fixed size: shape {spec.shape}. Give its range, "
-                        f"profiles=OptimizationProfile({{{spec.name!r}: ShapeRange(min=…, opt=…, max=…)}}), or a batch "
-                        "of the size to build for, sample=…."
-                    )
-                sizes[axis] = sample[i].shape[axis]
-        rest = tuple(size for size in sizes[1:] if size is not None)
-        batch = fixed * 3 or options.batch_sizes
+        open_sizes = spec.shape if sample is None else sample[i].shape
+        rest = tuple(size if known is None else known for known, size in zip(spec.shape, open_sizes, strict=True))[1:]
+        batch = _fixed_batches(inputs) * 3 or options.batch_sizes
         ranges.append(ShapeRange(*((size, *rest) for size in batch)))
     return tuple(ranges)
+
+
+def unknown_sizes(
+    inputs: Sequence[TensorSpec], options: BuildOptions, sample: Sequence[Any] | None
+) -> Iterator[Finding]:
+    """Yield each axis whose size neither the model nor the user says, and batch sizes that contradict each other.
+
+    Args:
+        inputs: what the model takes.
+        options: `profiles` say all sizes.
+        sample: flat inputs, or `None`.
+    """
+    if options.profiles is not None:
+        return
+    cost = "no engine is built: `accelerate` raises a ValueError"
+    fixed = _fixed_batches(inputs)
+    if len(fixed) > 1:
+        yield Finding(
+            f"The model's inputs fix different batch sizes, {fixed}: it can take no batch.", None, "refused", cost
+        )
+    for spec in inputs:
+        for axis in range(1, len(spec.shape)):
+            if spec.shape[axis] is None and sample is None:
+                yield Finding(
+                    f"Axis {axis} of input '{spec.name}' has no fixed size: shape {spec.shape}. Give its range, "
+                    f"profiles=OptimizationProfile({{{spec.name!r}: ShapeRange(min=…, opt=…, max=…)}}), or a batch "
+                    "of the size to build for, sample=….",
+                    spec.name,
+                    "refused",
+                    cost,
+                )
+
+
+def _fixed_batches(inputs: Sequence[TensorSpec]) -> list[int]:
+    return sorted({spec.shape[0] for spec in inputs if spec.shape[0] is not None})
 
 
 def _checked(spec: TensorSpec, profile: OptimizationProfile) -> ShapeRange:

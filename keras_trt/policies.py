@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from .errors import ExportError
+from .findings import Finding
 
 _HALF = ("float16", "bfloat16")
 
@@ -25,22 +25,30 @@ def is_mixed(model: Any) -> bool:
     return any(_is_mixed(layer) for layer in model._flatten_layers())
 
 
-def check(model: Any) -> None:
-    """Refuse models with policies under which the variables are not float32.
-
-    Raises:
-        ExportError: names the first such layer and its dtype policy.
-    """
+def refusals(model: Any) -> Iterator[Finding]:
+    """Yield each layer with a policy under which its variables are not float32."""
     for layer in model._flatten_layers():
         policy = layer.dtype_policy
         quantized = getattr(policy, "quantization_mode", None) is not None
         plain = layer.compute_dtype == layer.variable_dtype == "float32"
         if quantized or not (plain or _is_mixed(layer)):
-            raise ExportError(
+            yield Finding(
                 f"The layer '{layer.path or layer.name}' has the dtype policy '{policy.name}'. Only float32 and mixed "
                 "policies can be exported so far: the precision of the engine is chosen by `precision=`.",
-                layer=layer.path or layer.name,
+                layer.path or layer.name,
             )
+
+
+def repairs(model: Any) -> Iterator[Finding]:
+    """Yield what is done about mixed policies, where a model has one."""
+    mixed = [layer for layer in model._flatten_layers() if _is_mixed(layer)]
+    if mixed:
+        names = ", ".join(sorted({layer.dtype_policy.name for layer in mixed}))
+        yield Finding(
+            f"The model computes under the dtype policy {names}.",
+            action="repaired",
+            cost="exported as the float32 model that its variables are; the engine computes in what `precision=` says",
+        )
 
 
 @contextmanager

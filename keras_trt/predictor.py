@@ -11,6 +11,7 @@ import numpy as np
 from . import data
 from ._warn import warn
 from .errors import FallbackWarning
+from .head import Head
 from .inputs import Array, is_arrays, standardize
 from .runtime import Session
 from .specs import Signature, flatten, pack
@@ -24,14 +25,17 @@ class Predictor:
 
     Args:
         source: the Keras model.
-        signature: its inputs and outputs.
+        signature: inputs and outputs of its engine.
         session: runs its engine.
+        head: what runs in front of the engine, if anything does.
     """
 
-    def __init__(self, source: Any, signature: Signature, session: Session) -> None:
+    def __init__(self, source: Any, signature: Signature, session: Session, head: Head | None = None) -> None:
         self._source = source
-        self._signature = signature
+        self._signature = signature if head is None else head.whole(signature)
         self._session = session
+        self._head = head
+        self._regroups = session.rows_independent and (head is None or head.rows_independent)
         self._warned: set[str] = set()
         self._warn_lock = threading.Lock()
 
@@ -55,7 +59,7 @@ class Predictor:
                 data.warn_ran_out()
             count = min(steps, count)
             inputs = [array[: steps * size] for array in inputs]
-        if callbacks or not self._session.rows_independent:
+        if callbacks or not self._regroups:
             cut = ([array[i * size : (i + 1) * size] for array in inputs] for i in range(count))
             return self._each_batch(owner, cut, watchers)
         return self._pack(self._whole(inputs, size, watchers))
@@ -117,14 +121,26 @@ class Predictor:
         """Return flat outputs for standardized inputs: from the engine, or from Keras where it cannot."""
         if len(inputs[0]) == 0:
             return self._nothing(inputs)
-        objection = self._session.takes(inputs)
+        if self._head is not None and self._regroups and len(inputs[0]) > (largest := self._session.profile.batch[2]):
+            return self._in_parts(inputs, largest, progress)
+        ready = inputs if self._head is None else self._head(inputs)
+        objection = self._session.takes(ready)
         if objection is None:
-            return list(self._session.run(inputs, progress))
+            return list(self._session.run(ready, progress))
         self.warn_once(objection.kind, f"Keras runs a batch that the engine cannot: {objection.text}.")
         outputs = self._by_keras(inputs)
         if progress is not None:
             progress(len(inputs[0]))
         return outputs
+
+    def _in_parts(self, inputs: Sequence[Array], size: int, progress: Callable[[int], None] | None) -> list[Any]:
+        """Run as many rows at a time as the engine takes: what the head gives for all rows may not fit into memory."""
+        parts = []
+        for start in range(0, len(inputs[0]), size):
+            parts.append(self._run([array[start : start + size] for array in inputs]))
+            if progress is not None:
+                progress(min(start + size, len(inputs[0])))
+        return [data.concatenate(list(part)) for part in zip(*parts, strict=True)]
 
     def _nothing(self, inputs: Sequence[Array]) -> list[Any]:
         """Return the outputs for no rows: no engine runs an empty batch."""

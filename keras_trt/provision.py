@@ -21,7 +21,7 @@ import numpy as np
 from . import errors, fingerprint
 from ._version import __version__
 from ._warn import warn
-from .backends import Backend, BuildSpec
+from .backends import Backend, BuildSpec, Judge
 from .cache import EngineCache, digest
 from .errors import (
     BuildError,
@@ -36,6 +36,7 @@ from .errors import (
 from .export import ExportedModel, export
 from .export.signature import input_signature
 from .gate import Gate, user_sample
+from .head import Head
 from .options import BuildOptions, Precision, shapes_for
 from .precision import typed
 from .report import Report
@@ -46,7 +47,7 @@ from .verify import Difference
 _logger = logging.getLogger("keras_trt")
 
 #: What is tried when an engine in a precision fails verification: each is closer to Keras than the one before.
-_LADDER: Mapping[Precision, tuple[Precision, ...]] = {
+LADDER: Mapping[Precision, tuple[Precision, ...]] = {
     "fp16": ("fp16", "tf32", "fp32"),
     "tf32": ("tf32", "fp32"),
     "fp32": ("fp32",),
@@ -71,14 +72,17 @@ class Provisioned:
     report: Report
 
 
-def provision(model: Any, backend: Backend, options: BuildOptions, cache: EngineCache | None) -> Provisioned:
+def provision(
+    model: Any, backend: Backend, options: BuildOptions, cache: EngineCache | None, head: Head | None = None
+) -> Provisioned:
     """Return a verified engine for a model.
 
     Args:
-        model: a built `keras.Model`.
+        model: a built `keras.Model`; with a head, the tail of one.
         backend: what builds and runs it.
         options: what is asked for.
         cache: where engines are kept, or `None`.
+        head: what runs in front of the engine, if anything does.
 
     Raises:
         ExportError, BuildError, EngineLoadError, CudaError: if no engine can be had.
@@ -86,7 +90,7 @@ def provision(model: Any, backend: Backend, options: BuildOptions, cache: Engine
         InputError: if the sample does not fit the model.
         ValueError: if a size of an input is not known.
     """
-    return _Provision(model, backend, options, cache).run()
+    return _Provision(model, backend, options, cache, head).run()
 
 
 @dataclass
@@ -95,6 +99,7 @@ class _Provision:
     backend: Backend
     options: BuildOptions
     cache: EngineCache | None
+    head: Head | None = None
     seconds: dict[str, float] = field(default_factory=dict)
     warned_uncached: bool = False
 
@@ -102,9 +107,10 @@ class _Provision:
         with self._timed("total"):
             self.takes: Signature = input_signature(self.model, self.options.sample)
             self.live: tuple[TensorSpec, ...] = self.takes.inputs
-            self.sample = user_sample(self.options, self.takes)
+            given = user_sample(self.options, self.takes if self.head is None else self.head.signature)
+            self.sample = given if given is None or self.head is None else self.head(given)
             self.ranges: tuple[ShapeRange, ...] = shapes_for(self.live, self.options, self.sample)
-            self.gate = Gate(self.model, self.takes, self.ranges, self.sample)
+            self.gate = Gate(self.model, self.takes, self.ranges, given, self.head)
             self.asked: Precision = self.options.precision or self.backend.default_precision
             with self._timed("keys"):
                 key = self._record_key()
@@ -199,11 +205,11 @@ class _Provision:
             independent = not self.gate.rows_depend(exported.signature)
         fell_back: list[tuple[str, str]] = []  # error class and reason
         failures: list[KerasTRTError] = []
-        for precision in _LADDER[self.asked]:
-            if precision not in self.backend.precisions:
+        for precision in LADDER[self.asked]:
+            if (why := lacks(self.backend, precision)) is not None:
                 if precision == self.asked:
-                    self._refuse_precision(f"{self.backend.title} has no {precision}")
-                fell_back.append(("PrecisionError", f"{self.backend.title} has no {precision}"))
+                    self._refuse_precision(why)
+                fell_back.append(("PrecisionError", why))
                 continue
             try:
                 return self._build_one(key, exported, precision, independent, fell_back)
@@ -234,10 +240,7 @@ class _Provision:
         fell_back: Sequence[tuple[str, str]],
     ) -> Provisioned:
         with self._timed("precision"):
-            try:
-                graph = typed(exported.onnx, precision)
-            except Exception as error:  # the converter and onnx's checker raise kinds of their own
-                raise BuildError(f"The graph could not be converted to {precision}: {error}") from error
+            graph = typed_graph(exported, precision)
         engine_key = self._engine_key(graph, precision)
         signature = exported.signature
         # Its own lock: a model without a structure key has no other, and two records may lead to one engine.
@@ -322,6 +325,7 @@ class _Provision:
             differences=differences,
             rows_independent=session.rows_independent,
             fell_back=fell_back,
+            on_cpu=self.head.layers if self.head is not None else (),
         )
         return Provisioned(session, signature.with_inputs_of(self.live), report)
 
@@ -361,6 +365,23 @@ class _Provision:
         if not self.warned_uncached:
             self.warned_uncached = True
             warn(f"The engine is not cached, so the next start builds it again: {error}", FallbackWarning)
+
+
+def lacks(judge: Judge, precision: Precision) -> str | None:
+    """Return what is said where a backend does not have a precision, or `None` where it has."""
+    return None if precision in judge.precisions else f"{judge.title} has no {precision}"
+
+
+def typed_graph(exported: ExportedModel, precision: Precision) -> bytes:
+    """Return the graph in the types of a precision.
+
+    Raises:
+        BuildError: if it has no such form.
+    """
+    try:
+        return typed(exported.onnx, precision)
+    except Exception as error:  # the converter and onnx's checker raise kinds of their own
+        raise BuildError(f"The graph could not be converted to {precision}: {error}") from error
 
 
 def _versions() -> dict[str, str]:

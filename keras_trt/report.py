@@ -25,6 +25,8 @@ class Report:
         differences: the engine against Keras, per output, when it was verified; empty where it was not.
         rows_independent: whether a row's answer does not depend on its batch, so that batches may be regrouped.
         fell_back: why each thing that was tried first does not run, in order.
+        on_cpu: the layers that TensorFlow runs on the CPU in front of the engine: those that take strings or look
+            values up.
     """
 
     backend: str
@@ -37,10 +39,12 @@ class Report:
     differences: tuple[Difference, ...] = ()
     rows_independent: bool = False
     fell_back: tuple[str, ...] = ()
+    on_cpu: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         took = f"{self.seconds.get('total', 0.0):.2f} s"
         if self.origin == "keras":
             return "keras_trt: Keras runs this model."
         how = "engine found in the cache, nothing exported or built" if self.origin == "cache" else "engine built"
-        return f"keras_trt: {self.title} on {self.device_name}, {self.precision}: {how} ({took})."
+        front = f", behind {', '.join(self.on_cpu)} on the CPU" if self.on_cpu else ""
+        return f"keras_trt: {self.title} on {self.device_name}, {self.precision}{front}: {how} ({took})."

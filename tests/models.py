@@ -159,12 +159,12 @@ class Case:
 
 
 def _sequential() -> Any:
-    return keras.Sequential([keras.Input((4,)), kl.Dense(5, activation="relu"), kl.Dense(3)])
+    return keras.Sequential([keras.Input((4,)), kl.Dense(5, activation="tanh"), kl.Dense(3)])
 
 
 def _image() -> Any:
     image = keras.Input((8, 8, 3), name="image")
-    x = kl.Conv2D(4, 3, padding="same", activation="relu")(image)
+    x = kl.Conv2D(4, 3, padding="same", activation="tanh")(image)
     return keras.Model(image, kl.Dense(3)(kl.Flatten()(kl.AveragePooling2D(2)(x))))
 
 

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import importlib.util
+import logging
+from typing import Literal
 
 from ..errors import KerasTRTError
 from ..options import BackendName
-from .base import Backend, BuildSpec, Finding
+from .base import Backend, BuildSpec, Finding, Judge
 
-__all__ = ["Backend", "BuildSpec", "Finding", "choose"]
+_logger = logging.getLogger("keras_trt")
+
+__all__ = ["Backend", "BuildSpec", "Finding", "Judge", "choose", "judge"]
 
 
 def choose(name: BackendName, device: int) -> tuple[Backend, list[str]]:
@@ -36,6 +40,32 @@ def choose(name: BackendName, device: int) -> tuple[Backend, list[str]]:
         except KerasTRTError as error:
             reasons.append(str(error))
     return _make("onnxruntime", device), reasons
+
+
+def judge(backend: Backend | None) -> Judge:
+    """Return what tells best how TensorRT takes a graph: a TensorRT's own parser wherever one can be started.
+
+    Args:
+        backend: what is going to run, or `None` where nothing can.
+
+    Returns:
+        The backend if it is a TensorRT; else the parser of TensorRT, which needs a GPU's driver, or of TensorRT-RTX,
+        which does not; else ONNX Runtime.
+    """
+    if backend is not None and backend.name != "onnxruntime":
+        return backend
+    flavors: tuple[Literal["tensorrt", "tensorrt_rtx"], ...] = ("tensorrt", "tensorrt_rtx")
+    for name in flavors:
+        if importlib.util.find_spec(name) is None:
+            continue
+        from .tensorrt.builder import PlanBuilder
+        from .tensorrt.flavor import flavor
+
+        try:
+            return PlanBuilder(flavor(name))
+        except KerasTRTError as error:
+            _logger.info("The parser of '%s' cannot be used here: %s", name, error)
+    return backend or _make("onnxruntime", 0)
 
 
 def _make(name: str, device: int) -> Backend:

@@ -43,6 +43,33 @@ class Finding:
     operator: str
     reason: str
 
+    def __str__(self) -> str:
+        return f"{self.operator} (node '{self.node}'): {self.reason}" if self.operator else self.reason
+
+
+class Judge(Protocol):
+    """Tells what of a graph can be built, without building it: a backend, or a parser alone.
+
+    Attributes:
+        title: name and version for people.
+        default_precision: what `precision=None` means.
+        precisions: the precisions that it can run.
+    """
+
+    @property
+    def title(self) -> str: ...
+    @property
+    def default_precision(self) -> Precision: ...
+    @property
+    def precisions(self) -> Sequence[Precision]: ...
+
+    def supports(self, onnx: bytes) -> list[Finding]:
+        """Return what it refuses in a typed graph; nothing is built.
+
+        Raises:
+            BuildError: if the graph cannot be read at all.
+        """
+
 
 class HostEngine(Protocol):
     """An engine that takes and gives numpy arrays. Safe to call from many threads."""
@@ -96,14 +123,11 @@ class DeviceEngine(Protocol):
         """Free the engine. All of its contexts must be closed."""
 
 
-class Backend(Protocol):
+class Backend(Judge, Protocol):
     """Builds and loads engines. Making one checks that it can be used here.
 
     Attributes:
         name: the `backend=` that selects it.
-        default_precision: what `precision=None` means.
-        precisions: the precisions that it can run.
-        title: name and version for people, such as `"TensorRT 10.9.0"`.
         device: `"cpu"`, or as `"cuda:0"`.
         device_name: product name of the device.
     """
@@ -111,21 +135,12 @@ class Backend(Protocol):
     @property
     def name(self) -> str: ...
     @property
-    def default_precision(self) -> Precision: ...
-    @property
-    def precisions(self) -> Sequence[Precision]: ...
-    @property
-    def title(self) -> str: ...
-    @property
     def device(self) -> str: ...
     @property
     def device_name(self) -> str: ...
 
     def identity(self) -> dict[str, Any]:
         """Return all of this backend, system and device that an engine depends on, for the engine key."""
-
-    def supports(self, onnx: bytes) -> list[Finding]:
-        """Return what it refuses in a typed graph; nothing is built."""
 
     def build(self, onnx: bytes, spec: BuildSpec) -> bytes:
         """Build a plan.

@@ -1,21 +1,33 @@
-"""Keras → ONNX: what a model takes (`signature`), its graph (`convert`), and whether that can be trusted (`check`)."""
+"""Keras → ONNX.
+
+What a model takes (`signature`), its TensorFlow graph (`trace`, `layers`), that as ONNX (`convert`, `operators`), made
+better (`graph/`), and whether it can be trusted (`check`).
+"""
 
 from __future__ import annotations
 
 import json
 import os
 import tempfile
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from .. import policies
 from .._subgraphs import subgraphs
-from ..errors import ExportError
+from ..errors import ExportError, refuse
+from ..findings import Finding
+from ..loading import keras_model
 from ..specs import Signature, TensorSpec
-from . import check, convert, signature
+from . import byte_inputs, check, convert, signature, trace
 
-__all__ = ["ExportedModel", "export", "export_onnx"]
+if TYPE_CHECKING:
+    from .graph import Recipe
+
+__all__ = ["ExportedModel", "examine", "export", "export_onnx"]
 
 #: Key of the metadata entry of the ONNX file that holds the Keras names and nesting, as JSON.
 SIGNATURE_METADATA = "keras_trt.signature"
@@ -28,10 +40,16 @@ class ExportedModel:
     Attributes:
         onnx: the serialized `onnx.ModelProto`, float32, opset 17, weights inside.
         signature: names, shapes, types and nesting of its inputs and outputs.
+        recipe: how the graph's initializers follow from the variables of the model.
+        transposes: names of the transposes that are left in the graph.
+        findings: what was repaired on the way, and what the graph costs.
     """
 
     onnx: bytes
     signature: Signature
+    recipe: Recipe
+    transposes: tuple[str, ...]
+    findings: tuple[Finding, ...] = ()
 
 
 def export(model: Any, sample: Any = None) -> ExportedModel:
@@ -45,6 +63,44 @@ def export(model: Any, sample: Any = None) -> ExportedModel:
         ExportError: if no valid ONNX graph with exactly the model's inputs can be made of it; names the layer.
         MissingDependencyError: if TensorFlow or tf2onnx is not installed.
     """
+    return _finished(model, _converted(model, sample, refuse))
+
+
+def examine(model: Any, sample: Any = None) -> tuple[ExportedModel | None, tuple[Finding, ...]]:
+    """Export a Keras model as `export` does, and return what was found instead of raising it.
+
+    Args:
+        model: a built `keras.Model` on the TensorFlow backend.
+        sample: a batch of inputs.
+
+    Returns:
+        The exported model, or `None` where `export` would raise; and all findings.
+
+    Raises:
+        MissingDependencyError: if TensorFlow or tf2onnx is not installed.
+    """
+    refused: list[Finding] = []
+    try:
+        converted = _converted(model, sample, refused.extend)
+        if refused:
+            return None, tuple(refused)
+        exported = _finished(model, converted)
+    except ExportError as error:
+        return None, (*refused, *error.findings)
+    return exported, exported.findings
+
+
+@dataclass(frozen=True)
+class _Converted:
+    """A model as tf2onnx leaves it: its signature, the graph of standard nodes, and what tf2onnx logged."""
+
+    signature: Signature
+    proto: Any
+    log: list[str]
+
+
+def _converted(model: Any, sample: Any, on_policies: Callable[[Iterable[Finding]], None]) -> _Converted:
+    """Trace and convert; what dtype policies forbid goes to `on_policies`: the rest can be looked at all the same."""
     import keras
 
     if keras.config.backend() != "tensorflow":
@@ -53,22 +109,33 @@ def export(model: Any, sample: Any = None) -> ExportedModel:
             "KERAS_BACKEND=tensorflow before Keras is imported; a model saved as .keras loads there unchanged."
         )
     takes = signature.input_signature(model, sample)
-    policies.check(model)
+    on_policies(policies.refusals(model))
     with policies.full_float32(model):
-        function, output_structure, outputs = convert.trace(model, takes.input_structure, takes.inputs)
-    check.check_stateless(function, model)
+        traced = trace.trace(model, takes.input_structure, takes.inputs)
+    outputs = traced.outputs
+    refuse(check.writes(traced.function, model))
     if policies.is_mixed(model):  # the graph computes in float32; what its user gets has the types that Keras gives
-        _, _, own = convert.trace(model, takes.input_structure, takes.inputs)
+        own = trace.trace(model, takes.input_structure, takes.inputs).outputs
         outputs = tuple(replace(spec, dtype=other.dtype) for spec, other in zip(outputs, own, strict=True))
-    proto, log = convert.convert(function)
-    check.check_graph(proto, model, len(takes.inputs), log)
+    proto, log = convert.convert(traced)
+    refuse(check.foreign_nodes(proto, model))
     inputs = _distinct(takes.inputs, set())
     outputs = _distinct(outputs, {spec.name for spec in inputs})
-    known = replace(takes, inputs=inputs, outputs=outputs, output_structure=output_structure)
+    known = replace(takes, inputs=inputs, outputs=outputs, output_structure=traced.output_structure)
+    return _Converted(known, proto, log)
+
+
+def _finished(model: Any, converted: _Converted) -> ExportedModel:
+    from .graph import optimize
+
+    optimized = optimize(converted.proto, [np.asarray(variable) for variable in model.variables])
+    refuse(check.invalid(optimized.proto, model, len(converted.signature.inputs), converted.log))
+    findings = (*policies.repairs(model), *check.transposes(optimized.proto, model))
     try:
-        return ExportedModel(_finish(proto, known), known)
+        onnx = _finish(optimized.proto, converted.signature)
     except Exception as error:  # protobuf's own kinds of errors differ between its versions
         raise ExportError(f"The graph could not be written, as of more than 2 GiB: {error}") from error
+    return ExportedModel(onnx, converted.signature, optimized.recipe, optimized.transposes, findings)
 
 
 def export_onnx(model: Any, filepath: str | os.PathLike[str], *, sample: Any = None) -> None:
@@ -78,18 +145,20 @@ def export_onnx(model: Any, filepath: str | os.PathLike[str], *, sample: Any = N
     JSON. An existing file is replaced only by a complete one.
 
     Args:
-        model: a built `keras.Model` on the TensorFlow backend.
+        model: a built `keras.Model` on the TensorFlow backend; or where one is saved, a `.keras` or `.h5` file or a
+            SavedModel folder.
         filepath: where to write.
         sample: a batch of inputs as `predict` takes them, for subclassed models with integer inputs.
 
     Raises:
         ExportError: if the model cannot become valid ONNX; names the Keras layer.
-        OSError: if the file cannot be written.
+        TypeError, ValueError: if it is no Keras 3 model, or a file or folder that holds none.
+        OSError: if the file cannot be written, or there is no such model to read.
 
     Example:
     >>> keras_trt.export_onnx(model, "model.onnx")
     """
-    exported = export(model, sample)
+    exported = export(keras_model(model), sample)
     target = Path(filepath)
     descriptor, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
     try:
@@ -109,6 +178,7 @@ def _finish(proto: Any, known: Signature) -> bytes:
     names |= {f"output_{i}": spec.name for i, spec in enumerate(known.outputs)}
     _make_room(proto.graph, set(names.values()) - set(names))
     _rename(proto.graph, names)
+    byte_inputs.cast_first(proto)
     # tf2onnx declares ai.onnx.ml whether it is used or not; `check` has seen that it is not.
     standard = [entry for entry in proto.opset_import if entry.domain in ("", "ai.onnx")]
     del proto.opset_import[:]

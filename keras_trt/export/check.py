@@ -1,79 +1,126 @@
-"""Refuse a graph that is not valid ONNX with exactly the model's inputs, and name the Keras layer to blame."""
+"""What keeps a graph from being valid ONNX with exactly the model's inputs, and the Keras layer to blame."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from .._subgraphs import subgraphs
-from ..errors import ExportError
-from .convert import OPSET
+from ..findings import Finding
+
+#: The newest opset that every TensorRT from 8.6 on imports, and that tf2onnx writes.
+OPSET = 17
+#: TensorFlow's operators that write to a variable.
+_WRITES = re.compile(r"Assign|ResourceScatter|ResourceStrided")
+#: From channels last to channels first and back, of images and volumes.
+_LAYOUTS = ([0, 3, 1, 2], [0, 2, 3, 1], [0, 4, 1, 2, 3], [0, 2, 3, 4, 1])
 
 
-def check_stateless(function: Any, model: Any) -> None:
-    """Refuse a model that writes to variables when it infers: an engine keeps nothing from one batch to the next.
+def writes(function: Any, model: Any) -> Iterator[Finding]:
+    """Yield each layer that writes to variables when it infers: an engine keeps nothing from one batch to the next.
 
     Args:
         function: the traced inference, a TensorFlow `ConcreteFunction`.
         model: the Keras model that it was made from.
-
-    Raises:
-        ExportError: names the layer that writes.
     """
     graph = function.graph.as_graph_def()
-    for node in (*graph.node, *(node for definition in graph.library.function for node in definition.node_def)):
-        if re.match(r"Assign|ResourceScatter|ResourceStrided", node.op):
-            where = layer_of(model, node.name)
-            raise ExportError(
-                f"In {_in(where)} something writes to a variable when it infers ('{node.name}'), and an engine keeps "
-                "nothing from one batch to the next.",
-                layer=where,
-            )
+    nodes = (*graph.node, *(node for definition in graph.library.function for node in definition.node_def))
+    yield from written(model, [node.name for node in nodes if _WRITES.match(node.op)])
 
 
-def check_graph(proto: Any, model: Any, inputs: int, log: Sequence[str]) -> None:
-    """Refuse what no ONNX reader would take.
+def written(model: Any, names: Iterable[str]) -> Iterator[Finding]:
+    """Yield each layer that writes to a variable.
+
+    Args:
+        model: the Keras model.
+        names: of the variables, or of the graph nodes that write.
+    """
+    for where, name in _first_of_each(model, ((name, None) for name in names)):
+        yield Finding(
+            f"In {_in(where)} something writes to a variable when it infers ('{name}'), and an engine keeps nothing "
+            "from one batch to the next.",
+            where,
+        )
+
+
+def invalid(proto: Any, model: Any, inputs: int, log: Sequence[str]) -> Iterator[Finding]:
+    """Yield what no ONNX reader would take of a graph of standard nodes.
+
+    What `onnx.checker` refuses is yielded where there is nothing else: it would only say the same again.
 
     Args:
         proto: the `onnx.ModelProto` that tf2onnx returned.
         model: the Keras model that it was made from.
         inputs: how many inputs the model has; they are named `input_0`, `input_1`, ….
         log: what tf2onnx logged.
+    """
+    yield from list(_wrong_inputs(proto, model, inputs)) or _refused_by_checker(proto, log)
 
-    Raises:
-        ExportError: for a node that is not standard ONNX, for an input that the model does not have, and for
-            whatever `onnx.checker` refuses.
+
+def transposes(proto: Any, model: Any) -> Iterator[Finding]:
+    """Yield each layer with transposes between channels last and channels first in its part of the graph."""
+    counts: dict[str | None, int] = {}
+    for node in _nodes(proto.graph):
+        if node.op_type == "Transpose" and any(list(entry.ints) in _LAYOUTS for entry in node.attribute):
+            where = layer_of(model, node.name)
+            counts[where] = counts.get(where, 0) + 1
+    for where, count in counts.items():
+        yield Finding(
+            f"The graph of {_in(where)} has {count} transpose{'s' * (count > 1)} between NHWC and NCHW.",
+            where,
+            "kept",
+            "a copy of the tensor at each, where the builder does not fuse it into its neighbours",
+        )
+
+
+def foreign_nodes(proto: Any, model: Any) -> Iterator[Finding]:
+    """Yield each layer with nodes that are not standard ONNX.
+
+    Args:
+        proto: the `onnx.ModelProto` that tf2onnx returned.
+        model: the Keras model that it was made from.
     """
     import onnx
 
-    for node in _nodes(proto.graph):
-        if node.domain not in ("", "ai.onnx") or not onnx.defs.has(node.op_type, OPSET):
-            where = layer_of(model, node.name)
-            raise ExportError(
-                f"The operation '{node.op_type}' of {_in(where)} has no form in ONNX (graph node '{node.name}').",
-                layer=where,
-            )
+    foreign = (
+        node
+        for node in _nodes(proto.graph)
+        if node.domain not in ("", "ai.onnx") or not onnx.defs.has(node.op_type, OPSET)
+    )
+    operators = {node.name: node.op_type for node in foreign}
+    for where, name in _first_of_each(model, operators.items()):
+        yield Finding(
+            f"The operation '{operators[name]}' of {_in(where)} has no form in ONNX (graph node '{name}').", where
+        )
+
+
+def _wrong_inputs(proto: Any, model: Any, inputs: int) -> Iterator[Finding]:
     expected = {f"input_{i}" for i in range(inputs)}
     for name in (value.name for value in proto.graph.input):
         if name not in expected:
             where = layer_of(model, name)
-            raise ExportError(
+            yield Finding(
                 f"A constant of {_in(where)} became an input of the graph ('{name}'): the graph would ask for data "
                 "that the model does not take.",
-                layer=where,
+                where,
             )
     if missing := expected - {value.name for value in proto.graph.input}:
-        raise ExportError(
+        yield Finding(
             f"The model does not use its input{'s' * (len(missing) > 1)} {', '.join(sorted(missing))} "
             "(in the order in which Keras flattens the inputs), so the graph has no place for the data. "
             "Make a model without it, for example keras.Model(used_inputs, outputs)."
         )
+
+
+def _refused_by_checker(proto: Any, log: Sequence[str]) -> Iterator[Finding]:
+    import onnx
+
     try:
         onnx.checker.check_model(proto, full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError, ValueError) as error:
         said = f" tf2onnx said: {'; '.join(log)}" if log else ""
-        raise ExportError(f"The graph that tf2onnx made is not valid ONNX: {error}.{said}") from error
+        yield Finding(f"The graph that tf2onnx made is not valid ONNX: {error}.{said}")
 
 
 def layer_of(model: Any, node_name: str) -> str | None:
@@ -91,6 +138,16 @@ def layer_of(model: Any, node_name: str) -> str | None:
             path.append(name)
             current = children[name]
     return "/".join(path) or None
+
+
+def _first_of_each(model: Any, nodes: Iterable[tuple[str, Any]]) -> Iterator[tuple[str | None, str]]:
+    """Yield the first name for each layer and kind, with the layer: a finding says what, not how often."""
+    seen = set()
+    for name, kind in nodes:
+        where = layer_of(model, name)
+        if (where, kind) not in seen:
+            seen.add((where, kind))
+            yield where, name
 
 
 def _in(layer: str | None) -> str:

@@ -1,4 +1,4 @@
-"""Keras → TensorFlow graph → ONNX, by tf2onnx."""
+"""TensorFlow graph → ONNX, by tf2onnx, with the weights as inputs of the graph."""
 
 from __future__ import annotations
 
@@ -10,83 +10,34 @@ from typing import Any
 
 from .._require import require
 from ..errors import ExportError
-from ..specs import Structure, TensorSpec, describe, flatten, pack
+from .check import OPSET
 from .freeze import freeze
 from .operators import handlers
-from .signature import check_keys
+from .trace import Trace
 
-#: The newest opset that every TensorRT from 8.6 on imports, and that tf2onnx writes.
-OPSET = 17
+# tf2onnx's own search for recurrent layers breaks graphs whose weights are not constants; `recurrent` has found them.
+_UNWANTED = (
+    "rewriter_lstm_tf2",
+    "rewrite_gru_tf2",
+    "rewrite_single_direction_lstm",
+    "rewrite_bi_direction_lstm",
+    "rewrite_single_direction_gru",
+    "rewrite_bi_direction_gru",
+)
 
 # tf2onnx keeps what it knows of the graph at hand in module globals.
 _one_at_a_time = threading.Lock()
 
 
-def trace(
-    model: Any, structure: Structure, inputs: Sequence[TensorSpec]
-) -> tuple[Any, Structure, tuple[TensorSpec, ...]]:
-    """Trace a model's inference once.
-
-    Args:
-        model: a built `keras.Model`.
-        structure: the nesting of its inputs.
-        inputs: their flat specs.
-
-    Returns:
-        A TensorFlow `ConcreteFunction` from flat inputs, named `input_0`, `input_1`, …, to flat outputs; the nesting
-        of the outputs; their flat specs.
-
-    Raises:
-        ExportError: if the model fails while it is traced.
-    """
-    import tensorflow as tf
-
-    seen: dict[str, Structure] = {}
-    keywords = {"training": False} if model._call_has_training_arg else {}
-
-    def flat_call(*given: Any) -> list[Any]:
-        outputs = model(pack(structure, given), **keywords)
-        seen["structure"] = describe(outputs)
-        leaves = flatten(outputs)
-        if odd := [type(leaf).__name__ for leaf in leaves if not isinstance(leaf, tf.Tensor)]:
-            raise TypeError(f"its outputs must be dense tensors, and there is a {odd[0]}")
-        # An identity each: an output that is an input, or that occurs twice, gets a name of its own.
-        return [tf.identity(leaf) for leaf in leaves]
-
-    specs = [tf.TensorSpec(spec.shape, spec.dtype, name=f"input_{i}") for i, spec in enumerate(inputs)]
-    try:
-        function = tf.function(flat_call, input_signature=specs, autograph=False).get_concrete_function()
-    except Exception as error:  # a model's own code runs here and may raise anything
-        raise ExportError(f"The model '{model.name}' could not be traced: {error}") from error
-    check_keys(seen["structure"], "outputs")
-    names = output_names(model, seen["structure"], len(function.outputs))
-    outputs = tuple(
-        TensorSpec(name, _shape(tensor), tensor.dtype.name)
-        for name, tensor in zip(names, function.outputs, strict=True)
-    )
-    return function, seen["structure"], outputs
-
-
-def output_names(model: Any, structure: Structure, count: int) -> list[str]:
-    """Return a distinct name for each output: the user's dict keys, else the Keras layers', else numbered."""
-    if isinstance(structure, dict) and "dict" in structure and len(structure["dict"]) == count:
-        names = [str(key) for key in structure["dict"]]
-    else:
-        names = [str(name) for name in getattr(model, "output_names", None) or ()]
-    if len(names) == count == len(set(names)):
-        return names
-    return [f"output_{i}" for i in range(count)] if count > 1 else ["output"]
-
-
-def convert(function: Any) -> tuple[Any, list[str]]:
+def convert(traced: Trace) -> tuple[Any, list[str]]:
     """Convert a traced function to ONNX.
 
     Args:
-        function: a TensorFlow `ConcreteFunction`, as `trace` returns it.
+        traced: what `trace` returns.
 
     Returns:
-        The `onnx.ModelProto`, its inputs named `input_0`, … and its outputs `output_0`, …; and what tf2onnx and
-        TensorFlow logged at warning level and above.
+        The `onnx.ModelProto`, its inputs named `weight_0`, … and `input_0`, …, its outputs `output_0`, …; and what
+        tf2onnx and TensorFlow logged at warning level and above.
 
     Raises:
         ExportError: if TensorFlow or tf2onnx fails.
@@ -94,16 +45,18 @@ def convert(function: Any) -> tuple[Any, list[str]]:
     """
     require("tf2onnx", package="tf2onnx", extra="tensorflow", purpose="Exporting a Keras model")
     import tensorflow as tf
-    from tf2onnx import optimizer, tf_loader, tfonnx
+    from tf2onnx import tf_loader, tfonnx, utils
 
+    # Not `function.inputs`: those hold the tensors that layers captured too (the mean of a `Normalization`).
+    names = [f"weight_{i}" for i in range(traced.weights)] + [f"input_{i}" for i in range(traced.inputs)]
+    inputs = [f"{name}:0" for name in names]
     with _one_at_a_time, _captured_log("tf2onnx", "tensorflow") as messages, tf.device("/CPU:0"):
+        utils.INTERNAL_NAME = 1  # so that one model gives one graph, to the bit, however many were converted before
         try:
-            frozen, outputs = freeze(function)
-            # Not `function.inputs`: those hold the tensors that layers captured too (the mean of a `Normalization`).
-            inputs = [f"input_{i}:0" for i in range(len(function.structured_input_signature[0]))]
+            frozen, outputs = freeze(traced.function)
             with tf.Graph().as_default():
                 frozen = tf_loader.tf_optimize(inputs, outputs, frozen)
-            with tf.Graph().as_default() as graph:
+            with tf.Graph().as_default() as graph, _without(tfonnx, _UNWANTED):
                 tf.import_graph_def(frozen, name="")
                 converted = tfonnx.process_tf_graph(
                     graph,
@@ -113,13 +66,39 @@ def convert(function: Any) -> tuple[Any, list[str]]:
                     input_names=inputs,
                     output_names=outputs,
                     tensors_to_rename={name: f"output_{i}" for i, name in enumerate(outputs)}
-                    | {name: name.removesuffix(":0") for name in inputs},
+                    | dict(zip(inputs, names, strict=True)),
                 )
-            # Without its own safety net, which copies the whole graph with all weights before each of many passes.
-            proto = optimizer.optimize_graph(converted, catch_errors=False).make_model("keras_trt")
+            proto = converted.make_model("keras_trt")
+            _tell_shapes(converted, proto)
         except Exception as error:  # TensorFlow and tf2onnx raise anything from KeyError to types of their own
             raise ExportError(f"tf2onnx could not convert the model: {type(error).__name__}: {error}") from error
     return proto, messages
+
+
+@contextmanager
+def _without(module: Any, rewriters: Sequence[str]) -> Iterator[None]:
+    """Let rewriters of tf2onnx do nothing while the block runs: it has no argument for that."""
+    before = {name: getattr(module, name) for name in rewriters}
+    try:
+        for name in rewriters:
+            setattr(module, name, lambda _graph, nodes: nodes)
+        yield
+    finally:
+        for name, rewriter in before.items():
+            setattr(module, name, rewriter)
+
+
+def _tell_shapes(converted: Any, proto: Any) -> None:
+    """Write down what TensorFlow knows of the shapes, which tf2onnx leaves out."""
+    from onnx import helper
+
+    told = {value.name for value in (*proto.graph.input, *proto.graph.output, *proto.graph.value_info)}
+    for node in proto.graph.node:
+        for name in node.output:
+            shape, dtype = converted.get_shape(name), converted.get_dtype(name)
+            if name and name not in told and shape is not None and dtype:
+                sizes = [size if size >= 0 else None for size in shape]
+                proto.graph.value_info.append(helper.make_tensor_value_info(name, dtype, sizes))
 
 
 @contextmanager
@@ -145,9 +124,3 @@ def _captured_log(*names: str) -> Iterator[list[str]]:
     finally:
         for one, propagate, handlers_before in before:
             one.propagate, one.handlers = propagate, handlers_before
-
-
-def _shape(tensor: Any) -> tuple[int | None, ...]:
-    if tensor.shape.rank is None:
-        raise ExportError("An output of the model has no fixed number of axes, which no engine can give.")
-    return tuple(tensor.shape.as_list())

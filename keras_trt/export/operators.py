@@ -1,20 +1,154 @@
-"""TensorFlow operators for which tf2onnx has no handler, written in operators that ONNX has."""
+"""TensorFlow operators for which tf2onnx has no handler, or no good one, written in operators that ONNX has."""
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import numpy as np
 
+from .einsum import einsum
+from .fourier import Fourier
+from .layers import MARKER
+
 
 def handlers() -> dict[str, Any]:
     """Return tf2onnx handlers by TensorFlow operator."""
-    return {"Erfc": (_erfc, []), "Expm1": (_expm1, [])}
+    ours = {
+        "Bitcast": _sign_bit,
+        "Bucketize": _bucketize,
+        "DenseBincount": _bincount,
+        "Einsum": einsum,
+        "Erfc": _erfc,
+        "Expm1": _expm1,
+        "PyFunc": _marker,
+        "ReverseV2": _reverse,
+        "TensorListFromTensor": _list_of_steps,
+        **Fourier().handlers(),
+    }
+    return {operator: (handler, []) for operator, handler in ours.items()}
+
+
+class _Writer:
+    """Writes nodes in the place of one that was removed.
+
+    Args:
+        graph: tf2onnx's graph.
+        node: the node; it is removed.
+    """
+
+    def __init__(self, graph: Any, node: Any) -> None:
+        self._graph, self._name, self._outputs = graph, node.name, list(node.output)
+        self._shapes = [graph.get_shape(one) for one in node.output]
+        self._dtypes = [graph.get_dtype(one) for one in node.output]
+        graph.remove_node(node.name)
+
+    def constant(self, value: Any) -> str:
+        from tf2onnx import utils
+
+        return str(self._graph.make_const(utils.make_name(f"{self._name}/constant"), value).output[0])
+
+    def node(self, operator: str, inputs: list[str], **attributes: Any) -> str:
+        from tf2onnx import utils
+
+        made = self._graph.make_node(operator, inputs, attr=attributes, name=utils.make_name(self._name))
+        return str(made.output[0])
+
+    def result(self, operator: str, inputs: list[str], **attributes: Any) -> None:
+        """Write the node that gives what the removed one gave."""
+        self._graph.make_node(
+            operator, inputs, attr=attributes, name=self._name, outputs=self._outputs, shapes=self._shapes,
+            dtypes=self._dtypes,
+        )  # fmt: skip
+
+
+def _bucketize(graph: Any, node: Any, _name: str, _arguments: Any) -> None:
+    """Count the boundaries that x is not below, as in `Discretization`: NaN is above all of them, as in TensorFlow."""
+    from onnx import TensorProto
+
+    x, boundaries = node.input[0], np.array(node.get_attr_value("boundaries"), np.float32)
+    write = _Writer(graph, node)
+    last = write.constant(np.array([-1], np.int64))
+    column = write.node("Unsqueeze", [write.node("Cast", [x], to=TensorProto.FLOAT), last])
+    reached = write.node("Not", [write.node("Less", [column, write.constant(boundaries)])])
+    write.result("ReduceSum", [write.node("Cast", [reached], to=TensorProto.INT32), last], keepdims=0)
+
+
+def _bincount(graph: Any, node: Any, _name: str, _arguments: Any) -> None:
+    """Count each number of a row, or tell whether it occurs: the `multi_hot` and `count` of `CategoryEncoding`."""
+    from onnx import TensorProto
+
+    x, _size, weights = node.input
+    shape, weights_shape, count = graph.get_shape(x), graph.get_shape(weights), _fixed_size(node.inputs[1])
+    if shape is None or weights_shape is None or 0 not in weights_shape or count is None:
+        return  # `check` refuses what stays
+    numbers, binary, dtype = graph.get_dtype(x), node.get_attr_value("binary_output"), graph.get_dtype(node.output[0])
+    write = _Writer(graph, node)
+    last = write.constant(np.array([-1], np.int64))
+    kind = np.int64 if numbers == TensorProto.INT64 else np.int32
+    found = write.node("Equal", [write.node("Unsqueeze", [x, last]), write.constant(np.arange(count, dtype=kind))])
+    # Summed, and compared, as floats: TensorRT has that for every type.
+    row = write.constant(np.array([len(shape) - 1], np.int64))
+    counts = write.node("ReduceSum", [write.node("Cast", [found], to=TensorProto.FLOAT), row], keepdims=0)
+    if binary:
+        counts = write.node("Greater", [counts, write.constant(np.zeros((), np.float32))])
+    write.result("Cast", [counts], to=dtype)
+
+
+def _sign_bit(graph: Any, node: Any, _name: str, _arguments: Any) -> None:
+    """The sign bit of floats, which `keras.ops.argmax` tells negative zeros by; no other bits can be had in ONNX."""
+    from onnx import TensorProto
+
+    x, users = node.input[0], graph.find_output_consumers(node.output[0])
+    mask = np.iinfo(np.int32).min
+    masks = [one for user in users for one in user.inputs if one.is_const()]
+    only_sign = all(user.type == "BitwiseAnd" for user in users) and len(masks) == len(users)
+    if graph.get_dtype(x) != TensorProto.FLOAT or not only_sign:
+        return  # `check` refuses what stays
+    if any(np.any(one.get_tensor_value(as_list=False) != mask) for one in masks):
+        return
+    write = _Writer(graph, node)
+    zero = write.constant(np.zeros((), np.float32))
+    # A zero has the sign of the infinity that it divides to.
+    signed = write.node("Where", [write.node("Equal", [x, zero]), write.node("Reciprocal", [x]), x])
+    write.result("Cast", [write.node("Less", [signed, zero])], to=TensorProto.INT32)
+    for user in users:
+        user.type = "Mul"  # 0 or 1 times the mask
+
+
+def _fixed_size(node: Any) -> int | None:
+    """Return a number that a node gives for sure: a constant, also as the least and the largest that is allowed."""
+    if node.is_const():
+        return int(node.get_tensor_value(as_list=False).item())
+    if node.type != "Min":
+        return None
+    (largest,) = [one for one in node.inputs if one.is_const()] or [None]
+    bounded = [one for one in node.inputs if one.type == "Max"]
+    if largest is None or not bounded:
+        return None
+    limit = _fixed_size(largest)
+    return limit if limit in [_fixed_size(one) for one in bounded[0].inputs if one.is_const()] else None
 
 
 def _erfc(graph: Any, node: Any, _name: str, _arguments: Any) -> None:
-    """erfc(x) = 1 - erf(x), as in the exact GELU."""
-    _replace(graph, node, "Erf", "Sub", constant_first=True)
+    """erfc(x) = 1 - erf(x), and erfc(-x) = 1 + erf(x), the exact GELU's: the form that TensorRT fuses."""
+    positive = _without_minus(graph, node.inputs[0])
+    if positive is not None:
+        graph.replace_input(node, node.input[0], positive, 0)
+    _replace(graph, node, "Erf", "Sub" if positive is None else "Add", constant_first=True)
+
+
+def _without_minus(graph: Any, node: Any) -> str | None:
+    """Return `x` where a node is `-x`, and `x * y` where it is `-x * y`; else `None`."""
+    if node.type == "Neg":
+        return str(node.input[0])
+    if node.type != "Mul" or not any(one.type == "Neg" for one in node.inputs):
+        return None
+    place = 0 if node.inputs[0].type == "Neg" else 1
+    operands = list(node.input)
+    operands[place] = node.inputs[place].input[0]
+    shapes, dtypes = [graph.get_shape(node.output[0])], [graph.get_dtype(node.output[0])]
+    return str(graph.make_node("Mul", operands, shapes=shapes, dtypes=dtypes).output[0])
 
 
 def _expm1(graph: Any, node: Any, _name: str, _arguments: Any) -> None:
@@ -33,3 +167,51 @@ def _replace(graph: Any, node: Any, inner: str, outer: str, *, constant_first: b
     middle = graph.make_node(inner, [x], name=utils.make_name(name), shapes=shapes, dtypes=dtypes)
     operands = [one.output[0], middle.output[0]] if constant_first else [middle.output[0], one.output[0]]
     graph.make_node(outer, operands, outputs=outputs, name=name, shapes=shapes, dtypes=dtypes)
+
+
+def _marker(graph: Any, node: Any, _name: str, _arguments: Any) -> None:
+    """The ONNX operator that `layers.onnx_operator` put a marker for; any other Python function stays what it is."""
+    token = node.get_attr_str("token")
+    if not token.startswith(MARKER):
+        return
+    said = json.loads(token.removeprefix(MARKER))
+    given = iter(node.input)
+    inputs = [next(given) if present else "" for present in said["present"]]
+    while inputs and not inputs[-1]:
+        inputs.pop()
+    outputs, name = list(node.output), node.name
+    shapes, dtypes = [graph.get_shape(one) for one in outputs], [graph.get_dtype(one) for one in outputs]
+    graph.remove_node(name)
+    graph.make_node(
+        said["operator"], inputs, attr=said["attributes"], outputs=outputs, name=name, shapes=shapes, dtypes=dtypes
+    )
+
+
+def _reverse(graph: Any, node: Any, _name: str, _arguments: Any) -> None:
+    """A slice with negative steps; tf2onnx makes a `ReverseSequence` between transposes of it."""
+    from tf2onnx import utils
+
+    x, name, outputs = node.input[0], node.name, list(node.output)
+    shapes, dtypes = [graph.get_shape(outputs[0])], [graph.get_dtype(outputs[0])]
+    rank = len(graph.get_shape(x))
+    axes = [int(axis) % rank for axis in node.inputs[1].get_tensor_value(as_list=False).flatten()]
+
+    def constant(what: str, value: int) -> Any:
+        array = np.full(len(axes), value, np.int64)
+        return graph.make_const(utils.make_name(f"{name}/{what}"), array).output[0]
+
+    # From the last element to the one before the first, which only a number below all indices can name.
+    starts, ends, steps = constant("starts", -1), constant("ends", np.iinfo(np.int32).min), constant("steps", -1)
+    axis = graph.make_const(utils.make_name(f"{name}/axes"), np.array(axes, np.int64)).output[0]
+    graph.remove_node(name)
+    graph.make_node("Slice", [x, starts, ends, axis, steps], outputs=outputs, name=name, shapes=shapes, dtypes=dtypes)
+
+
+def _list_of_steps(graph: Any, node: Any, _name: str, _arguments: Any) -> None:
+    """The tensor that a loop reads its steps from; tf2onnx leaves the shape of a step behind as a second input."""
+    if not any(one.is_while() for one in graph.find_output_consumers(node.output[0])):
+        return  # no form in ONNX
+    node.type = "Identity"
+    graph.replace_inputs(node, [node.input[0]])
+    graph.copy_dtype(node.input[0], node.output[0])
+    graph.copy_shape(node.input[0], node.output[0])

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
 
 from .. import policies
-from ..errors import ExportError
+from ..errors import ExportError, refuse
+from ..findings import Finding
 from ..specs import Signature, Structure, TensorSpec, describe, flatten
 
 
-def input_signature(model: Any, sample: Any = None) -> Signature:
+def input_signature(model: Any, sample: Any = None, *, strings: bool = False) -> Signature:
     """Return a model's inputs, as a signature without outputs.
 
     Sequential and Functional models say it themselves. For a subclassed model it is the `sample`, where there
@@ -22,6 +23,7 @@ def input_signature(model: Any, sample: Any = None) -> Signature:
     Args:
         model: a built `keras.Model`.
         sample: a batch of inputs, or `None`.
+        strings: whether inputs may be strings, since what takes them is not exported.
 
     Raises:
         ExportError: if the model is not built, or takes something that is not a dense tensor of numbers.
@@ -34,7 +36,17 @@ def input_signature(model: Any, sample: Any = None) -> Signature:
         tensors = model.input
     else:
         return _of_subclass(model, sample)
-    return _signature(describe(tensors), [_of_keras_tensor(leaf) for leaf in flatten(tensors)])
+    leaves = flatten(tensors)
+    refuse(finding for leaf in leaves for finding in _unfit(leaf, strings))
+    return _signature(describe(tensors), [_of_keras_tensor(leaf) for leaf in leaves])
+
+
+def unbuilt(model: Any) -> ExportError:
+    """Return what is said of a model that has not been built."""
+    return ExportError(
+        f"The model '{model.name}' has not been built, so the shapes of its inputs are not known. "
+        "Call it once on a batch of data, or pass `sample=` with such a batch."
+    )
 
 
 def _signature(structure: Structure, inputs: Iterable[TensorSpec], *, types_guessed: bool = False) -> Signature:
@@ -43,16 +55,22 @@ def _signature(structure: Structure, inputs: Iterable[TensorSpec], *, types_gues
 
 
 def _of_keras_tensor(tensor: Any) -> TensorSpec:
-    operation = tensor._keras_history.operation
+    return TensorSpec(str(tensor._keras_history.operation.name), tuple(tensor.shape), str(tensor.dtype))
+
+
+def _unfit(tensor: Any, strings: bool) -> Iterator[Finding]:
+    """Yield what keeps an input from being one of an engine."""
+    operation, dtype = tensor._keras_history.operation, str(tensor.dtype)
     name = str(operation.name)
     for unsupported in ("sparse", "ragged"):
         if getattr(tensor, unsupported, False):
-            raise ExportError(f"Input '{name}' is {unsupported}; only dense inputs can be exported.", layer=name)
+            yield Finding(f"Input '{name}' is {unsupported}; only dense inputs can be exported.", name)
     if len(tensor.shape) == 0:
-        raise ExportError(f"Input '{name}' has no axes, so it has no batch of rows.", layer=name)
+        yield Finding(f"Input '{name}' has no axes, so it has no batch of rows.", name)
     if getattr(operation, "optional", False):
-        raise ExportError(f"Input '{name}' is optional; an engine takes all of its inputs at each call.", layer=name)
-    return TensorSpec(name, tuple(tensor.shape), _numeric(name, str(tensor.dtype)))
+        yield Finding(f"Input '{name}' is optional; an engine takes all of its inputs at each call.", name)
+    if not (strings and dtype == "string"):
+        yield from _no_number(name, dtype)
 
 
 def _of_subclass(model: Any, sample: Any) -> Signature:
@@ -68,10 +86,7 @@ def _of_subclass(model: Any, sample: Any) -> Signature:
         return _signature(describe(plain), specs)
     recorded = getattr(model, "_build_shapes_dict", None)
     if not model.built or not recorded:
-        raise ExportError(
-            f"The model '{model.name}' has not been built, so the shapes of its inputs are not known. "
-            "Call it once on a batch of data, or pass `sample=` with such a batch."
-        )
+        raise unbuilt(model)
     if len(recorded) > 1:
         raise ExportError(
             f"The model '{model.name}' was called with {len(recorded)} arguments ({', '.join(recorded)}). `predict` "
@@ -144,8 +159,14 @@ def _as_keras_casts(dtype: np.dtype[Any]) -> str:
 
 
 def _numeric(name: str, dtype: str) -> str:
-    if dtype in ("string", "object") or dtype.startswith(("str", "bytes", "complex")):
-        raise ExportError(
-            f"Input '{name}' has dtype {dtype}, which no engine takes. Allowed are numbers and booleans.", layer=name
-        )
+    refuse(_no_number(name, dtype))
     return dtype
+
+
+def _no_number(name: str, dtype: str) -> Iterator[Finding]:
+    if dtype in ("string", "object") or dtype.startswith(("str", "bytes", "complex")):
+        yield Finding(
+            f"Input '{name}' has dtype {dtype}, which no engine takes. Allowed are numbers and booleans. (`accelerate` "
+            'lets the CPU run what takes strings in a Sequential or Functional model of keras.Input(dtype="string").)',
+            name,
+        )

@@ -25,14 +25,22 @@ __all__ = [
 #: Methods that are written in C.
 DESCRIPTORS = (types.MethodDescriptorType, types.WrapperDescriptorType, types.ClassMethodDescriptorType)
 _LIBRARIES = frozenset({"builtins", "keras", "keras_trt", "numpy", "tensorflow"}) | sys.stdlib_module_names
-_LIBRARY_FOLDERS = tuple(
-    os.path.join(os.path.realpath(path), "")  # noqa: PTH118 -- the end must be a separator
-    for path in {sysconfig.get_path(kind) for kind in ("stdlib", "platstdlib", "purelib", "platlib")}
-)
+_STANDARD_FOLDERS = {sysconfig.get_path(kind) for kind in ("stdlib", "platstdlib", "purelib", "platlib")}
+
+
+@functools.cache
+def _library_folders(search_path: tuple[str, ...]) -> tuple[str, ...]:
+    """Return the folders that distributions are installed in: each holds what an installer writes down of them.
+
+    Not only `site-packages`: `pip install --target` and images of containers have others.
+    """
+    installed = {entry for entry in search_path if entry and any(pathlib.Path(entry).glob("*.dist-info"))}
+    return tuple(os.path.join(os.path.realpath(path), "") for path in _STANDARD_FOLDERS | installed)  # noqa: PTH118
 
 
 def _in_library_folder(path: str) -> bool:
-    return "site-packages" in path or "dist-packages" in path or os.path.realpath(path).startswith(_LIBRARY_FOLDERS)
+    known = "site-packages" in path or "dist-packages" in path
+    return known or os.path.realpath(path).startswith(_library_folders(tuple(sys.path)))
 
 
 def is_library(module: str) -> bool:

@@ -137,7 +137,7 @@ def _numbers(variable: Any) -> Any:
         return np.asarray(value)
 
 
-def _given_name(layer: Any) -> str:
+def given_name(layer: Any) -> str:
     """Return the name of a layer if a user gave it, and else an empty string."""
     snake = re.sub(r"([a-z])([A-Z])", r"\1_\2", re.sub(r"(.)([A-Z][a-z]+)", r"\1_\2", type(layer).__name__)).lower()
     # clone_model() names input layers after their tensors, and Bidirectional adds to the names of its two layers.
@@ -235,7 +235,7 @@ class _ModelDigester(Digester):
             policy = layer.dtype_policy
             # The name of a map of policies says nothing, and its content is keyed by names of layers.
             policy_name = "" if isinstance(policy, Mapping) else str(policy.name)
-            name = "" if layer is self._top else _given_name(layer)
+            name = "" if layer is self._top else given_name(layer)
             self.put("layer", name, type(policy).__name__, policy_name)
             self.value([layer.compute_dtype, layer.variable_dtype, layer.quantization_mode])
             self.cls(cls)
@@ -304,7 +304,7 @@ class _ModelDigester(Digester):
         if not self.first_time(operation):
             return
         with self.at(f"the operation {operation.name}"):
-            self.put("operation", _given_name(operation))
+            self.put("operation", given_name(operation))
             self.cls(type(operation))
             self._state(operation, is_library_class(type(operation)), soft=False)
 

@@ -28,14 +28,21 @@ def to_half(onnx: bytes) -> bytes:
 
     proto = onnx_package.load_from_string(onnx)
     _name_nodes(proto.graph)
+    del proto.graph.value_info[:]  # the converter would keep these types where it keeps float32, or not
     with warnings.catch_warnings():
         # It warns of each constant that it clamps; the verification of the engine judges whether that matters.
         warnings.filterwarnings("ignore", message="the float32 number", category=UserWarning)
-        half = convert_float_to_float16(proto, keep_io_types=True)
+        half = convert_float_to_float16(proto, keep_io_types=True, node_block_list=_with_lengths(proto.graph))
     _name_nodes(half.graph)
     _sort(half.graph)
     onnx_package.checker.check_model(half, full_check=True)
     return bytes(half.SerializeToString(deterministic=True))
+
+
+def _with_lengths(graph: Any) -> list[str]:
+    """Return the recurrent nodes that take sequence lengths: TensorRT's parser masks them with float32 zeros."""
+    recurrent = [node for node in graph.node if node.op_type in ("LSTM", "GRU", "RNN")]
+    return [node.name for node in recurrent if len(node.input) > 4 and node.input[4]]
 
 
 def _name_nodes(graph: Any) -> None:

@@ -891,3 +891,37 @@ def test_weights_of_strings_are_refused() -> None:
     holder = types.SimpleNamespace(weights=[tf.Variable(["a", "b"])])
     with pytest.raises(Unhashable, match="numbers"):
         weights_key(holder)
+
+
+def test_keras_may_be_installed_in_any_folder(tmp_path: Any) -> None:
+    """As by `pip install --target`: Keras's own code is told by its release there too."""
+    import importlib.metadata
+    import shutil
+    from pathlib import Path
+
+    metadata = next(
+        Path(str(file.locate())).parent
+        for file in importlib.metadata.files("keras") or ()
+        if file.name == "METADATA" and str(file).count("/") == 1
+    )
+    for folder in (Path(keras.__file__).parent, metadata):
+        shutil.copytree(folder, tmp_path / folder.name)
+    code = (
+        "import keras\nfrom keras_trt.fingerprint import structure_key\n"
+        "model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3, activation='tanh')])\n"
+        "print(keras.__file__)\nprint(structure_key(model))\n"
+    )
+    keys = set()
+    for path in ([], [str(tmp_path)]):
+        search = os.pathsep.join([*path, str(Path.cwd())])
+        done = subprocess.run(
+            [sys.executable, "-c", code],
+            capture_output=True,
+            text=True,
+            check=True,
+            env=os.environ | {"PYTHONPATH": search, "TF_CPP_MIN_LOG_LEVEL": "3"},
+        )
+        where, key = done.stdout.splitlines()[-2:]
+        assert where.startswith(str(tmp_path)) == bool(path)
+        keys.add(key)
+    assert len(keys) == 1

@@ -33,7 +33,9 @@ def lstm() -> Any:
     from keras import layers
 
     keras.utils.set_random_seed(2)
-    return keras.Sequential([keras.Input((12, 8), name="steps"), layers.LSTM(16), layers.Dense(5)], name="lstm")
+    # Without cuDNN: not every TensorFlow for GPUs comes with its recurrent part.
+    recurrent = layers.LSTM(16, use_cudnn=False)
+    return keras.Sequential([keras.Input((12, 8), name="steps"), recurrent, layers.Dense(5)], name="lstm")
 
 
 def attention() -> Any:

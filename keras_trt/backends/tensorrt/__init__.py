@@ -30,8 +30,8 @@ class TensorRTBackend:
         EngineLoadError: if there is no such GPU, or TensorRT does not support it.
     """
 
-    default_precision: Precision = "fp16"
-    precisions: tuple[Precision, ...] = ("fp16", "tf32", "fp32")
+    default_precision: Precision = PlanBuilder.default_precision
+    precisions: tuple[Precision, ...] = PlanBuilder.precisions
 
     def __init__(self, name: FlavorName, device: int) -> None:
         self.name = name

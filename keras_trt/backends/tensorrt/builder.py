@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from ...errors import BuildError, KerasTRTError, UnsupportedOperatorError
+from ...options import Precision
 from ...precision import tensor_types
 from ..base import BuildSpec, Finding
 from . import types
@@ -25,8 +26,12 @@ class PlanBuilder:
         BuildError: if it cannot be used on this machine, as without a driver.
     """
 
+    default_precision: Precision = "fp16"
+    precisions: tuple[Precision, ...] = ("fp16", "tf32", "fp32")
+
     def __init__(self, flavor: Flavor) -> None:
         self._flavor = flavor
+        self.title: str = flavor.title
         trt = flavor.trt
         with flavor.log() as log:
             try:
@@ -77,7 +82,7 @@ class PlanBuilder:
         flavor, trt, builder = self._flavor, self._flavor.trt, self._builder
         network, parser = self._parse(graph)
         if findings := _findings(parser, graph):
-            refused = "; ".join(f"{f.operator} (node '{f.node}'): {f.reason}" for f in findings[:5])
+            refused = "; ".join(map(str, findings[:5]))
             raise UnsupportedOperatorError(f"{flavor.title} refused the graph: {refused}")
         asked = tensor_types(graph)
         config = builder.create_builder_config()

@@ -1,0 +1,141 @@
+"""Fourier transforms as products with matrices of cosines and sines: TensorRT has no transforms, nor complex numbers.
+
+A complex tensor of TensorFlow's graph becomes two of ONNX's, which are known by its name while a graph is converted.
+The node that made it stays, without readers, and is dropped with all such nodes.
+The product costs n² where a fast transform costs n log n: for the frames of audio, on a GPU, that is no loss.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+Pair = tuple[str, str]
+
+
+class Fourier:
+    """The tf2onnx handlers of one conversion."""
+
+    def __init__(self) -> None:
+        self._pairs: dict[str, Pair] = {}
+
+    def handlers(self) -> dict[str, Callable[..., None]]:
+        """Return a handler for each operator with a complex input or output."""
+        return {
+            "RFFT": self._transform,
+            "FFT": self._transform,
+            "IFFT": self._transform,
+            "IRFFT": self._transform,
+            "Complex": self._complex,
+            "Real": lambda graph, node, *_: self._part(graph, node, 0),
+            "Imag": lambda graph, node, *_: self._part(graph, node, 1),
+            "Conj": self._conjugate,
+            "ComplexAbs": self._absolute,
+        }
+
+    def _transform(self, graph: Any, node: Any, *_: Any) -> None:
+        kind, x = node.type, node.input[0]
+        sizes = graph.get_shape(x)
+        length = int(node.inputs[1].get_tensor_value(as_list=False).item()) if len(node.input) > 1 else None
+        pair = self._pairs.get(x)
+        if not sizes or sizes[-1] <= 0 or (kind != "RFFT" and pair is None):
+            return  # `check` refuses what stays
+        matrix = _matrix(kind, sizes[-1], length or sizes[-1])
+        output, write = node.output[0], _Writer(graph, node.name, graph.get_shape(node.output[0]))
+        real, imaginary = (write.constant(part) for part in (matrix.real, matrix.imag))
+        if pair is None:
+            self._pairs[output] = (write.node("MatMul", [x, real]), write.node("MatMul", [x, imaginary]))
+            return
+        # (a + ib)(c + id) = ac - bd + i(ad + bc)
+        products = [[write.node("MatMul", [part, other]) for other in (real, imaginary)] for part in pair]
+        whole = write.node("Sub", [products[0][0], products[1][1]])
+        if kind == "IRFFT":
+            graph.remove_node(node.name)
+            write.node("Identity", [whole], output)
+            return
+        self._pairs[output] = (whole, write.node("Add", [products[0][1], products[1][0]]))
+
+    def _complex(self, _graph: Any, node: Any, *_: Any) -> None:
+        self._pairs[node.output[0]] = (node.input[0], node.input[1])
+
+    def _part(self, graph: Any, node: Any, which: int) -> None:
+        self._replace(graph, node, lambda write, pair, output: write.node("Identity", [pair[which]], output))
+
+    def _absolute(self, graph: Any, node: Any, *_: Any) -> None:
+        def absolute(write: _Writer, pair: Pair, output: str) -> None:
+            squares = [write.node("Mul", [part, part]) for part in pair]
+            write.node("Sqrt", [write.node("Add", squares)], output)
+
+        self._replace(graph, node, absolute)
+
+    def _conjugate(self, graph: Any, node: Any, *_: Any) -> None:
+        def conjugate(write: _Writer, pair: Pair, output: str) -> None:
+            self._pairs[output] = (pair[0], write.node("Neg", [pair[1]]))
+
+        self._replace(graph, node, conjugate)
+
+    def _replace(self, graph: Any, node: Any, write: Callable[[_Writer, Pair, str], Any]) -> None:
+        pair = self._pairs.get(node.input[0])
+        if pair is None:
+            return
+        output, shape = node.output[0], graph.get_shape(node.output[0])
+        graph.remove_node(node.name)
+        write(_Writer(graph, node.name, shape), pair, output)
+
+
+def _matrix(kind: str, size: int, length: int) -> np.ndarray[Any, np.dtype[np.complex128]]:
+    """Return the matrix that a row of `size` numbers is multiplied with; rows and columns of what is cut are zero.
+
+    Args:
+        kind: TensorFlow's operator.
+        size: of the last axis of the input.
+        length: of the transform, which pads or cuts the input.
+    """
+    columns = length // 2 + 1 if kind == "RFFT" else length
+    sign = 1 if kind in ("IFFT", "IRFFT") else -1
+    angles = sign * 2 * np.pi * np.outer(np.arange(size), np.arange(columns)) / length
+    matrix: np.ndarray[Any, np.dtype[np.complex128]] = np.exp(1j * angles)
+    if kind == "IRFFT":
+        # The half that is not given is the conjugate of the other: each counts twice but for the first and, of an even
+        # length, the middle one, whose imaginary parts do not count.
+        half = length // 2 + 1
+        weights = np.full(size, 2.0)
+        weights[0], weights[half:] = 1, 0
+        single = [0] if length % 2 else [0, *([length // 2] if length // 2 < size else [])]
+        weights[single] = 1
+        matrix *= weights[:, None] / length
+        matrix[single] = matrix[single].real
+        return matrix
+    matrix[length:] = 0
+    if kind == "IFFT":
+        matrix /= length
+    return matrix
+
+
+class _Writer:
+    """Writes nodes in the place of one that was removed."""
+
+    def __init__(self, graph: Any, name: str, shape: Any) -> None:
+        self._graph, self._name, self._shape = graph, name, shape
+
+    def constant(self, array: np.ndarray[Any, Any]) -> str:
+        from tf2onnx import utils
+
+        name = utils.make_name(f"{self._name}/matrix")
+        return str(self._graph.make_const(name, array.astype(np.float32)).output[0])
+
+    def node(self, operator: str, inputs: list[str], output: str | None = None) -> str:
+        from onnx import TensorProto
+        from tf2onnx import utils
+
+        made = self._graph.make_node(
+            operator,
+            inputs,
+            name=utils.make_name(self._name),
+            outputs=None if output is None else [output],
+            shapes=[self._shape],
+            dtypes=[TensorProto.FLOAT],
+        )
+        return str(made.output[0])

@@ -1,0 +1,11 @@
+"""ONNX → better ONNX, pass by pass, on onnx-ir's graphs.
+
+`weights` knows what follows from the weights alone, `layout` removes transposes, `simplify` shapes and products.
+"""
+
+from __future__ import annotations
+
+from .optimize import optimize
+from .weights import Recipe
+
+__all__ = ["Recipe", "optimize"]

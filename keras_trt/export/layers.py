@@ -1,0 +1,89 @@
+"""Keras layers that ONNX has an operator for: traced as that operator, not as the many that it consists of.
+
+TensorFlow has no such operators, so a marker stands for each in its graph: a `PyFunc` that is never run, whose token
+says what it means. tf2onnx turns it into the ONNX node (`operators`).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+MARKER = "keras_trt:"
+
+
+@contextmanager
+def as_onnx_operators(model: Any) -> Iterator[None]:
+    """Let the layers of a model that ONNX has an operator for be called as that, while the block runs.
+
+    A layer is only replaced where the operator computes exactly the same: for classes of Keras itself, not of their
+    subclasses, and only with attributes that the operator has.
+    """
+    from . import recurrent
+
+    replaced: list[tuple[Any, str]] = []
+    try:
+        for layer in model._flatten_layers():
+            for name, call in (("inner_loop", recurrent.inner_loop(layer)), ("call", _layer_normalization(layer))):
+                if call is not None and name not in vars(layer):
+                    # Past Keras's own `__setattr__`, which would track it; seen before the method of the class.
+                    vars(layer)[name] = call
+                    replaced.append((layer, name))
+        yield
+    finally:
+        for layer, name in replaced:
+            del vars(layer)[name]
+
+
+def onnx_operator(
+    operator: str,
+    inputs: Sequence[Any],
+    attributes: Mapping[str, Any],
+    outputs: Sequence[tuple[Any, Sequence[int | None]]],
+) -> list[Any]:
+    """Put an ONNX operator into the TensorFlow graph that is being traced.
+
+    Args:
+        operator: its ONNX name.
+        inputs: tensors; `None` for an optional input that is left out.
+        attributes: of the ONNX node: numbers, strings and lists of them.
+        outputs: type and shape of each output.
+
+    Returns:
+        The outputs, as tensors.
+    """
+    import tensorflow as tf
+
+    present = [one is not None for one in inputs]
+    token = MARKER + json.dumps({"operator": operator, "present": present, "attributes": dict(attributes)})
+    results = tf.raw_ops.PyFunc(
+        input=[one for one in inputs if one is not None], token=token, Tout=[dtype for dtype, _ in outputs]
+    )
+    return [tf.ensure_shape(one, shape) for one, (_, shape) in zip(results, outputs, strict=True)]
+
+
+def _layer_normalization(layer: Any) -> Callable[[Any], Any] | None:
+    """Return a call of a layer normalization over its last axes as ONNX's operator, which TensorRT fuses whole."""
+    import keras
+    import tensorflow as tf
+
+    if type(layer) is not keras.layers.LayerNormalization or getattr(layer, "rms_scaling", False):
+        return None
+
+    def call(inputs: Any) -> Any:
+        axes = [layer.axis] if isinstance(layer.axis, int) else list(layer.axis)
+        rank = inputs.shape.rank
+        first = min(axis % rank for axis in axes)
+        x = tf.convert_to_tensor(inputs)
+        if sorted(axis % rank for axis in axes) != list(range(first, rank)) or x.dtype != tf.float32:
+            return type(layer).call(layer, inputs)
+        sizes = x.shape[first:]
+        scale = tf.ones(sizes) if layer.gamma is None else tf.convert_to_tensor(layer.gamma)
+        bias = None if layer.beta is None else tf.convert_to_tensor(layer.beta)
+        attributes = {"axis": first - rank, "epsilon": float(layer.epsilon)}
+        (output,) = onnx_operator("LayerNormalization", [x, scale, bias], attributes, [(x.dtype, x.shape)])
+        return output
+
+    return call

@@ -1,0 +1,154 @@
+"""Recurrent layers as one ONNX operator: the same answers as Keras, for every option that the operator has."""
+
+from __future__ import annotations
+
+import itertools
+from collections import Counter
+from typing import Any
+
+import keras
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from keras import layers
+
+from keras_trt.export import export
+
+from .. import zoo
+
+KINDS = ("LSTM", "GRU", "SimpleRNN")
+OPERATORS = {"LSTM": "LSTM", "GRU": "GRU", "SimpleRNN": "RNN"}
+
+
+def answers(model: keras.Model, *inputs: Any) -> tuple[list[Any], list[Any], Counter[str]]:
+    """Return Keras's answers, the exported graph's, and the operators of the graph."""
+    result = export(model)
+    names = [spec.name for spec in result.signature.inputs]
+    session = onnxruntime.InferenceSession(result.onnx, providers=["CPUExecutionProvider"])
+    got = session.run(None, dict(zip(names, inputs, strict=True)))
+    wanted = keras.tree.flatten(model.predict_on_batch(list(inputs) if len(inputs) > 1 else inputs[0]))
+    operators = Counter(node.op_type for node in onnx.load_from_string(result.onnx).graph.node)
+    return wanted, got, operators
+
+
+def assert_same(wanted: list[Any], got: list[Any]) -> None:
+    for one, two in zip(wanted, got, strict=True):
+        assert one.shape == two.shape
+        assert zoo.relative_l2(one, two) < 1e-5
+        assert zoo.relative_l2(one, np.roll(one, 1, axis=0)) > 1e-3  # else a comparison could not fail
+
+
+def random(*shape: int, seed: int = 1) -> Any:
+    return np.random.default_rng(seed).standard_normal(shape).astype("float32")
+
+
+def lively(model: keras.Model) -> keras.Model:
+    generator = np.random.default_rng(5)
+    model.set_weights([(0.5 * generator.standard_normal(one.shape)).astype(one.dtype) for one in model.get_weights()])
+    return model
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("sequences", "state", "backwards"), list(itertools.product([False, True], repeat=3)))
+def test_options(kind: str, sequences: bool, state: bool, backwards: bool) -> None:
+    x = keras.Input((6, 3))
+    layer = getattr(layers, kind)(4, return_sequences=sequences, return_state=state, go_backwards=backwards)
+    wanted, got, operators = answers(lively(keras.Model(x, layer(x))), random(5, 6, 3))
+    assert_same(wanted, got)
+    assert operators[OPERATORS[kind]] == 1
+    assert "Loop" not in operators
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_initial_state_no_bias_and_other_activations(kind: str) -> None:
+    x, units = keras.Input((6, 3)), 4
+    states = [keras.Input((units,)) for _ in range(2 if kind == "LSTM" else 1)]
+    options = {} if kind == "SimpleRNN" else {"recurrent_activation": "tanh"}
+    layer = getattr(layers, kind)(units, use_bias=False, activation="softsign", return_state=True, **options)
+    model = lively(keras.Model([x, *states], layer(x, initial_state=states)))
+    given = [random(5, units, seed=7 + i) for i, _ in enumerate(states)]
+    wanted, got, operators = answers(model, random(5, 6, 3), *given)
+    assert_same(wanted, got)
+    assert operators[OPERATORS[kind]] == 1
+
+
+def test_gru_that_resets_before() -> None:
+    x = keras.Input((6, 3))
+    wanted, got, operators = answers(lively(keras.Model(x, layers.GRU(4, reset_after=False)(x))), random(5, 6, 3))
+    assert_same(wanted, got)
+    assert operators["GRU"] == 1
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("sequences", [False, True])
+def test_bidirectional(kind: str, sequences: bool) -> None:
+    x = keras.Input((6, 3))
+    layer = layers.Bidirectional(getattr(layers, kind)(4, return_sequences=sequences))
+    wanted, got, operators = answers(lively(keras.Model(x, layer(x))), random(5, 6, 3))
+    assert_same(wanted, got)
+    assert operators[OPERATORS[kind]] == 2
+
+
+@pytest.mark.parametrize("steps", [1, 2, 9])
+def test_any_number_of_steps(steps: int) -> None:
+    x = keras.Input((None, 3))
+    both = layers.Bidirectional(layers.GRU(4, return_sequences=True))(x)
+    wanted, got, _ = answers(lively(keras.Model(x, layers.LSTM(4)(both))), random(5, steps, 3))
+    assert_same(wanted, got)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("sequences", [False, True])
+@pytest.mark.parametrize("wrapper", ["plain", "backwards", "bidirectional"])
+def test_any_mask(kind: str, sequences: bool, wrapper: str) -> None:
+    """Padded on the right, on the left, with holes, without a valid step: Keras keeps the state at masked steps."""
+    ids = keras.Input((6,), dtype="int32")
+    vectors = layers.Embedding(9, 3, mask_zero=True, embeddings_initializer="random_normal")(ids)
+    layer = getattr(layers, kind)(4, return_sequences=sequences, go_backwards=wrapper == "backwards")
+    layer = layers.Bidirectional(layer) if wrapper == "bidirectional" else layer
+    given = np.array(
+        [[1, 2, 3, 0, 0, 0], [0, 0, 4, 5, 6, 7], [8, 0, 1, 0, 0, 2], [0, 0, 0, 0, 0, 0], [3, 1, 4, 1, 5, 2]], "int32"
+    )
+    wanted, got, operators = answers(lively(keras.Model(ids, layer(vectors))), given)
+    assert_same(wanted, got)
+    assert operators[OPERATORS[kind]] == (2 if wrapper == "bidirectional" else 1)
+    assert "Loop" not in operators
+
+
+def test_a_mask_that_zeroes_outputs() -> None:
+    x = keras.Input((6, 3))
+    layer = layers.RNN(layers.LSTMCell(4), return_sequences=True, zero_output_for_mask=True)
+    data = random(5, 6, 3)
+    data[1, :2], data[2, 3:] = 0, 0
+    wanted, got, operators = answers(lively(keras.Model(x, layer(layers.Masking()(x)))), data)
+    assert_same(wanted, got)
+    assert operators["LSTM"] == 1
+
+
+def test_padding_may_hold_anything() -> None:
+    x, mask = keras.Input((6, 3)), keras.Input((6,), dtype="bool")
+    data, valid = random(5, 6, 3), np.tile([True, True, True, True, False, False], (5, 1))
+    data[:, 4:] = np.nan
+    wanted, got, _ = answers(lively(keras.Model([x, mask], layers.LSTM(4)(x, mask=mask))), data, valid)
+    assert_same(wanted, got)
+
+
+class Other(layers.LSTMCell):
+    """A cell of the user's own."""
+
+    def call(self, inputs: Any, states: Any, training: bool = False) -> Any:
+        output, states = super().call(inputs, states, training=training)
+        return 2 * output, states
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [lambda: layers.LSTM(4, activation="selu"), lambda: layers.RNN(Other(4)), lambda: layers.RNN([layers.GRUCell(4)])],
+    ids=["activation", "cell", "stack"],
+)
+def test_what_the_operator_does_not_do_stays_a_loop(layer: Any) -> None:
+    x = keras.Input((6, 3))
+    wanted, got, operators = answers(lively(keras.Model(x, layer()(x))), random(5, 6, 3))
+    assert_same(wanted, got)
+    assert operators["Loop"] == 1
