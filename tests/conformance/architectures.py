@@ -27,6 +27,6 @@ def architecture(name: str) -> Callable[[], Any]:
 
 
 ARCHITECTURES = [
-    Case(name, architecture(name), low=0, high=255, deep=True, long=name not in QUICK.split())
+    Case(name, architecture(name), low=-128, high=128, deep=True, long=name not in QUICK.split())
     for name in sorted(architecture_names())
 ]

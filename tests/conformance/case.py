@@ -51,6 +51,7 @@ class Case:
         low, high: between which its inputs are drawn; without them floats are normal and integers below 10.
         deep: whether its batch normalizations take their statistics from a batch, without which the activations of a
             deep model leave unit scale.
+        trained: whether its weights are trained ones, and stay.
         long: whether it takes too long for every run.
     """
 
@@ -59,6 +60,7 @@ class Case:
     low: float | None = None
     high: float | None = None
     deep: bool = False
+    trained: bool = False
     long: bool = False
 
     @property
@@ -83,7 +85,8 @@ def judge(case: Case) -> Outcome:
     keras.utils.set_random_seed(7)
     model = case.build()
     generator = np.random.default_rng(7)
-    randomize(model, generator)
+    if not case.trained:
+        randomize(model, generator)
     if case.deep:
         settle(case, model, generator)
     outcome = Outcome()
@@ -123,11 +126,16 @@ def randomize(model: Any, generator: np.random.Generator) -> None:
 
 
 def settle(case: Case, model: Any, generator: np.random.Generator) -> None:
-    """Give each batch normalization statistics near those of a batch of random inputs."""
+    """Give each batch normalization statistics near those of a batch of random inputs.
+
+    Its beta is raised, so that activations are mostly open: a deep random model amplifies rounding at each closed one,
+    in Keras as in any engine.
+    """
     found = [layer for layer in model._flatten_layers() if isinstance(layer, keras.layers.BatchNormalization)]
     before = [layer.momentum for layer in found]
     for layer in found:
         layer.momentum = 0.0
+        layer.beta.assign(layer.beta + 1.0)
     takes = input_signature(model)
     model(pack(takes.input_structure, draw(case, takes.inputs, 16, generator)), training=True)
     for layer, momentum in zip(found, before, strict=True):

@@ -6,6 +6,7 @@ from .architectures import ARCHITECTURES, architecture_names
 from .case import Case, NoBuildError, NoExportError
 from .layers import LAYERS, layer_names
 from .ops import ACTIVATIONS, OPS, activation_names, op_names
+from .trained import TRAINED
 
 #: Section of the table → what Keras offers, and the cases that cover it.
 SECTIONS: dict[str, tuple[set[str], list[Case]]] = {
@@ -13,6 +14,7 @@ SECTIONS: dict[str, tuple[set[str], list[Case]]] = {
     "keras.activations": (activation_names(), ACTIVATIONS),
     "keras.ops": (op_names(), OPS),
     "keras.applications": (architecture_names(), ARCHITECTURES),
+    "trained models of other packages": ({case.of for case in TRAINED}, TRAINED),
 }
 
 _STRINGS = "works on strings, and an engine holds numbers"
@@ -39,6 +41,7 @@ NOT_EXPORTABLE = {
         "ndim": "is computed when the model is traced",
     },
     "keras.applications": {},
+    "trained models of other packages": {},
 }
 
 _BINCOUNT = "counts up to the largest number there is, so that the size of the answer is open"
@@ -66,4 +69,5 @@ NOT_YET: dict[str, dict[str, tuple[type[AssertionError], str]]] = {
         "image.rgb_to_hsv": (NoExportError, "TensorFlow's `RGBToHSV` has no form in ONNX"),
     },
     "keras.applications": {},
+    "trained models of other packages": {},
 }

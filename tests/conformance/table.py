@@ -67,12 +67,12 @@ def row(section: str, case: Case, outcome: Outcome) -> Row:
 def write(rows: dict[tuple[str, str], Row]) -> None:
     versions = ", ".join(f"{name} {version(name)}" for name in PACKAGES)
     parts = [
-        "# What of Keras runs\n\nWritten by `python -m tests.conformance.table`, which takes a small model of each "
-        "class and function through export, ONNX Runtime and the builder of TensorRT-RTX.\n\n"
-        "The difference is the largest relative L2 between ONNX Runtime and `predict_on_batch`, in float32, on fresh "
-        f"random inputs, with one row and with five; less than {LIMIT:.0e} is asked for, and integers and booleans "
-        "have to be equal.\n"
-        f"Of names for the same class the table has one.\n\nVersions: {versions}.\n"
+        "# What of Keras runs\n\n"
+        "Written by `python -m tests.conformance.table`, which takes a small model of each class and function through\n"
+        "export, ONNX Runtime and the builder of TensorRT-RTX. Of several names for one class it has one.\n\n"
+        "The difference is the largest relative L2 between ONNX Runtime and `predict_on_batch`, in float32, on fresh\n"
+        f"random inputs, with one row and with five. It must be below {LIMIT:.0e}; integers and booleans are equal.\n\n"
+        f"Versions: {versions}.\n"
     ]
     for section in SECTIONS:
         found = [rows[section, name] for name in names(section) if (section, name) in rows]
