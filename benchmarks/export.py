@@ -2,7 +2,7 @@
 
 python benchmarks/export.py [--models ResNet50 NASNetMobile ConvNeXtTiny] [--repeats 3]
 
-Each export runs in a process of its own, after TensorFlow, Keras and tf2onnx are imported and the model is made.
+Each export runs in a process of its own, after all packages are imported and the model is made.
 """
 
 from __future__ import annotations
@@ -36,6 +36,7 @@ def export(model_name: str, engine: str) -> dict[str, Any]:
     import tf2onnx  # noqa: F401 (imported here so that its time is not counted)
 
     import keras_trt
+    import keras_trt.export.graph  # likewise, with onnx-ir
 
     keras.utils.set_random_seed(0)
     model = getattr(keras.applications, model_name)(weights=None, classifier_activation=None)

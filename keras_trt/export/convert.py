@@ -23,6 +23,13 @@ _UNWANTED = (
     "rewrite_bi_direction_lstm",
     "rewrite_single_direction_gru",
     "rewrite_bi_direction_gru",
+    "rewrite_custom_rnn_cell",
+    # Nothing of this is in a graph of inference; each of them searches all of it.
+    "rewrite_dropout",
+    "rewrite_layer_normalization",
+    "rewrite_random_normal",
+    "rewrite_random_uniform",
+    "rewrite_random_uniform_fold_const",
 )
 
 # tf2onnx keeps what it knows of the graph at hand in module globals.

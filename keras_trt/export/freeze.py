@@ -23,6 +23,9 @@ def freeze(function: Any) -> tuple[Any, list[str]]:
     from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
     from tf2onnx import tf_loader
 
+    plain = function.graph.as_graph_def(add_shapes=True)
+    if not function.captured_inputs and not plain.library.function:
+        return plain, [output.name for output in function.outputs]  # nothing to put in, nothing to inline
     frozen = convert_variables_to_constants_v2(function, lower_control_flow=False, aggressive_inlining=True)
     graph = tf_loader.fix_freezing_errors_part2(frozen.graph.as_graph_def(add_shapes=True))
     for node in graph.node:
