@@ -26,15 +26,15 @@ def is_mixed(model: Any) -> bool:
 
 
 def refusals(model: Any) -> Iterator[Finding]:
-    """Yield each layer with a policy under which its variables are not float32."""
+    """Yield each layer with a policy under which its variables are neither float32 nor quantized to int8."""
     for layer in model._flatten_layers():
         policy = layer.dtype_policy
-        quantized = getattr(policy, "quantization_mode", None) is not None
+        quantized = getattr(policy, "quantization_mode", None) not in (None, "int8")
         plain = layer.compute_dtype == layer.variable_dtype == "float32"
         if quantized or not (plain or _is_mixed(layer)):
             yield Finding(
-                f"The layer '{layer.path or layer.name}' has the dtype policy '{policy.name}'. Only float32 and mixed "
-                "policies can be exported so far: the precision of the engine is chosen by `precision=`.",
+                f"The layer '{layer.path or layer.name}' has the dtype policy '{policy.name}'. Only float32, mixed and "
+                "int8 policies can be exported so far: the precision of the engine is chosen by `precision=`.",
                 layer.path or layer.name,
             )
 

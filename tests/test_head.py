@@ -15,21 +15,32 @@ import pytest
 
 import keras_trt
 from keras_trt import fingerprint
-from keras_trt.errors import ExportError, InputError
-from keras_trt.head import split
+from keras_trt.errors import InputError, VerificationError
+from keras_trt.head import Head, split
 from keras_trt.specs import OptimizationProfile, ShapeRange
 
 from . import test_processes
+from .head_models import (
+    CASES,
+    TEXTS,
+    WORDS,
+    column_data,
+    columns,
+    embedding,
+    expected,
+    nested,
+    sequential,
+    text_model,
+    texts,
+    words,
+)
+from .models import CASES as NUMERIC
 from .models import (
     FORMS,
-    Case,
     accelerate,
-    floats,
-    integers,
     kept,
     keras,
     kl,
-    ops,
     recorded,
     rows_differ,
     same,
@@ -39,106 +50,6 @@ from .models import (
 
 # Keras warns so at the end of each generator, even where nothing is missing.
 pytestmark = pytest.mark.filterwarnings("ignore:Your input ran out of data:UserWarning")
-
-WORDS = ["alpha", "beta", "gamma", "delta", "über", "日本語"]
-#: Also what no vocabulary has: an unknown word, nothing at all, blanks, a letter outside the first plane.
-TEXTS = ["alpha beta", "", "über 日本語", "unknown", "gamma gamma alpha delta beta", " ", "𝄞 alpha", "Beta!", "delta"]
-
-
-def texts(rows: int, *shape: int) -> np.ndarray:
-    """Rows of strings, in an order in which neighbours differ."""
-    count = rows * int(np.prod(shape, dtype=int))
-    return np.array([TEXTS[i % len(TEXTS)] for i in range(count)], object).reshape(rows, *shape)
-
-
-def words(rows: int) -> np.ndarray:
-    pool = [*WORDS, "", "unknown"]
-    return np.array([[pool[i * 3 % len(pool)]] for i in range(rows)], object)
-
-
-def embedding(size: int) -> Any:
-    return kl.Embedding(size, 4, embeddings_initializer="normal")
-
-
-def expected(model: Any, x: Any) -> Any:
-    """Keras's answers; its own `predict` takes strings in tensors and refuses most arrays of them."""
-    return model.predict(keras.tree.map_structure(tf.constant, x), verbose=0)
-
-
-def text_model(vocabulary: list[str] = WORDS, **options: Any) -> Any:
-    text = keras.Input((), dtype="string", name="text")
-    layer = kl.TextVectorization(vocabulary=vocabulary, **{"output_sequence_length": 4, **options})
-    tokens = embedding(layer.vocabulary_size())(layer(text))
-    return keras.Model(text, kl.Dense(3)(kl.GlobalAveragePooling1D()(tokens)))
-
-
-def sequential() -> Any:
-    lookup = kl.StringLookup(vocabulary=WORDS, mask_token="")
-    return keras.Sequential([keras.Input((1,), dtype="string"), lookup, embedding(8), kl.Flatten(), kl.Dense(3)])
-
-
-def nested() -> Any:
-    """An inner model that is cut, called twice; its layer bears the name of an outer one."""
-    inner_text, inner_number = keras.Input((1,), dtype="string", name="text"), keras.Input((4,), name="number")
-    inner_tokens = kl.Flatten()(embedding(8)(kl.StringLookup(vocabulary=WORDS, name="same")(inner_text)))
-    inner = keras.Model([inner_number, inner_text], kl.Dense(4, activation="tanh")(inner_tokens + inner_number))
-    first, second = (keras.Input((1,), dtype="string", name=name) for name in ("first", "second"))
-    number = keras.Input((4,), name="number")
-    both = kl.Concatenate(name="same")([inner([number, first]), inner({"text": second, "number": number * 2})])
-    return keras.Model([first, second, number], kl.Dense(3)(both))
-
-
-def columns() -> Any:
-    """Each kind of lookup, on strings and integers, beside what an engine can do by itself."""
-    word, number = keras.Input((1,), dtype="string", name="word"), keras.Input((1,), dtype="int64", name="number")
-    size = keras.Input((1,), name="size")
-    bins = kl.Discretization([-1.0, 0.0, 1.0])(size)
-    crossed = kl.Flatten()(embedding(13)(kl.HashedCrossing(13)([word, number])))
-    parts = [
-        crossed,
-        kl.HashedCrossing(7, output_mode="one_hot")([number, bins]),  # the bins are needed on both sides
-        kl.CategoryEncoding(4, "one_hot")(bins),
-        kl.CategoryEncoding(5, "one_hot")(kl.Hashing(5)(number)),
-        kl.IntegerLookup(vocabulary=[1, 5, 9], output_mode="one_hot")(number),
-        kl.Normalization(mean=0.5, variance=2.0)(size),
-        kl.StringLookup(vocabulary=WORDS, output_mode="tf_idf", idf_weights=[0.3, 0.5, 0.7, 0.9, 1.1, 1.3])(word),
-    ]
-    return keras.Model({"word": word, "number": number, "size": size}, kl.Dense(3)(kl.Concatenate()(parts)))
-
-
-def column_data(rows: int) -> dict[str, Any]:
-    return {"number": integers(12, 1, dtype="int64")(rows), "size": floats(1)(rows), "word": words(rows)}
-
-
-def feature_space() -> Any:
-    kinds = {"s": "string_categorical", "h": "string_hashed", "i": "integer_categorical", "f": "float_normalized"}
-    space = keras.utils.FeatureSpace({**kinds, "d": "float_discretized"}, crosses=[("s", "i")], crossing_dim=8)
-    space.adapt(tf.data.Dataset.from_tensor_slices(space_data(40)))
-    inputs = space.get_inputs()
-    return keras.Model({name: inputs[name] for name in sorted(inputs)}, kl.Dense(3)(space.get_encoded_features()))
-
-
-def space_data(rows: int) -> dict[str, Any]:
-    data = {"d": floats(1)(rows), "f": 3 * floats(1)(rows), "h": words(rows)[::-1]}
-    return {**data, "i": integers(9, 1)(rows), "s": words(rows)}
-
-
-def lowered() -> Any:
-    """Code of a user's own in the head, and the tokens themselves as an output."""
-    text = keras.Input((1,), dtype="string", name="text")
-    lower = kl.Lambda(tf.strings.lower, output_shape=(1,), dtype="string", name="lower")(text)
-    tokens = kl.StringLookup(vocabulary=WORDS)(lower)
-    return keras.Model(text, {"score": kl.Dense(3)(kl.Flatten()(embedding(7)(tokens))), "tokens": tokens})
-
-
-CASES: dict[str, Case] = {
-    "text": Case(text_model, texts),
-    "sequential": Case(sequential, words),
-    "nested": Case(nested, lambda rows: [words(rows), words(rows + 1)[1:], floats(4)(rows)]),
-    "columns": Case(columns, column_data),
-    "feature space": Case(feature_space, space_data),
-    "lowered": Case(lowered, lambda rows: np.array([[word.title()] for (word,) in words(rows)], object)),
-}
 
 
 @pytest.fixture(scope="module", params=list(CASES))
@@ -184,6 +95,24 @@ def test_with_a_sample_the_whole_model_is_compared(case: Any) -> None:
     same(expected(model, data(9)), fast.predict(data(9), verbose=0))
 
 
+def test_a_head_that_is_wrong_is_seen_on_a_sample(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = sequential()
+    right = Head.__call__
+
+    def wrong(head: Head, inputs: Any) -> Any:
+        return [(tokens + 1) % 8 for tokens in right(head, inputs)]
+
+    monkeypatch.setattr(Head, "__call__", wrong)
+    with pytest.raises(VerificationError, match="differs from Keras"):
+        accelerate(model, sample=words(8), fallback="raise")
+
+
+def test_the_progress_bar_counts_the_users_batches(capfd: pytest.CaptureFixture[str]) -> None:
+    fast = accelerate(text_model(), fallback="raise")
+    fast.predict(texts(75), batch_size=20, verbose=1)
+    assert "4/4" in capfd.readouterr().out
+
+
 def test_no_rows(case: Any) -> None:
     model, fast, data = case
     nothing = slice(0, 0)  # of three rows: some layers of Keras fail without any
@@ -200,12 +129,12 @@ def test_no_more_than_must_be_is_on_the_cpu() -> None:
     assert not inside & {"HashedCrossing", "Hashing", "IntegerLookup", "StringLookup"}
 
 
-@pytest.mark.parametrize("name", ["sequential", "columns", "nested model", "int32", "subclassed", "uint8"])
+@pytest.mark.parametrize("name", NUMERIC)
 def test_a_model_of_numbers_has_no_head(name: str) -> None:
-    from .models import CASES as NUMERIC
+    assert split(NUMERIC[name].build()) is None
 
-    if name != "columns":
-        assert split(NUMERIC[name].build()) is None
+
+def test_preprocessing_that_an_engine_can_do_is_no_head() -> None:
     inputs = keras.Input((8, 8, 3))
     preprocessed = kl.Rescaling(1 / 255)(kl.Resizing(4, 4)(inputs))
     assert split(keras.Model(inputs, kl.Dense(2)(kl.Flatten()(preprocessed)))) is None
@@ -314,97 +243,6 @@ def test_an_unknown_length_is_named() -> None:
     model = text_model(output_sequence_length=None)
     with pytest.raises(ValueError, match="Axis 1 of input 'text_vectorization"):
         accelerate(model)
-
-
-# What cannot be cut.
-
-
-class InAClass(keras.Model):
-    def __init__(self) -> None:
-        super().__init__()
-        self.lookup, self.table, self.out = kl.StringLookup(vocabulary=WORDS), embedding(8), kl.Dense(2)
-
-    def call(self, x: Any) -> Any:
-        return self.out(self.table(self.lookup(x)))
-
-
-def in_a_class() -> Any:
-    model = InAClass()
-    model(tf.constant([["alpha"]]))
-    return model
-
-
-def with_weights() -> Any:
-    inputs = keras.Input((1,), dtype="string")
-    return keras.Model(inputs, kl.Dense(2)(InAClass()(inputs)))
-
-
-def behind_a_network() -> Any:
-    inputs = keras.Input((4,))
-    labels = kl.StringLookup(vocabulary=WORDS, invert=True, name="labels")
-    return keras.Model(inputs, labels(ops.argmax(kl.Dense(3, name="scores")(inputs), -1)))
-
-
-def behind_a_network_and_inside() -> Any:
-    number = keras.Input((1,), dtype="int64")
-    lookup = kl.IntegerLookup(vocabulary=[1, 2], name="lookup")
-    inner = keras.Model(number, kl.Flatten()(embedding(3)(lookup(number))), name="inner")
-    inputs = keras.Input((4,))
-    scores = kl.Dense(3, name="scores")(inputs)
-    return keras.Model(inputs, inner(ops.cast(ops.argmax(scores, -1, keepdims=True), "int64")))
-
-
-def of_strings() -> Any:
-    inputs = keras.Input((1,), dtype="string", name="text")
-    return keras.Model(inputs, [inputs, embedding(8)(kl.StringLookup(vocabulary=WORDS)(inputs))])
-
-
-def nothing_else() -> Any:
-    inputs = keras.Input((1,), dtype="string")
-    return keras.Model(inputs, kl.StringLookup(vocabulary=WORDS, name="lookup")(inputs))
-
-
-def ragged() -> Any:
-    inputs = keras.Input((), dtype="string")
-    tokens = kl.TextVectorization(vocabulary=WORDS, ragged=True, name="tokens")(inputs)
-    return keras.Model(inputs, kl.Lambda(lambda x: x * 2, output_shape=(None,))(tokens))
-
-
-def sparse() -> Any:
-    inputs = keras.Input((1,), dtype="string")
-    lookup = kl.StringLookup(vocabulary=WORDS, output_mode="multi_hot", sparse=True, name="lookup")
-    return keras.Model(inputs, kl.Dense(2)(lookup(inputs)))
-
-
-@pytest.mark.parametrize(
-    ("build", "layer", "said"),
-    [
-        (in_a_class, "string_lookup", "Make a Functional model"),
-        (with_weights, "in_a_class", "Make two layers of it"),
-        (behind_a_network, "labels", "behind 'scores'"),
-        (behind_a_network_and_inside, "inner/lookup", "behind 'scores'"),
-        (of_strings, "text", "Make a model without this output"),
-        (nothing_else, None, "left for an engine"),
-        (ragged, "tokens", "ragged=False"),
-        (sparse, "lookup", "sparse=False"),
-    ],
-)
-def test_what_cannot_be_cut_names_the_layer(build: Any, layer: str | None, said: str) -> None:
-    with pytest.raises(ExportError) as caught:
-        accelerate(build(), fallback="raise")
-    assert said in str(caught.value)
-    if layer is not None:
-        assert layer in str(caught.value.layer)
-        assert layer in str(caught.value)
-
-
-def test_what_cannot_be_cut_is_run_by_keras_with_one_warning() -> None:
-    model = in_a_class()
-    with recorded() as records:
-        fast = accelerate(model)
-    warns_once(records, "Keras runs", "string_lookup")
-    x = tf.constant(words(5))
-    same(model.predict(x, verbose=0), fast.predict(x, verbose=0))
 
 
 # Snapshots, policies, threads.

@@ -12,6 +12,8 @@ from typing import Any
 
 import numpy as np
 
+from .writer import Writer
+
 Pair = tuple[str, str]
 
 
@@ -43,46 +45,38 @@ class Fourier:
         if not sizes or sizes[-1] <= 0 or (kind != "RFFT" and pair is None):
             return  # `check` refuses what stays
         matrix = _matrix(kind, sizes[-1], length or sizes[-1])
-        output, write = node.output[0], _Writer(graph, node.name, graph.get_shape(node.output[0]))
-        real, imaginary = (write.constant(part) for part in (matrix.real, matrix.imag))
+        output, write = node.output[0], Writer(graph, node, keep=kind != "IRFFT")
+        real, imaginary = (write.constant(part.astype(np.float32)) for part in (matrix.real, matrix.imag))
         if pair is None:
             self._pairs[output] = (write.node("MatMul", [x, real]), write.node("MatMul", [x, imaginary]))
             return
         # (a + ib)(c + id) = ac - bd + i(ad + bc)
         products = [[write.node("MatMul", [part, other]) for other in (real, imaginary)] for part in pair]
-        whole = write.node("Sub", [products[0][0], products[1][1]])
         if kind == "IRFFT":
-            graph.remove_node(node.name)
-            write.node("Identity", [whole], output)
+            write.result("Sub", [products[0][0], products[1][1]])
             return
+        whole = write.node("Sub", [products[0][0], products[1][1]])
         self._pairs[output] = (whole, write.node("Add", [products[0][1], products[1][0]]))
 
     def _complex(self, _graph: Any, node: Any, *_: Any) -> None:
         self._pairs[node.output[0]] = (node.input[0], node.input[1])
 
     def _part(self, graph: Any, node: Any, which: int) -> None:
-        self._replace(graph, node, lambda write, pair, output: write.node("Identity", [pair[which]], output))
+        pair = self._pairs.get(node.input[0])
+        if pair is not None:
+            Writer(graph, node).result("Identity", [pair[which]])
 
     def _absolute(self, graph: Any, node: Any, *_: Any) -> None:
-        def absolute(write: _Writer, pair: Pair, output: str) -> None:
-            squares = [write.node("Mul", [part, part]) for part in pair]
-            write.node("Sqrt", [write.node("Add", squares)], output)
-
-        self._replace(graph, node, absolute)
+        pair = self._pairs.get(node.input[0])
+        if pair is not None:
+            write = Writer(graph, node)
+            write.result("Sqrt", [write.node("Add", [write.node("Mul", [part, part]) for part in pair])])
 
     def _conjugate(self, graph: Any, node: Any, *_: Any) -> None:
-        def conjugate(write: _Writer, pair: Pair, output: str) -> None:
-            self._pairs[output] = (pair[0], write.node("Neg", [pair[1]]))
-
-        self._replace(graph, node, conjugate)
-
-    def _replace(self, graph: Any, node: Any, write: Callable[[_Writer, Pair, str], Any]) -> None:
         pair = self._pairs.get(node.input[0])
-        if pair is None:
-            return
-        output, shape = node.output[0], graph.get_shape(node.output[0])
-        graph.remove_node(node.name)
-        write(_Writer(graph, node.name, shape), pair, output)
+        if pair is not None:
+            write = Writer(graph, node, keep=True)
+            self._pairs[node.output[0]] = (pair[0], write.node("Neg", [pair[1]]))
 
 
 def _matrix(kind: str, size: int, length: int) -> np.ndarray[Any, np.dtype[np.complex128]]:
@@ -112,30 +106,3 @@ def _matrix(kind: str, size: int, length: int) -> np.ndarray[Any, np.dtype[np.co
     if kind == "IFFT":
         matrix /= length
     return matrix
-
-
-class _Writer:
-    """Writes nodes in the place of one that was removed."""
-
-    def __init__(self, graph: Any, name: str, shape: Any) -> None:
-        self._graph, self._name, self._shape = graph, name, shape
-
-    def constant(self, array: np.ndarray[Any, Any]) -> str:
-        from tf2onnx import utils
-
-        name = utils.make_name(f"{self._name}/matrix")
-        return str(self._graph.make_const(name, array.astype(np.float32)).output[0])
-
-    def node(self, operator: str, inputs: list[str], output: str | None = None) -> str:
-        from onnx import TensorProto
-        from tf2onnx import utils
-
-        made = self._graph.make_node(
-            operator,
-            inputs,
-            name=utils.make_name(self._name),
-            outputs=None if output is None else [output],
-            shapes=[self._shape],
-            dtypes=[TensorProto.FLOAT],
-        )
-        return str(made.output[0])

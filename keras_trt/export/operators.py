@@ -10,11 +10,13 @@ import numpy as np
 from .einsum import einsum
 from .fourier import Fourier
 from .layers import MARKER
+from .writer import Writer
 
 
 def handlers() -> dict[str, Any]:
     """Return tf2onnx handlers by TensorFlow operator."""
     ours = {
+        "BatchMatMulV3": _quantized_product,
         "Bitcast": _sign_bit,
         "Bucketize": _bucketize,
         "DenseBincount": _bincount,
@@ -29,45 +31,12 @@ def handlers() -> dict[str, Any]:
     return {operator: (handler, []) for operator, handler in ours.items()}
 
 
-class _Writer:
-    """Writes nodes in the place of one that was removed.
-
-    Args:
-        graph: tf2onnx's graph.
-        node: the node; it is removed.
-    """
-
-    def __init__(self, graph: Any, node: Any) -> None:
-        self._graph, self._name, self._outputs = graph, node.name, list(node.output)
-        self._shapes = [graph.get_shape(one) for one in node.output]
-        self._dtypes = [graph.get_dtype(one) for one in node.output]
-        graph.remove_node(node.name)
-
-    def constant(self, value: Any) -> str:
-        from tf2onnx import utils
-
-        return str(self._graph.make_const(utils.make_name(f"{self._name}/constant"), value).output[0])
-
-    def node(self, operator: str, inputs: list[str], **attributes: Any) -> str:
-        from tf2onnx import utils
-
-        made = self._graph.make_node(operator, inputs, attr=attributes, name=utils.make_name(self._name))
-        return str(made.output[0])
-
-    def result(self, operator: str, inputs: list[str], **attributes: Any) -> None:
-        """Write the node that gives what the removed one gave."""
-        self._graph.make_node(
-            operator, inputs, attr=attributes, name=self._name, outputs=self._outputs, shapes=self._shapes,
-            dtypes=self._dtypes,
-        )  # fmt: skip
-
-
 def _bucketize(graph: Any, node: Any, _name: str, _arguments: Any) -> None:
     """Count the boundaries that x is not below, as in `Discretization`: NaN is above all of them, as in TensorFlow."""
     from onnx import TensorProto
 
     x, boundaries = node.input[0], np.array(node.get_attr_value("boundaries"), np.float32)
-    write = _Writer(graph, node)
+    write = Writer(graph, node)
     last = write.constant(np.array([-1], np.int64))
     column = write.node("Unsqueeze", [write.node("Cast", [x], to=TensorProto.FLOAT), last])
     reached = write.node("Not", [write.node("Less", [column, write.constant(boundaries)])])
@@ -83,7 +52,7 @@ def _bincount(graph: Any, node: Any, _name: str, _arguments: Any) -> None:
     if shape is None or weights_shape is None or 0 not in weights_shape or count is None:
         return  # `check` refuses what stays
     numbers, binary, dtype = graph.get_dtype(x), node.get_attr_value("binary_output"), graph.get_dtype(node.output[0])
-    write = _Writer(graph, node)
+    write = Writer(graph, node)
     last = write.constant(np.array([-1], np.int64))
     kind = np.int64 if numbers == TensorProto.INT64 else np.int32
     found = write.node("Equal", [write.node("Unsqueeze", [x, last]), write.constant(np.arange(count, dtype=kind))])
@@ -107,13 +76,46 @@ def _sign_bit(graph: Any, node: Any, _name: str, _arguments: Any) -> None:
         return  # `check` refuses what stays
     if any(np.any(one.get_tensor_value(as_list=False) != mask) for one in masks):
         return
-    write = _Writer(graph, node)
+    write = Writer(graph, node)
     zero = write.constant(np.zeros((), np.float32))
     # A zero has the sign of the infinity that it divides to.
     signed = write.node("Where", [write.node("Equal", [x, zero]), write.node("Reciprocal", [x]), x])
     write.result("Cast", [write.node("Less", [signed, zero])], to=TensorProto.INT32)
     for user in users:
         user.type = "Mul"  # 0 or 1 times the mask
+
+
+def _quantized_product(graph: Any, node: Any, _name: str, _arguments: Any) -> None:
+    """A product of 8-bit integers, as of `model.quantize("int8")`, in whole floats, with the kernel dequantized.
+
+    Keras quantizes activations by the largest of each row, and TensorRT only by scales that are known when it builds:
+    so the integers are kept, which gives Keras's answers, and the sums are of floats.
+    """
+    from onnx import TensorProto
+
+    operands = [_whole_floats(graph, one) for one in node.input[:2]]
+    if any(graph.get_dtype(one) != TensorProto.INT8 for one in node.input[:2]):
+        return  # `check` refuses what stays
+    turned = [bool(node.get_attr_value(f"adj_{side}", False)) for side in "xy"]
+    ranks = [len(graph.get_shape(one) or ()) for one in node.input[:2]]
+    dtype = graph.get_dtype(node.output[0])
+    write = Writer(graph, node)
+    sides = []
+    for (source, kernel), turn, rank in zip(operands, turned, ranks, strict=True):
+        value = write.node("DequantizeLinear", [source, write.constant(np.float32(1))]) if kernel else source
+        order = [*range(rank - 2), rank - 1, rank - 2]
+        sides.append(write.node("Transpose", [value], perm=order) if turn else value)
+    write.result("Cast", [write.node("MatMul", sides)], to=dtype)
+
+
+def _whole_floats(graph: Any, name: str) -> tuple[str, bool]:
+    """Return the floats that integers were rounded from; or the integers themselves, to be dequantized."""
+    from onnx import TensorProto
+
+    node = graph.get_node_by_output(name)
+    if node is not None and node.type == "Cast" and graph.get_dtype(node.input[0]) == TensorProto.FLOAT:
+        return str(node.input[0]), False  # rounded and clipped by Keras's quantizer
+    return name, True
 
 
 def _fixed_size(node: Any) -> int | None:
@@ -133,9 +135,9 @@ def _fixed_size(node: Any) -> int | None:
 def _erfc(graph: Any, node: Any, _name: str, _arguments: Any) -> None:
     """erfc(x) = 1 - erf(x), and erfc(-x) = 1 + erf(x), the exact GELU's: the form that TensorRT fuses."""
     positive = _without_minus(graph, node.inputs[0])
-    if positive is not None:
-        graph.replace_input(node, node.input[0], positive, 0)
-    _replace(graph, node, "Erf", "Sub" if positive is None else "Add", constant_first=True)
+    x = node.input[0] if positive is None else positive
+    write = Writer(graph, node)
+    write.result("Sub" if positive is None else "Add", [write.one(), write.node("Erf", [x])])
 
 
 def _without_minus(graph: Any, node: Any) -> str | None:
@@ -153,20 +155,8 @@ def _without_minus(graph: Any, node: Any) -> str | None:
 
 def _expm1(graph: Any, node: Any, _name: str, _arguments: Any) -> None:
     """expm1(x) = exp(x) - 1. Near 0 its relative error grows as 1e-7 / x; what it is added to in ELUs hides that."""
-    _replace(graph, node, "Exp", "Sub", constant_first=False)
-
-
-def _replace(graph: Any, node: Any, inner: str, outer: str, *, constant_first: bool) -> None:
-    """Replace `node(x)` by `outer(1, inner(x))`, or `outer(inner(x), 1)`."""
-    from tf2onnx import utils
-
-    shapes, dtypes = [graph.get_shape(node.output[0])], [graph.get_dtype(node.output[0])]
-    one = graph.make_const(utils.make_name(f"{node.name}/one"), np.ones((), utils.map_onnx_to_numpy_type(dtypes[0])))
-    x, outputs, name = node.input[0], node.output, node.name
-    graph.remove_node(node.name)
-    middle = graph.make_node(inner, [x], name=utils.make_name(name), shapes=shapes, dtypes=dtypes)
-    operands = [one.output[0], middle.output[0]] if constant_first else [middle.output[0], one.output[0]]
-    graph.make_node(outer, operands, outputs=outputs, name=name, shapes=shapes, dtypes=dtypes)
+    x, write = node.input[0], Writer(graph, node)
+    write.result("Sub", [write.node("Exp", [x]), write.one()])
 
 
 def _marker(graph: Any, node: Any, _name: str, _arguments: Any) -> None:

@@ -92,6 +92,17 @@ def test_integers_and_booleans_go_into_an_engine(dtype: str) -> None:
     same(model.predict(x, verbose=0), fast.predict(x, verbose=0), 1e-4)
 
 
+@pytest.mark.parametrize("dtype", ["float32", "int32"])
+def test_bins(dtype: str) -> None:
+    inputs = keras.Input((4,), dtype=dtype)
+    model = keras.Model(inputs, kl.Discretization([-1.0, 0.5, 2.0])(inputs))
+    x = np.array([[-2, -1, 0, 0.5], [1, 2, 3, -1e9], [1e9, np.inf, -np.inf, np.nan]])
+    x = x[: 3 if dtype == "float32" else 2].astype(dtype)
+    expected = model.predict(x, verbose=0)
+    assert set(expected.flat) == {0, 1, 2, 3}
+    same(expected, accelerate(model, fallback="raise").predict(x, verbose=0))
+
+
 def range_of(low: tuple[int, ...], usual: tuple[int, ...], high: tuple[int, ...]) -> ShapeRange:
     return ShapeRange((1, *low), (4, *usual), (8, *high))
 

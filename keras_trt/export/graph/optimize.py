@@ -44,6 +44,7 @@ def optimize(proto: Any, values: Sequence[Any]) -> Optimized:
     repair.scales_of_resizes(graph)
     repair.nearest_of_resizes(graph)
     repair.groups_of_convolutions(graph)
+    repair.tables_of_bytes(graph)
     _tidy(model)
     common.ShapeInferencePass(data_prop=True)(model)
     simplify.sizes(graph)

@@ -51,6 +51,25 @@ def groups_of_convolutions(graph: Any) -> None:
         node.attributes["group"] = ir.AttrInt64("group", sizes[1] // kernel[1])
 
 
+def tables_of_bytes(graph: Any) -> None:
+    """Dequantize 8-bit tables before rows are taken from them: TensorRT takes 8-bit weights before nothing else."""
+    for node in list(graph.all_nodes()):
+        if node.op_type != "Gather" or node.inputs[0].dtype != ir.DataType.INT8:
+            continue
+        table, output = node.inputs[0], node.outputs[0]
+        casts = [usage.node for usage in output.uses()]
+        if any(one.op_type != "Cast" or one.attributes["to"].as_int() != ir.DataType.FLOAT for one in casts):
+            continue
+        one = new_constant(node.graph, np.array(1, np.float32))
+        floats = ir.node("DequantizeLinear", [table, one], name=f"{node.name}/dequantize")
+        floats.outputs[0].type, floats.outputs[0].shape = ir.TensorType(ir.DataType.FLOAT), table.shape
+        node.graph.insert_before(node, floats)
+        node.replace_input_with(0, floats.outputs[0])
+        output.type = ir.TensorType(ir.DataType.FLOAT)
+        for cast in casts:
+            cast.outputs[0].replace_all_uses_with(output, replace_graph_outputs=True)
+
+
 def _sizes(value: Any) -> list[int | None] | None:
     """Return the sizes of a value, also of a transpose that nobody has told its sizes."""
     node = value.producer()

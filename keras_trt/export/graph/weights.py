@@ -46,7 +46,8 @@ def fixed_values(graph: Any, given: Collection[Any]) -> set[Any]:
     """
     fixed = {*graph.initializers.values(), *given}
     for node in graph:
-        if node.op_type in _RANDOM or not _is_plain(node):
+        # Quantized weights stay quantized: the builder decides what to make of them.
+        if node.op_type in (*_RANDOM, "DequantizeLinear") or not _is_plain(node):
             continue
         if all(value is None or value in fixed for value in node.inputs):
             fixed.update(node.outputs)

@@ -1,0 +1,88 @@
+"""Twenty of the conformance cases on a real engine: recurrent layers, attention, a small BERT, whole architectures."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+from keras import layers
+
+import keras_trt
+from keras_trt import cuda
+from keras_trt.export import export
+from keras_trt.specs import flatten, pack
+from keras_trt.verify import LIMITS
+
+from ..conformance.case import Case, draw, functional, randomize, settle
+from ..conformance.expected import SECTIONS
+from . import models
+
+pytestmark = pytest.mark.gpu
+
+NAMES = (
+    "LSTM", "GRU", "SimpleRNN", "LSTM: sequences", "GRU: backwards", "LSTM: state", "GRU: reset before",
+    "Bidirectional", "Masking: LSTM", "Masking: GRU", "StackedRNNCells", "Conv2D: grouped", "MultiHeadAttention",
+    "MultiHeadAttention: causal", "LayerNormalization", "MelSpectrogram", "gelu", "EfficientNetB0", "ConvNeXtTiny",
+)  # fmt: skip
+
+
+def bert(ids: Any) -> Any:
+    """Two blocks of BERT: learned positions, attention, exact GELU, normalization behind each sum."""
+    x = layers.Embedding(50, 32)(ids) + layers.Embedding(12, 32)(keras.ops.arange(12))
+    x = layers.LayerNormalization(epsilon=1e-12)(x)
+    for _ in range(2):
+        x = layers.LayerNormalization(epsilon=1e-12)(x + layers.MultiHeadAttention(4, 8)(x, x))
+        wide = layers.Dense(64, activation=lambda y: keras.activations.gelu(y, approximate=False))(x)
+        x = layers.LayerNormalization(epsilon=1e-12)(x + layers.Dense(32)(wide))
+    return layers.Dense(5)(x[:, 0])
+
+
+def cases() -> dict[str, Case]:
+    known = {case.name: case for _, found in SECTIONS.values() for case in found}
+    return {name: known[name] for name in NAMES} | {"BERT": functional("BERT", [(12,)], bert, dtype="int32", high=50)}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def gpu() -> None:
+    try:
+        count = cuda.device_count()
+    except keras_trt.KerasTRTError as error:
+        pytest.skip(f"CUDA cannot be used here: {error}")
+    if not count:
+        pytest.skip("CUDA shows no GPU")
+    pytest.importorskip("tensorrt", reason="TensorRT is not installed", exc_type=ImportError)
+
+
+@pytest.mark.parametrize("precision", ["tf32", "fp16"])
+@pytest.mark.parametrize("case", cases().values(), ids=lambda case: case.name)
+def test_agrees_with_keras(case: Case, precision: str) -> None:
+    compare(case, backend="tensorrt", precision=precision)
+
+
+def compare(case: Case, *, backend: str, precision: Any) -> float:
+    keras.utils.set_random_seed(7)
+    model, generator = case.build(), np.random.default_rng(7)
+    randomize(model, generator)
+    if case.deep:
+        settle(case, model, generator)
+    signature = export(model).signature
+    sample = pack(signature.input_structure, draw(case, signature.inputs, 8, generator))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", keras_trt.FallbackWarning)
+        fast = keras_trt.accelerate(
+            model, backend=backend, precision=precision, sample=sample, batch_sizes=(1, 4, 8), optimization_level=0,
+            cache=None, fallback="raise", verbose=0,
+        )  # fmt: skip
+    worst = 0.0
+    with fast:
+        assert fast.precision == precision
+        for rows in (1, 5, 11):
+            x = pack(signature.input_structure, draw(case, signature.inputs, rows, np.random.default_rng(rows)))
+            wanted, got = flatten(model.predict(x, verbose=0)), flatten(fast.predict(x, verbose=0))
+            for one, two in zip(wanted, got, strict=True):
+                worst = max(worst, models.relative(np.asarray(two), np.asarray(one)))
+    assert worst < LIMITS[precision]
+    return worst
