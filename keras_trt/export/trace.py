@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -61,6 +62,7 @@ def trace(model: Any, structure: Structure, inputs: Sequence[TensorSpec]) -> Tra
         with (
             keras.StatelessScope(state_mapping=list(zip(variables, weights, strict=True))) as scope,
             as_onnx_operators(model),
+            _no_function_keeps_its_trace(),
         ):
             outputs = model(pack(structure, arguments), **keywords)
         pairs = zip(variables, weights, strict=True)
@@ -89,6 +91,22 @@ def trace(model: Any, structure: Structure, inputs: Sequence[TensorSpec]) -> Tra
         for name, tensor in zip(names, function.outputs, strict=True)
     )
     return Trace(function, len(variables), len(inputs), seen["structure"], outputs)
+
+
+@contextmanager
+def _no_function_keeps_its_trace() -> Iterator[None]:
+    """Let a `tf.function` inside a model be called as the plain function that it wraps, while the block runs.
+
+    It would keep a trace that reads the weights of this graph, and answer the next `predict` with it.
+    """
+    import tensorflow as tf
+
+    before = tf.config.functions_run_eagerly()
+    tf.config.run_functions_eagerly(True)
+    try:
+        yield
+    finally:
+        tf.config.run_functions_eagerly(before)
 
 
 def output_names(model: Any, structure: Structure, count: int) -> list[str]:

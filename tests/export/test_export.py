@@ -14,6 +14,7 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
+import tensorflow as tf
 from keras import layers
 
 import keras_trt
@@ -260,3 +261,31 @@ def test_one_model_gives_one_graph_to_the_bit() -> None:
     first = export(model)
     export(zoo.make("cnn"))
     assert export(model).onnx == first.onnx
+
+
+def test_a_function_inside_a_model_is_left_as_it_was() -> None:
+    class Compiled(layers.Layer):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = layers.LayerNormalization()
+
+        def build(self, shape: Any) -> None:
+            self.inner.build(shape)
+            self.built = True
+
+        @tf.function
+        def call(self, x: Any) -> Any:
+            return self.inner(x)
+
+        def compute_output_shape(self, shape: Any) -> Any:
+            return shape
+
+    x = keras.Input((3,))
+    model = keras.Model(x, layers.Dense(2)(Compiled()(x)))
+    rows = np.random.default_rng(0).standard_normal((5, 3)).astype("float32")
+    for _ in range(2):
+        result = export(model)
+        (got,) = run(result.onnx, {result.signature.inputs[0].name: rows})
+        assert zoo.relative_l2(model.predict_on_batch(rows), got) < 1e-5
+        assert zoo.relative_l2(np.asarray(model(rows)), got) < 1e-5
+    assert not tf.config.functions_run_eagerly()
