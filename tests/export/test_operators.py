@@ -117,3 +117,7 @@ def test_argmax_takes_negative_zeros_for_smaller() -> None:
     x = random(4, 6)
     x[0] = [-1.0, -0.0, 0.0, -0.0, -2.0, 0.0]
     compare(Function(lambda x: ops.argmax(x, axis=-1)), x)
+
+
+def test_a_reshape_with_two_open_sizes() -> None:
+    compare(Function(lambda x: ops.reshape(x, (ops.shape(x)[0], -1, 5))), random(3, 4, 3, 5))

@@ -57,6 +57,8 @@ def tables_of_bytes(graph: Any) -> None:
         if node.op_type != "Gather" or node.inputs[0].dtype != ir.DataType.INT8:
             continue
         table, output = node.inputs[0], node.outputs[0]
+        if output.is_graph_output():
+            continue
         casts = [usage.node for usage in output.uses()]
         if any(one.op_type != "Cast" or one.attributes["to"].as_int() != ir.DataType.FLOAT for one in casts):
             continue

@@ -16,6 +16,8 @@ def shapes(graph: Any) -> None:
         if node.op_type != "Reshape" or constant(node.inputs[1]) is not None:
             continue
         told, computed = known_sizes(node.outputs[0]), numbers(node.inputs[1])
+        if computed is not None:
+            computed = [None if one == -1 else one for one in computed]  # a reshape's word for an open size
         if told is not None and computed is not None:
             sizes = [one if one is not None else other for one, other in zip(told, computed, strict=True)]
         else:
