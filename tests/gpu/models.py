@@ -5,6 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import pytest
+
+import keras_trt
+from keras_trt import cuda
 
 Array = np.ndarray[Any, Any]
 
@@ -130,3 +134,14 @@ def assert_lively(reference: Array, tolerance: float) -> None:
     """Assert that rows differ by so much that a comparison with `tolerance` can fail: answers to other rows do."""
     difference = relative(np.roll(reference, 1, axis=0), reference)
     assert difference > 100 * tolerance, f"rows differ by {difference:.2g} only, at a tolerance of {tolerance}"
+
+
+def require_gpu() -> None:
+    """Skip where there is no GPU with TensorRT."""
+    try:
+        count = cuda.device_count()
+    except keras_trt.KerasTRTError as error:
+        pytest.skip(f"CUDA cannot be used here: {error}")
+    if not count:
+        pytest.skip("CUDA shows no GPU")
+    pytest.importorskip("tensorrt", reason="TensorRT is not installed", exc_type=ImportError)

@@ -11,7 +11,6 @@ import pytest
 from keras import layers
 
 import keras_trt
-from keras_trt import cuda
 from keras_trt.export import export
 from keras_trt.specs import flatten, pack
 from keras_trt.verify import LIMITS
@@ -47,13 +46,7 @@ def cases() -> dict[str, Case]:
 
 @pytest.fixture(scope="module", autouse=True)
 def gpu() -> None:
-    try:
-        count = cuda.device_count()
-    except keras_trt.KerasTRTError as error:
-        pytest.skip(f"CUDA cannot be used here: {error}")
-    if not count:
-        pytest.skip("CUDA shows no GPU")
-    pytest.importorskip("tensorrt", reason="TensorRT is not installed", exc_type=ImportError)
+    models.require_gpu()
 
 
 @pytest.mark.parametrize("precision", ["tf32", "fp16"])

@@ -43,13 +43,7 @@ SUMMARY: dict[str, Any] = {}
 @pytest.fixture(scope="module", autouse=True)
 def gpu() -> Iterator[cuda.DeviceInfo]:
     """GPU 0; skips where there is none, and writes the summary at the end."""
-    try:
-        count = cuda.device_count()
-    except keras_trt.KerasTRTError as error:
-        pytest.skip(f"CUDA cannot be used here: {error}")
-    if not count:
-        pytest.skip("CUDA shows no GPU")
-    pytest.importorskip("tensorrt", reason="TensorRT is not installed", exc_type=ImportError)
+    models.require_gpu()
     import tensorflow as tf
 
     for device in tf.config.list_physical_devices("GPU"):

@@ -81,7 +81,7 @@ def _fold(model: Any) -> None:
     """Compute what depends on constants alone."""
     taken = weights.take_out(model, [])
     if taken is not None:
-        _fill(model.graph, weights.evaluate(taken[0], {}))
+        _fill(model.graph, weights.evaluate(taken, {}))
         common.RemoveUnusedNodesPass()(model)
 
 
@@ -91,7 +91,7 @@ def _put_weights_in(model: Any, given: Sequence[Any], values: Sequence[Any]) -> 
     common.RemoveUnusedNodesPass()(model)
     numbers = {one: int(str(one.name).removeprefix("weight_")) for one in given}
     direct = {str(one.name): number for one, number in numbers.items() if one.uses() or one.is_graph_output()}
-    onnx = b"" if taken is None else taken[0]
+    onnx = taken or b""
     recipe = weights.Recipe(onnx, _inputs(onnx), direct)
     for one in given:
         graph.inputs.remove(one)

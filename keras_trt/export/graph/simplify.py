@@ -145,9 +145,8 @@ def known_sizes(value: Any) -> list[int | None] | None:
 
 def new_constant(graph: Any, array: np.ndarray[Any, Any]) -> Any:
     """Return a new initializer of a graph."""
-    root = graph
-    number = len(root.initializers)
-    while (name := f"keras_trt_constant_{number}") in root.initializers:
+    number = len(graph.initializers)
+    while (name := f"keras_trt_constant_{number}") in graph.initializers:
         number += 1
     value = ir.Value(
         name=name,
@@ -155,7 +154,7 @@ def new_constant(graph: Any, array: np.ndarray[Any, Any]) -> Any:
         type=ir.TensorType(ir.DataType.from_numpy(array.dtype)),
         const_value=ir.tensor(array, name=name),
     )
-    root.register_initializer(value)
+    graph.register_initializer(value)
     return value
 
 

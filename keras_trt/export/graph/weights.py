@@ -54,7 +54,7 @@ def fixed_values(graph: Any, given: Collection[Any]) -> set[Any]:
     return fixed
 
 
-def take_out(model: Any, given: Sequence[Any]) -> tuple[bytes, list[str]] | None:
+def take_out(model: Any, given: Sequence[Any]) -> bytes | None:
     """Cut the nodes that depend on nothing but initializers and `given` out of a model.
 
     The values at the cut become initializers of the model without data yet.
@@ -64,8 +64,7 @@ def take_out(model: Any, given: Sequence[Any]) -> tuple[bytes, list[str]] | None
         given: inputs of its graph.
 
     Returns:
-        A serialized `onnx.ModelProto` that computes the values at the cut, and their names; `None` where there is
-        nothing to compute.
+        A serialized `onnx.ModelProto` that computes the values at the cut; `None` where there is nothing to compute.
     """
     import onnx_ir as ir
 
@@ -85,7 +84,7 @@ def take_out(model: Any, given: Sequence[Any]) -> tuple[bytes, list[str]] | None
     proto = ir.to_proto(ir.Model(part, ir_version=model.ir_version))
     for value in cut:
         _detach(graph, value)
-    return proto.SerializeToString(), [str(value.name) for value in cut]
+    return bytes(proto.SerializeToString())
 
 
 def evaluate(onnx: bytes, given: Mapping[str, Any]) -> dict[str, np.ndarray[Any, Any]]:
