@@ -7,6 +7,7 @@ says what it means. tf2onnx turns it into the ONNX node (`operators`).
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -29,12 +30,22 @@ def as_onnx_operators(model: Any) -> Iterator[None]:
             for name, call in (("inner_loop", recurrent.inner_loop(layer)), ("call", _layer_normalization(layer))):
                 if call is not None and name not in vars(layer):
                     # Past Keras's own `__setattr__`, which would track it; seen before the method of the class.
-                    vars(layer)[name] = call
+                    vars(layer)[name] = _in_this_thread(call, getattr(layer, name))
                     replaced.append((layer, name))
         yield
     finally:
         for layer, name in replaced:
             del vars(layer)[name]
+
+
+def _in_this_thread(call: Callable[..., Any], otherwise: Callable[..., Any]) -> Callable[..., Any]:
+    """Return what calls `call` in this thread, and `otherwise` in those that use the model meanwhile."""
+    thread = threading.get_ident()
+
+    def chosen(*args: Any, **kwargs: Any) -> Any:
+        return (call if threading.get_ident() == thread else otherwise)(*args, **kwargs)
+
+    return chosen
 
 
 def onnx_operator(
@@ -77,9 +88,10 @@ def _layer_normalization(layer: Any) -> Callable[[Any], Any] | None:
         rank = inputs.shape.rank
         first = min(axis % rank for axis in axes)
         x = tf.convert_to_tensor(inputs)
-        if sorted(axis % rank for axis in axes) != list(range(first, rank)) or x.dtype != tf.float32:
-            return type(layer).call(layer, inputs)
         sizes = x.shape[first:]
+        # Keras lays the weights out in the order of `axis`, ONNX in that of the input.
+        if [axis % rank for axis in axes] != list(range(first, rank)) or None in sizes or x.dtype != tf.float32:
+            return type(layer).call(layer, inputs)
         scale = tf.ones(sizes) if layer.gamma is None else tf.convert_to_tensor(layer.gamma)
         bias = None if layer.beta is None else tf.convert_to_tensor(layer.beta)
         attributes = {"axis": first - rank, "epsilon": float(layer.epsilon)}

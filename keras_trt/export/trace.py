@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,6 +13,9 @@ from ..specs import Structure, TensorSpec, describe, flatten, pack
 from .check import written
 from .layers import as_onnx_operators
 from .signature import check_keys
+
+# The layers of a model, and the class of TensorFlow's functions, are changed for as long as it is traced.
+_one_at_a_time = threading.RLock()
 
 
 @dataclass(frozen=True)
@@ -62,7 +66,7 @@ def trace(model: Any, structure: Structure, inputs: Sequence[TensorSpec]) -> Tra
         with (
             keras.StatelessScope(state_mapping=list(zip(variables, weights, strict=True))) as scope,
             as_onnx_operators(model),
-            _no_function_keeps_its_trace(),
+            _functions_traced_afresh(),
         ):
             outputs = model(pack(structure, arguments), **keywords)
         pairs = zip(variables, weights, strict=True)
@@ -79,7 +83,8 @@ def trace(model: Any, structure: Structure, inputs: Sequence[TensorSpec]) -> Tra
     specs = [tf.TensorSpec(one.shape, one.dtype, name=f"weight_{i}") for i, one in enumerate(variables)]
     specs += [tf.TensorSpec(spec.shape, spec.dtype, name=f"input_{i}") for i, spec in enumerate(inputs)]
     try:
-        function = tf.function(flat_call, input_signature=specs, autograph=False).get_concrete_function()
+        with _one_at_a_time:
+            function = tf.function(flat_call, input_signature=specs, autograph=False).get_concrete_function()
     except Exception as error:  # a model's own code runs here and may raise anything
         raise ExportError(f"The model '{model.name}' could not be traced: {error}") from error
     if seen["written"]:
@@ -94,19 +99,25 @@ def trace(model: Any, structure: Structure, inputs: Sequence[TensorSpec]) -> Tra
 
 
 @contextmanager
-def _no_function_keeps_its_trace() -> Iterator[None]:
-    """Let a `tf.function` inside a model be called as the plain function that it wraps, while the block runs.
+def _functions_traced_afresh() -> Iterator[None]:
+    """Let this thread's calls of a `tf.function` inside a model be traced anew, while the block runs.
 
-    It would keep a trace that reads the weights of this graph, and answer the next `predict` with it.
+    Its own trace would read the weights of this graph, and answer the next `predict` with them.
     """
     import tensorflow as tf
 
-    before = tf.config.functions_run_eagerly()
-    tf.config.run_functions_eagerly(True)
+    kind, thread = type(tf.function(lambda: None)), threading.get_ident()
+    own_call = kind.__call__
+
+    def call(function: Any, *args: Any, **kwargs: Any) -> Any:
+        here = threading.get_ident() == thread
+        return own_call(tf.function(function.python_function) if here else function, *args, **kwargs)
+
+    kind.__call__ = call
     try:
         yield
     finally:
-        tf.config.run_functions_eagerly(before)
+        kind.__call__ = own_call
 
 
 def output_names(model: Any, structure: Structure, count: int) -> list[str]:

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -288,4 +289,51 @@ def test_a_function_inside_a_model_is_left_as_it_was() -> None:
         (got,) = run(result.onnx, {result.signature.inputs[0].name: rows})
         assert zoo.relative_l2(model.predict_on_batch(rows), got) < 1e-5
         assert zoo.relative_l2(np.asarray(model(rows)), got) < 1e-5
-    assert not tf.config.functions_run_eagerly()
+
+
+def test_a_tf_function_with_control_flow() -> None:
+    class Branch(layers.Layer):
+        @tf.function
+        def call(self, x: Any) -> Any:
+            total = tf.reduce_sum(x)
+            if total > 0:
+                return x * 2.0
+            return x - 1.0
+
+        def compute_output_shape(self, shape: Any) -> Any:
+            return shape
+
+    x = keras.Input((3,))
+    model = keras.Model(x, Branch()(x))
+    result = export(model)
+    rows = np.abs(np.random.default_rng(0).standard_normal((5, 3)).astype("float32"))
+    for given in (rows, -rows):
+        (got,) = run(result.onnx, {result.signature.inputs[0].name: given})
+        assert zoo.relative_l2(model.predict_on_batch(given), got) < 1e-6
+
+
+def test_other_threads_use_the_model_while_it_is_exported() -> None:
+    rows = np.random.default_rng(0).standard_normal((5, 3)).astype("float32")
+    norm, compiled = layers.LayerNormalization(), tf.function(lambda x: x * 2.0)
+    expected, got = np.asarray(norm(rows)), {}
+
+    class Meanwhile(layers.Layer):
+        def call(self, x: Any) -> Any:
+            def other() -> None:
+                got["layer"] = np.asarray(norm(rows))
+                got["function"] = np.asarray(compiled(rows))
+                got["dataset"] = [int(i) for i in tf.data.Dataset.range(3).map(lambda i: i * 2)]
+
+            if not tf.executing_eagerly() and not got:
+                thread = threading.Thread(target=other)
+                thread.start()
+                thread.join()
+            return x
+
+    x = keras.Input((3,))
+    model = keras.Model(x, Meanwhile()(norm(x)))
+    got.clear()
+    export(model)
+    assert np.array_equal(got["layer"], expected)
+    assert np.array_equal(got["function"], rows * 2)
+    assert got["dataset"] == [0, 2, 4]
