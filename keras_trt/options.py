@@ -13,7 +13,7 @@ from .specs import OptimizationProfile, ShapeRange, TensorSpec
 if TYPE_CHECKING:
     from .cache import EngineCache
 
-Precision = Literal["fp16", "tf32", "fp32"]
+Precision = Literal["fp16", "bf16", "tf32", "fp32"]
 BackendName = Literal["auto", "tensorrt", "tensorrt_rtx", "onnxruntime"]
 
 #: Options that end up in the engine itself. Each is part of the engine key; changing one means another engine.
@@ -28,7 +28,7 @@ class BuildOptions:
     """Options of `accelerate`. All of them can also be given to it as keywords.
 
     Args:
-        precision: `"fp16"`, `"tf32"` or `"fp32"` (strict float32, no TF32). Defaults to `None`: `"fp16"` on
+        precision: `"fp16"`, `"bf16"`, `"tf32"` or `"fp32"` (strict float32, no TF32). Defaults to `None`: `"fp16"` on
             TensorRT and `"fp32"` on ONNX Runtime.
         backend: `"tensorrt"`, `"tensorrt_rtx"` or `"onnxruntime"`; one that is named and cannot be used is an
             error. Defaults to `"auto"`: the first of these three that can be used.

@@ -48,7 +48,8 @@ _logger = logging.getLogger("keras_trt")
 
 #: What is tried when an engine in a precision fails verification: each is closer to Keras than the one before.
 LADDER: Mapping[Precision, tuple[Precision, ...]] = {
-    "fp16": ("fp16", "tf32", "fp32"),
+    "fp16": ("fp16", "bf16", "tf32", "fp32"),
+    "bf16": ("bf16", "tf32", "fp32"),
     "tf32": ("tf32", "fp32"),
     "fp32": ("fp32",),
 }

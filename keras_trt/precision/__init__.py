@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 from ..options import Precision
-from .half import to_half
+from .lower import lower
 from .types import tensor_types
 
 __all__ = ["tensor_types", "typed"]
 
 
-def typed(onnx: bytes, precision: Precision) -> bytes:
+def typed(onnx: bytes, precision: Precision, keep: Collection[str] = ()) -> bytes:
     """Return the graph with the types that a precision asks for.
 
     `"tf32"` and `"fp32"` are the float32 graph itself: they differ in a flag of the builder. The types of inputs
@@ -18,5 +20,6 @@ def typed(onnx: bytes, precision: Precision) -> bytes:
     Args:
         onnx: a serialized float32 `onnx.ModelProto`.
         precision: what is asked for.
+        keep: names of nodes that compute in float32 whatever is asked for.
     """
-    return to_half(onnx) if precision == "fp16" else onnx
+    return lower(onnx, precision, keep) if precision in ("fp16", "bf16") else onnx

@@ -31,7 +31,6 @@ class TensorRTBackend:
     """
 
     default_precision: Precision = PlanBuilder.default_precision
-    precisions: tuple[Precision, ...] = PlanBuilder.precisions
 
     def __init__(self, name: FlavorName, device: int) -> None:
         self.name = name
@@ -49,6 +48,8 @@ class TensorRTBackend:
         self._info = cuda.device_info(device)
         self.device = f"cuda:{device}"
         self.device_name = self._info.name
+        lacking = {"bf16"} if self._info.compute_capability < (8, 0) else set()
+        self.precisions: tuple[Precision, ...] = tuple(one for one in self._flavor.precisions if one not in lacking)
         trt = self._flavor.trt
         if hasattr(trt, "ComputeCapability"):
             # TensorRT-RTX lists the GPUs that it supports, and no data-centre GPU is among them.

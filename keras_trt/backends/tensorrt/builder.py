@@ -27,11 +27,11 @@ class PlanBuilder:
     """
 
     default_precision: Precision = "fp16"
-    precisions: tuple[Precision, ...] = ("fp16", "tf32", "fp32")
 
     def __init__(self, flavor: Flavor) -> None:
         self._flavor = flavor
         self.title: str = flavor.title
+        self.precisions: tuple[Precision, ...] = flavor.precisions
         trt = flavor.trt
         with flavor.log() as log:
             try:

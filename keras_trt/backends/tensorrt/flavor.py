@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 from ..._require import require
 from ...errors import EngineLoadError
+from ...options import Precision
 
 FlavorName = Literal["tensorrt", "tensorrt_rtx"]
 
@@ -31,6 +32,7 @@ class Flavor:
         title: name and version for people.
         strongly_typed: whether networks can be typed by their ONNX graph. Where not (8.6), the builder chooses
             types and is told what to choose, layer by layer.
+        precisions: those that it can build, on some GPU.
         logger: TensorRT's logger. Only the first one of a process counts, so there is one for everything.
 
     Raises:
@@ -49,6 +51,8 @@ class Flavor:
         )
         self.title = f"{'TensorRT-RTX' if rtx else 'TensorRT'} {trt.__version__}"
         self.strongly_typed = hasattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED")
+        bf16 = self.strongly_typed and hasattr(trt.DataType, "BF16")
+        self.precisions: tuple[Precision, ...] = ("fp16", *(("bf16",) if bf16 else ()), "tf32", "fp32")
         self._sinks: dict[int, list[list[str]]] = {}
         # Reentrant: the garbage collector may free TensorRT's objects, which log, while the lock is held.
         self._lock = threading.RLock()

@@ -16,6 +16,7 @@ from ...errors import EngineLoadError, PrecisionError
 _NUMPY = {
     "FLOAT": "float32",
     "HALF": "float16",
+    "BF16": "bfloat16",
     "INT64": "int64",
     "INT32": "int32",
     "INT8": "int8",
@@ -57,7 +58,7 @@ def numpy_dtype(dtype: Any) -> np.dtype[Any]:
     Raises:
         EngineLoadError: for types that numpy does not have.
     """
-    if dtype.name not in _NUMPY:
+    if dtype.name not in _NUMPY or dtype.name == "BF16":
         raise EngineLoadError(f"An input or output of the engine has the type {dtype.name}, which numpy does not have.")
     return np.dtype(_NUMPY[dtype.name])
 
@@ -102,7 +103,7 @@ def prove_network_types(network: Any, types: Mapping[str, str]) -> None:
         for index in range(layer.num_outputs):
             tensor = layer.get_output(index)
             asked, got = types.get(tensor.name), _NUMPY.get(tensor.dtype.name, tensor.dtype.name)
-            if asked in ("float16", "float32") and got != asked:
+            if asked in ("float16", "bfloat16", "float32") and got != asked:
                 wrong.append(f"{tensor.name}: {asked} asked, {got} parsed")
     if wrong:
         raise PrecisionError("TensorRT's parser changed the types of the graph:\n" + "\n".join(wrong[:20]))
