@@ -75,5 +75,12 @@ def full_float32(model: Any) -> Iterator[None]:
                 layer._dtype_policy = policy
 
 
+@contextmanager
+def as_it_is() -> Iterator[None]:
+    """Let no thread change how models compute, while the block runs."""
+    with _one_at_a_time:
+        yield
+
+
 def _is_mixed(layer: Any) -> bool:
     return layer.compute_dtype in _HALF and layer.variable_dtype == "float32"

@@ -120,7 +120,7 @@ def _refused_by_checker(proto: Any, log: Sequence[str]) -> Iterator[Finding]:
         onnx.checker.check_model(proto, full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError, ValueError) as error:
         said = f" tf2onnx said: {'; '.join(log)}" if log else ""
-        yield Finding(f"The graph that tf2onnx made is not valid ONNX: {error}.{said}")
+        yield Finding(f"The graph is not valid ONNX: {error}.{said}")
 
 
 def layer_of(model: Any, node_name: str) -> str | None:
