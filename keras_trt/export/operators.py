@@ -158,9 +158,13 @@ def _without_minus(graph: Any, node: Any) -> str | None:
 
 
 def _expm1(graph: Any, node: Any, _name: str, _arguments: Any) -> None:
-    """expm1(x) = exp(x) - 1. Near 0 its relative error grows as 1e-7 / x; what it is added to in ELUs hides that."""
+    """expm1(x) = exp(x) - 1, and near 0, where that loses digits, 2 t / (1 - t) with t = tanh(x / 2)."""
     x, write = node.input[0], Writer(graph, node)
-    write.result("Sub", [write.node("Exp", [x]), write.one()])
+    half = write.constant(np.float32(0.5))
+    t = write.node("Tanh", [write.node("Mul", [x, half])])
+    near = write.node("Div", [write.node("Add", [t, t]), write.node("Sub", [write.one(), t])])
+    small = write.node("Less", [write.node("Abs", [x]), half])
+    write.result("Where", [small, near, write.node("Sub", [write.node("Exp", [x]), write.one()])])
 
 
 def _log1p(graph: Any, node: Any, _name: str, _arguments: Any) -> None:
