@@ -79,8 +79,10 @@ def accelerate(model: Any, *, options: BuildOptions | None = None, **keywords: A
     if unusable:
         warn(f"{report.title} runs '{model.name}' on the CPU: {' '.join(unusable)}", FallbackWarning)
     if report.fell_back:
+        kept = f" but for {', '.join(report.kept_float32)} in float32" if report.kept_float32 else ""
         warn(
-            f"'{model.name}' runs in {report.precision}, not as asked: {'; '.join(report.fell_back)}.", FallbackWarning
+            f"'{model.name}' runs in {report.precision}{kept}, not as asked: {'; '.join(report.fell_back)}.",
+            FallbackWarning,
         )
     if chosen.verbose:
         print(report)  # noqa: T201 (as Keras's own verbose)

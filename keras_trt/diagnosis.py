@@ -17,9 +17,9 @@ from .export.signature import input_signature
 from .findings import Finding
 from .gate import Gate, user_sample
 from .head import Head, split
+from .ladder import LADDER, Rung, lacks
 from .loading import keras_model
 from .options import BuildOptions, shapes_for, unknown_sizes
-from .provision import LADDER, lacks, typed_graph
 
 _RAISES = "`accelerate` raises"
 
@@ -193,7 +193,7 @@ def _judged(model: Any, exported: ExportedModel, options: BuildOptions, judge: J
             if (why := lacks(judge, precision)) is not None:
                 yield Finding(f"{why}.", cost=cost)
                 continue
-            graph = typed_graph(exported, precision)
+            graph = Rung(precision).graph(exported)
         except BuildError as error:
             yield Finding(str(error), cost=cost)
             continue

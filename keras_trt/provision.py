@@ -21,7 +21,7 @@ import numpy as np
 from . import errors, fingerprint
 from ._version import __version__
 from ._warn import warn
-from .backends import Backend, BuildSpec, Judge
+from .backends import Backend, BuildSpec
 from .cache import EngineCache, digest
 from .errors import (
     BuildError,
@@ -37,22 +37,14 @@ from .export import ExportedModel, export
 from .export.signature import input_signature
 from .gate import Gate, user_sample
 from .head import Head
+from .ladder import Ladder, Rung, lacks
 from .options import BuildOptions, Precision, shapes_for
-from .precision import typed
 from .report import Report
 from .runtime import Session
 from .specs import OptimizationProfile, ShapeRange, Signature, TensorSpec
 from .verify import Difference
 
 _logger = logging.getLogger("keras_trt")
-
-#: What is tried when an engine in a precision fails verification: each is closer to Keras than the one before.
-LADDER: Mapping[Precision, tuple[Precision, ...]] = {
-    "fp16": ("fp16", "bf16", "tf32", "fp32"),
-    "bf16": ("bf16", "tf32", "fp32"),
-    "tf32": ("tf32", "fp32"),
-    "fp32": ("fp32",),
-}
 
 #: Why a precision does not run, where it will not run next time either; a build that failed may have lacked memory.
 _LASTING = ("PrecisionError", "VerificationError")
@@ -195,7 +187,8 @@ class _Provision:
             except VerificationError:
                 return None  # it was stored unverified; the ladder goes on from here
             self._store_record(key, {**record, "differences": [vars(one) for one in differences]})
-        return self._ready(session, signature, record["precision"], "cache", differences, fell_back)
+        kept = tuple(record.get("kept_float32", ()))
+        return self._ready(session, signature, record["precision"], "cache", differences, fell_back, kept)
 
     # Cold.
 
@@ -206,21 +199,26 @@ class _Provision:
             independent = not self.gate.rows_depend(exported.signature)
         fell_back: list[tuple[str, str]] = []  # error class and reason
         failures: list[KerasTRTError] = []
-        for precision in LADDER[self.asked]:
-            if (why := lacks(self.backend, precision)) is not None:
-                if precision == self.asked:
+        ladder = Ladder(self.asked)
+        for rung in ladder:
+            if (why := lacks(self.backend, rung.precision)) is not None:
+                if rung.precision == self.asked:
                     self._refuse_precision(why)
                 fell_back.append(("PrecisionError", why))
                 continue
             try:
-                return self._build_one(key, exported, precision, independent, fell_back)
+                return self._build_one(key, exported, rung, independent, fell_back)
             except UnsupportedOperatorError:
                 raise  # no other precision would help
             except (VerificationError, BuildError) as error:
                 if self.options.fallback == "raise":
                     raise
                 failures.append(error)
-                fell_back.append((type(error).__name__, f"{precision}: {error}"))
+                kept = rung.layers(self.model)
+                form = f"{rung.precision} but for {', '.join(kept)}" if kept else rung.precision
+                fell_back.append((type(error).__name__, f"{form}: {error}"))
+                if isinstance(error, VerificationError):
+                    ladder.failed(rung, exported, self.gate.rows())
         if all(isinstance(error, BuildError) for error in failures):
             raise failures[-1]
         reasons = "; ".join(why for _, why in fell_back)
@@ -236,12 +234,14 @@ class _Provision:
         self,
         key: str | None,
         exported: ExportedModel,
-        precision: Precision,
+        rung: Rung,
         independent: bool,
         fell_back: Sequence[tuple[str, str]],
     ) -> Provisioned:
+        precision = rung.precision
         with self._timed("precision"):
-            graph = typed_graph(exported, precision)
+            graph = rung.graph(exported)
+        kept = rung.layers(self.model)
         engine_key = self._engine_key(graph, precision)
         signature = exported.signature
         # Its own lock: a model without a structure key has no other, and two records may lead to one engine.
@@ -271,10 +271,12 @@ class _Provision:
                 "rows_independent": independent,
                 "differences": [vars(one) for one in differences],
                 "fell_back": list(fell_back),
+                "kept_float32": list(kept),
             }
             self._store_record(key, record)
         origin = "built" if entry is None else "cache"
-        return self._ready(session, signature, precision, origin, differences, tuple(why for _, why in fell_back))
+        reasons = tuple(why for _, why in fell_back)
+        return self._ready(session, signature, precision, origin, differences, reasons, kept)
 
     # Parts of both.
 
@@ -313,6 +315,7 @@ class _Provision:
         origin: Any,
         differences: tuple[Difference, ...],
         fell_back: tuple[str, ...],
+        kept: tuple[str, ...],
     ) -> Provisioned:
         backend = self.backend
         report = Report(
@@ -326,6 +329,7 @@ class _Provision:
             differences=differences,
             rows_independent=session.rows_independent,
             fell_back=fell_back,
+            kept_float32=kept,
             on_cpu=self.head.layers if self.head is not None else (),
         )
         return Provisioned(session, signature.with_inputs_of(self.live), report)
@@ -366,23 +370,6 @@ class _Provision:
         if not self.warned_uncached:
             self.warned_uncached = True
             warn(f"The engine is not cached, so the next start builds it again: {error}", FallbackWarning)
-
-
-def lacks(judge: Judge, precision: Precision) -> str | None:
-    """Return what is said where a backend does not have a precision, or `None` where it has."""
-    return None if precision in judge.precisions else f"{judge.title} has no {precision}"
-
-
-def typed_graph(exported: ExportedModel, precision: Precision) -> bytes:
-    """Return the graph in the types of a precision.
-
-    Raises:
-        BuildError: if it has no such form.
-    """
-    try:
-        return typed(exported.onnx, precision)
-    except Exception as error:  # the converter and onnx's checker raise kinds of their own
-        raise BuildError(f"The graph could not be converted to {precision}: {error}") from error
 
 
 def _versions() -> dict[str, str]:

@@ -18,13 +18,15 @@ class Report:
         title: the backend with its version, for people.
         device: `"cpu"`, or as `"cuda:0"`.
         device_name: product name of the device.
-        precision: the precision that runs: `"fp16"`, `"tf32"` or `"fp32"`; `"keras"` where Keras runs.
+        precision: the precision that runs: `"fp16"`, `"bf16"`, `"tf32"` or `"fp32"`; `"keras"` where Keras runs.
         origin: `"built"`, `"cache"`, or `"keras"` where there is no engine.
         seconds: wall time of each step that was taken, by name: `keys`, `export`, `precision`, `build`, `load`,
             `verify`, and `total`.
         differences: the engine against Keras, per output, when it was verified; empty where it was not.
         rows_independent: whether a row's answer does not depend on its batch, so that batches may be regrouped.
         fell_back: why each thing that was tried first does not run, in order.
+        kept_float32: the layers that compute in float32 although the engine's precision is lower, since numbers in
+            them leave its range.
         on_cpu: the layers that TensorFlow runs on the CPU in front of the engine: those that take strings or look
             values up.
     """
@@ -39,6 +41,7 @@ class Report:
     differences: tuple[Difference, ...] = ()
     rows_independent: bool = False
     fell_back: tuple[str, ...] = ()
+    kept_float32: tuple[str, ...] = ()
     on_cpu: tuple[str, ...] = ()
 
     def __str__(self) -> str:
@@ -47,4 +50,5 @@ class Report:
             return "keras_trt: Keras runs this model."
         how = "engine found in the cache, nothing exported or built" if self.origin == "cache" else "engine built"
         front = f", behind {', '.join(self.on_cpu)} on the CPU" if self.on_cpu else ""
-        return f"keras_trt: {self.title} on {self.device_name}, {self.precision}{front}: {how} ({took})."
+        kept = f" but for {', '.join(self.kept_float32)} in float32" if self.kept_float32 else ""
+        return f"keras_trt: {self.title} on {self.device_name}, {self.precision}{kept}{front}: {how} ({took})."

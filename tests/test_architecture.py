@@ -35,7 +35,7 @@ LAYERS = [
     ["runtime"],
     ["source", "data", "head"],
     ["verify"],
-    ["gate", "report"],
+    ["gate", "report", "ladder"],
     ["provision", "predictor"],
     ["model", "diagnosis"],
     ["api"],

@@ -6,9 +6,10 @@ from collections.abc import Collection
 
 from ..options import Precision
 from .lower import lower
+from .ranges import overflowing
 from .types import tensor_types
 
-__all__ = ["tensor_types", "typed"]
+__all__ = ["overflowing", "tensor_types", "typed"]
 
 
 def typed(onnx: bytes, precision: Precision, keep: Collection[str] = ()) -> bytes:

@@ -131,15 +131,19 @@ def _refused_by_tensorrt(node: Any, low: Any) -> bool:
 
 
 def _fits(array: Any, low: Any) -> bool:
-    """Tell whether a constant is still itself in half: no number becomes infinite, and no single one is lost."""
+    """Tell whether a constant is still itself in half: no number becomes infinite, nor do they vanish as a whole."""
     import ml_dtypes
 
     with np.errstate(over="ignore"):  # it is what is looked for
         rounded = array.astype(low.numpy())
-    if not np.array_equal(np.isfinite(rounded), np.isfinite(array)):
+    finite = np.isfinite(array)
+    if not np.array_equal(np.isfinite(rounded), finite):
         return False
-    smallest = float(ml_dtypes.finfo(low.numpy()).tiny)  # type: ignore[no-untyped-call]
-    return bool(array.size != 1 or array.item() == 0.0 or abs(array.item()) >= smallest)
+    exact = array[finite].astype(np.float64)
+    lost = np.linalg.norm(rounded[finite].astype(np.float64) - exact)
+    # Rounding loses half of this at most, of numbers that are not below the type's range.
+    share = float(ml_dtypes.finfo(low.numpy()).eps)  # type: ignore[no-untyped-call]
+    return bool(lost <= share * np.linalg.norm(exact))
 
 
 def _fixed(nodes: Collection[Any]) -> set[Any]:

@@ -119,9 +119,10 @@ def test_a_product_is_half_and_what_is_kept_is_not() -> None:
         (np.float32(3.4028e38), "float32", "float32"),
         (np.float32(-np.inf), "float16", "bfloat16"),
         (np.float32(0), "float16", "bfloat16"),
-        (np.full(4, 1e-7, "float32"), "float16", "bfloat16"),
+        (np.full(4, 1e-7, "float32"), "float32", "bfloat16"),
+        (np.array([1, 1e-7, 1e-3, 0], "float32"), "float16", "bfloat16"),
     ],
-    ids=["mask", "large", "epsilon", "largest", "infinity", "zero", "small-weights"],
+    ids=["mask", "large", "epsilon", "largest", "infinity", "zero", "small", "some-small"],
 )
 def test_a_constant_that_does_not_fit_keeps_its_node_in_float32(constant: Any, fp16: str, bf16: str) -> None:
     # The array is a bias; behind the addition stands a product, so that only the constant decides.

@@ -1,0 +1,84 @@
+"""What is tried, and in which order, where an engine in the precision asked for is not close enough to Keras."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from . import precision as types
+from .backends import Judge
+from .errors import BuildError
+from .export import ExportedModel
+from .export.check import layer_of
+from .inputs import Array
+from .options import Precision
+
+#: Each is closer to Keras than the one before.
+LADDER: Mapping[Precision, tuple[Precision, ...]] = {
+    "fp16": ("fp16", "bf16", "tf32", "fp32"),
+    "bf16": ("bf16", "tf32", "fp32"),
+    "tf32": ("tf32", "fp32"),
+    "fp32": ("fp32",),
+}
+
+
+@dataclass(frozen=True)
+class Rung:
+    """One form of a graph.
+
+    Attributes:
+        precision: its precision.
+        keep: names of nodes that compute in float32 all the same.
+    """
+
+    precision: Precision
+    keep: frozenset[str] = frozenset()
+
+    def graph(self, exported: ExportedModel) -> bytes:
+        """Return the graph in these types.
+
+        Raises:
+            BuildError: if it has no such form.
+        """
+        try:
+            return types.typed(exported.onnx, self.precision, self.keep)
+        except Exception as error:  # the converter and onnx's checker raise kinds of their own
+            raise BuildError(f"The graph could not be converted to {self.precision}: {error}") from error
+
+    def layers(self, model: Any) -> tuple[str, ...]:
+        """Return the Keras layers of the nodes that are kept in float32."""
+        return tuple(sorted({layer_of(model, name) or "(model)" for name in self.keep}))
+
+
+class Ladder:
+    """Yields the forms of a graph, each closer to Keras than the one before.
+
+    Args:
+        asked: the precision to start with.
+    """
+
+    def __init__(self, asked: Precision) -> None:
+        self._waiting = [Rung(precision) for precision in LADDER[asked]]
+
+    def __iter__(self) -> Iterator[Rung]:
+        while self._waiting:
+            yield self._waiting.pop(0)
+
+    def failed(self, rung: Rung, exported: ExportedModel, rows: Sequence[Array]) -> None:
+        """Note that the engine of a form differs from Keras: where numbers leave its range, they get another chance.
+
+        Args:
+            rung: the form.
+            exported: the graph.
+            rows: what the engine was compared on.
+        """
+        if rung.precision == "fp16" and not rung.keep:
+            feeds = {spec.name: array for spec, array in zip(exported.signature.inputs, rows, strict=True)}
+            if keep := types.overflowing(exported.onnx, feeds):
+                self._waiting.insert(0, Rung("fp16", keep))
+
+
+def lacks(judge: Judge, precision: Precision) -> str | None:
+    """Return what is said where a backend does not have a precision, or `None` where it has."""
+    return None if precision in judge.precisions else f"{judge.title} has no {precision}"
