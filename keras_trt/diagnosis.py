@@ -20,6 +20,7 @@ from .head import Head, split
 from .ladder import LADDER, Rung, lacks
 from .loading import keras_model
 from .options import BuildOptions, shapes_for, unknown_sizes
+from .precision import Quantization, even_thresholds
 
 _RAISES = "`accelerate` raises"
 
@@ -193,7 +194,9 @@ def _judged(model: Any, exported: ExportedModel, options: BuildOptions, judge: J
             if (why := lacks(judge, precision)) is not None:
                 yield Finding(f"{why}.", cost=cost)
                 continue
-            graph = Rung(precision).graph(exported)
+            # Which ranges numbers have is nothing to a parser.
+            eight_bits = Quantization(judge.beside_8_bits, even_thresholds(exported.onnx))
+            graph = Rung(precision, quantization=eight_bits).graph(exported)
         except BuildError as error:
             yield Finding(str(error), cost=cost)
             continue

@@ -22,15 +22,17 @@ _logger = logging.getLogger("keras_trt")
 _SAMPLE_ROWS = 4
 
 
-def user_sample(options: BuildOptions, takes: Signature) -> list[Array] | None:
-    """Return the flat rows of `options.sample`, or `None` where there are none.
+def user_sample(
+    options: BuildOptions, takes: Signature, otherwise: Sequence[Array] | None = None
+) -> list[Array] | None:
+    """Return the flat rows of `options.sample`, or as many of `otherwise` where there are none.
 
     Raises:
         InputError: if they do not fit the model, or there are too few.
     """
-    if options.sample is None:
+    if options.sample is None and otherwise is None:
         return None
-    sample = standardize(options.sample, takes)
+    sample = list(otherwise or ()) if options.sample is None else standardize(options.sample, takes)
     fixed, received = _fixed_batch(takes), len(sample[0])
     if received < (fixed or 1):
         raise InputError(

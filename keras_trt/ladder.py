@@ -16,6 +16,8 @@ from .options import Precision
 
 #: Each is closer to Keras than the one before.
 LADDER: Mapping[Precision, tuple[Precision, ...]] = {
+    "fp8": ("fp8", "fp16", "bf16", "tf32", "fp32"),
+    "int8": ("int8", "fp16", "bf16", "tf32", "fp32"),
     "fp16": ("fp16", "bf16", "tf32", "fp32"),
     "bf16": ("bf16", "tf32", "fp32"),
     "tf32": ("tf32", "fp32"),
@@ -30,10 +32,12 @@ class Rung:
     Attributes:
         precision: its precision.
         keep: names of nodes that compute in float32 all the same.
+        quantization: for 8 bits, how.
     """
 
     precision: Precision
     keep: frozenset[str] = frozenset()
+    quantization: types.Quantization | None = None
 
     def graph(self, exported: ExportedModel) -> bytes:
         """Return the graph in these types.
@@ -42,7 +46,7 @@ class Rung:
             BuildError: if it has no such form.
         """
         try:
-            return types.typed(exported.onnx, self.precision, self.keep)
+            return types.typed(exported.onnx, self.precision, self.keep, self.quantization)
         except Exception as error:  # the converter and onnx's checker raise kinds of their own
             raise BuildError(f"The graph could not be converted to {self.precision}: {error}") from error
 
@@ -56,10 +60,14 @@ class Ladder:
 
     Args:
         asked: the precision to start with.
+        quantization: how the forms in 8 bits are quantized.
     """
 
-    def __init__(self, asked: Precision) -> None:
-        self._waiting = [Rung(precision) for precision in LADDER[asked]]
+    def __init__(self, asked: Precision, quantization: types.Quantization | None = None) -> None:
+        self._waiting = [
+            Rung(precision, quantization=quantization if precision in ("int8", "fp8") else None)
+            for precision in LADDER[asked]
+        ]
 
     def __iter__(self) -> Iterator[Rung]:
         while self._waiting:

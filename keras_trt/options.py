@@ -13,11 +13,13 @@ from .specs import OptimizationProfile, ShapeRange, TensorSpec
 if TYPE_CHECKING:
     from .cache import EngineCache
 
-Precision = Literal["fp16", "bf16", "tf32", "fp32"]
+Precision = Literal["fp8", "int8", "fp16", "bf16", "tf32", "fp32"]
 BackendName = Literal["auto", "tensorrt", "tensorrt_rtx", "onnxruntime"]
 
 #: Options that end up in the engine itself. Each is part of the engine key; changing one means another engine.
-ENGINE_OPTIONS = frozenset({"precision", "batch_sizes", "profiles", "optimization_level"})
+ENGINE_OPTIONS = frozenset(
+    {"precision", "batch_sizes", "profiles", "optimization_level", "calibration_data", "calibration_method"}
+)
 #: Options that choose where, whether and how loudly, but never which numbers come out. `backend` and `device`
 #: enter the key through the identity of what they choose, `sample` through the shapes that follow from it.
 OTHER_OPTIONS = frozenset({"backend", "sample", "verify", "fallback", "cache", "device", "verbose"})
@@ -28,8 +30,8 @@ class BuildOptions:
     """Options of `accelerate`. All of them can also be given to it as keywords.
 
     Args:
-        precision: `"fp16"`, `"bf16"`, `"tf32"` or `"fp32"` (strict float32, no TF32). Defaults to `None`: `"fp16"` on
-            TensorRT and `"fp32"` on ONNX Runtime.
+        precision: `"fp16"`, `"bf16"`, `"tf32"`, `"fp32"` (strict float32, no TF32), `"int8"` or `"fp8"`. Defaults to
+            `None`: `"fp16"` on TensorRT and `"fp32"` on ONNX Runtime.
         backend: `"tensorrt"`, `"tensorrt_rtx"` or `"onnxruntime"`; one that is named and cannot be used is an
             error. Defaults to `"auto"`: the first of these three that can be used.
         batch_sizes: smallest, most usual and largest batch of the engine. Larger batches are run in chunks.
@@ -39,6 +41,10 @@ class BuildOptions:
         sample: a batch of inputs as `predict` takes them. It is used to verify the engine, and where the model
             does not say them it gives the inputs' structure, types and the sizes of dynamic axes.
             Defaults to `None`: random inputs.
+        calibration_data: for `"int8"` and `"fp8"`: rows like those that the model will see, as arrays or anything else
+            that `predict` takes; some hundred are used. Defaults to `None`.
+        calibration_method: how `"int8"` chooses the range of numbers: `"percentile"`, `"entropy"` (as TensorRT's own
+            calibrator did; slow) or `"minmax"`. Defaults to `"percentile"`.
         optimization_level: TensorRT's builder optimization level, 0 (fast build) to 5 (fast engine). Defaults to
             `None`: TensorRT's own default.
         verify: whether an engine is compared with Keras before it is used. Defaults to `True`.
@@ -62,6 +68,8 @@ class BuildOptions:
     profiles: OptimizationProfile | None = None
     sample: Any = None
     optimization_level: int | None = None
+    calibration_data: Any = None
+    calibration_method: Literal["percentile", "entropy", "minmax"] = "percentile"
     verify: bool = True
     fallback: Literal["keras", "raise"] = "keras"
     cache: bool | str | os.PathLike[str] | EngineCache | None = True
@@ -71,6 +79,7 @@ class BuildOptions:
     def __post_init__(self) -> None:
         _choice("precision", self.precision, (None, *get_args(Precision)))
         _choice("backend", self.backend, get_args(BackendName))
+        _choice("calibration_method", self.calibration_method, ("percentile", "entropy", "minmax"))
         _choice("fallback", self.fallback, ("keras", "raise"))
         _choice("verbose", self.verbose, ("auto", 0, 1))
         _choice("verify", self.verify, (True, False))

@@ -23,6 +23,7 @@ from ._version import __version__
 from ._warn import warn
 from .backends import Backend, BuildSpec
 from .cache import EngineCache, digest
+from .calibration import calibration_rows
 from .errors import (
     BuildError,
     CacheError,
@@ -39,6 +40,7 @@ from .gate import Gate, user_sample
 from .head import Head
 from .ladder import Ladder, Rung, lacks
 from .options import BuildOptions, Precision, shapes_for
+from .precision import Quantization, calibrate
 from .report import Report
 from .runtime import Session
 from .specs import OptimizationProfile, ShapeRange, Signature, TensorSpec
@@ -100,7 +102,11 @@ class _Provision:
         with self._timed("total"):
             self.takes: Signature = input_signature(self.model, self.options.sample)
             self.live: tuple[TensorSpec, ...] = self.takes.inputs
-            given = user_sample(self.options, self.takes if self.head is None else self.head.signature)
+            whole = self.takes if self.head is None else self.head.signature
+            calibration = calibration_rows(self.options, whole)
+            # Where 8 bits are compared with Keras on other rows than they are made for, they are far from it.
+            given = user_sample(self.options, whole, calibration)
+            self.calibration = calibration if calibration is None or self.head is None else self.head(calibration)
             self.sample = given if given is None or self.head is None else self.head(given)
             self.ranges: tuple[ShapeRange, ...] = shapes_for(self.live, self.options, self.sample)
             self.gate = Gate(self.model, self.takes, self.ranges, given, self.head)
@@ -132,17 +138,12 @@ class _Provision:
                 "inputs": [[list(spec.shape), spec.dtype] for spec in self.live],
                 "input_structure": self.takes.input_structure,
                 "types_guessed": self.takes.types_guessed,
-                "sample": self._sample_digest(),  # an engine is trusted on the rows that it was compared on
+                "calibration": [_digest_of(self.calibration), self.options.calibration_method],
+                "sample": _digest_of(self.sample),  # an engine is trusted on the rows that it was compared on
                 **self._engine_options(self.asked),
                 "versions": _versions(),
             },
         )
-
-    def _sample_digest(self) -> str | None:
-        if self.sample is None:
-            return None
-        rows = [np.ascontiguousarray(array) for array in self.sample]
-        return digest("sample", {"arrays": [[array.dtype.name, list(array.shape), array.tobytes()] for array in rows]})
 
     def _engine_key(self, graph: bytes, precision: Precision) -> str:
         return digest("engine", {"onnx": hashlib.sha256(graph).hexdigest(), **self._engine_options(precision)})
@@ -199,7 +200,7 @@ class _Provision:
             independent = not self.gate.rows_depend(exported.signature)
         fell_back: list[tuple[str, str]] = []  # error class and reason
         failures: list[KerasTRTError] = []
-        ladder = Ladder(self.asked)
+        ladder = Ladder(self.asked, self._quantization(exported))
         for rung in ladder:
             if (why := lacks(self.backend, rung.precision)) is not None:
                 if rung.precision == self.asked:
@@ -229,6 +230,15 @@ class _Provision:
             raise PrecisionError(
                 f"{why}. Received: precision={self.asked!r}, allowed: {', '.join(self.backend.precisions)}."
             )
+
+    def _quantization(self, exported: ExportedModel) -> Quantization | None:
+        if self.calibration is None or lacks(self.backend, self.asked):
+            return None
+        feeds = {spec.name: rows for spec, rows in zip(exported.signature.inputs, self.calibration, strict=True)}
+        # For floats of 8 bits no range is finer than another.
+        method = "minmax" if self.asked == "fp8" else self.options.calibration_method
+        with self._timed("calibrate"):
+            return Quantization(self.backend.beside_8_bits, calibrate(exported.onnx, feeds, method))
 
     def _build_one(
         self,
@@ -370,6 +380,13 @@ class _Provision:
         if not self.warned_uncached:
             self.warned_uncached = True
             warn(f"The engine is not cached, so the next start builds it again: {error}", FallbackWarning)
+
+
+def _digest_of(rows: Sequence[np.ndarray[Any, Any]] | None) -> str | None:
+    if rows is None:
+        return None
+    arrays = [np.ascontiguousarray(array) for array in rows]
+    return digest("sample", {"arrays": [[array.dtype.name, list(array.shape), array.tobytes()] for array in arrays]})
 
 
 def _versions() -> dict[str, str]:

@@ -20,8 +20,8 @@ class Report:
         device_name: product name of the device.
         precision: the precision that runs: `"fp16"`, `"bf16"`, `"tf32"` or `"fp32"`; `"keras"` where Keras runs.
         origin: `"built"`, `"cache"`, or `"keras"` where there is no engine.
-        seconds: wall time of each step that was taken, by name: `keys`, `export`, `precision`, `build`, `load`,
-            `verify`, and `total`.
+        seconds: wall time of each step that was taken, by name: `keys`, `export`, `calibrate`, `precision`, `build`,
+            `load`, `verify`, and `total`.
         differences: the engine against Keras, per output, when it was verified; empty where it was not.
         rows_independent: whether a row's answer does not depend on its batch, so that batches may be regrouped.
         fell_back: why each thing that was tried first does not run, in order.

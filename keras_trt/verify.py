@@ -16,7 +16,7 @@ Predict = Callable[[Sequence[Array]], Sequence[Array]]
 
 #: Largest relative L2 difference to Keras, per output, at which an engine is trusted. Chosen above what the types
 #: cost ordinary networks (ResNet50: TF32 5e-5, FP16 3e-4) and far below what a broken engine shows.
-LIMITS: Mapping[Precision, float] = {"fp32": 1e-4, "tf32": 2e-3, "fp16": 1e-2, "bf16": 3e-2}
+LIMITS: Mapping[Precision, float] = {"fp32": 1e-4, "tf32": 2e-3, "fp16": 1e-2, "bf16": 3e-2, "int8": 5e-2, "fp8": 5e-2}
 
 
 #: How much farther from Keras a single row may be than all of them together: rows are not rounded alike.

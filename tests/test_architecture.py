@@ -35,7 +35,7 @@ LAYERS = [
     ["runtime"],
     ["source", "data", "head"],
     ["verify"],
-    ["gate", "report", "ladder"],
+    ["gate", "report", "ladder", "calibration"],
     ["provision", "predictor"],
     ["model", "diagnosis"],
     ["api"],

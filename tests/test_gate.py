@@ -150,10 +150,10 @@ def test_the_ladder_goes_on_from_an_unverified_record(cache: EngineCache) -> Non
 def test_a_precision_that_cannot_be_made_is_no_end(monkeypatch: pytest.MonkeyPatch) -> None:
     real = precision_module.typed
 
-    def broken(graph: bytes, precision: Any, keep: Any) -> bytes:
+    def broken(graph: bytes, precision: Any, *rest: Any) -> bytes:
         if precision == "fp16":
             raise ValueError("The graph has a cycle.")
-        return real(graph, precision, keep)
+        return real(graph, precision, *rest)
 
     monkeypatch.setattr(precision_module, "typed", broken)
     with recorded() as records:

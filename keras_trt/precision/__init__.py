@@ -6,13 +6,16 @@ from collections.abc import Collection
 
 from ..options import Precision
 from .lower import lower
+from .quantize import Quantization, calibrate, even_thresholds, quantized
 from .ranges import overflowing
 from .types import tensor_types
 
-__all__ = ["overflowing", "tensor_types", "typed"]
+__all__ = ["Quantization", "calibrate", "even_thresholds", "overflowing", "tensor_types", "typed"]
 
 
-def typed(onnx: bytes, precision: Precision, keep: Collection[str] = ()) -> bytes:
+def typed(
+    onnx: bytes, precision: Precision, keep: Collection[str] = (), quantization: Quantization | None = None
+) -> bytes:
     """Return the graph with the types that a precision asks for.
 
     `"tf32"` and `"fp32"` are the float32 graph itself: they differ in a flag of the builder. The types of inputs
@@ -22,5 +25,10 @@ def typed(onnx: bytes, precision: Precision, keep: Collection[str] = ()) -> byte
         onnx: a serialized float32 `onnx.ModelProto`.
         precision: what is asked for.
         keep: names of nodes that compute in float32 whatever is asked for.
+        quantization: for `"int8"` and `"fp8"`: the thresholds, and the precision of what is not quantized.
     """
+    if precision in ("int8", "fp8"):
+        if quantization is None:
+            raise ValueError(f"{precision} needs thresholds.")
+        return quantized(onnx, precision, quantization, keep)
     return lower(onnx, precision, keep) if precision in ("fp16", "bf16") else onnx

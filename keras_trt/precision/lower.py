@@ -11,7 +11,9 @@ from . import kinds
 _OPSETS = {"fp16": 17, "bf16": 22}
 
 
-def lower(onnx: bytes, precision: Literal["fp16", "bf16"], keep: Collection[str] = ()) -> bytes:
+def lower(
+    onnx: bytes, precision: Literal["fp16", "bf16"], keep: Collection[str] = (), opset: int | None = None
+) -> bytes:
     """Convert a float32 graph to half precision, with float32 inputs and outputs.
 
     ONNX Runtime's converter has no bfloat16 and clamps what float16 cannot hold; ModelOpt's needs PyTorch. Both
@@ -21,6 +23,7 @@ def lower(onnx: bytes, precision: Literal["fp16", "bf16"], keep: Collection[str]
         onnx: a serialized float32 `onnx.ModelProto`.
         precision: the half type.
         keep: names of nodes that compute in float32.
+        opset: the smallest opset of the result. Defaults to `None`: what the type needs.
 
     Returns:
         The typed graph, checked.
@@ -30,8 +33,9 @@ def lower(onnx: bytes, precision: Literal["fp16", "bf16"], keep: Collection[str]
     from onnx_ir.passes import common
 
     proto = onnx_package.load_from_string(onnx)
-    if proto.opset_import[0].version < _OPSETS[precision]:
-        proto = onnx_package.version_converter.convert_version(proto, _OPSETS[precision])
+    wanted = max(_OPSETS[precision], opset or 0)
+    if proto.opset_import[0].version < wanted:
+        proto = onnx_package.version_converter.convert_version(proto, wanted)
     proto = onnx_package.shape_inference.infer_shapes(proto, data_prop=True)
     model = ir.from_proto(proto)
     common.NameFixPass()(model)

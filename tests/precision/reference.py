@@ -6,7 +6,7 @@ ONNX Runtime runs float16 graphs in float32 on x86, where nothing overflows.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import onnx
@@ -24,6 +24,7 @@ class ReferenceBackend:
     name = "onnxruntime"  # a backend that is asked for by this name is this one
     title = "ONNX reference"
     default_precision: Precision = "fp16"
+    beside_8_bits: Literal["fp16", "fp32"] = "fp16"
     device = device_name = "cpu"
 
     def __init__(self, *precisions: Precision) -> None:

@@ -48,7 +48,8 @@ class TensorRTBackend:
         self._info = cuda.device_info(device)
         self.device = f"cuda:{device}"
         self.device_name = self._info.name
-        lacking = {"bf16"} if self._info.compute_capability < (8, 0) else set()
+        capability = self._info.compute_capability
+        lacking = {name for name, least in (("bf16", (8, 0)), ("fp8", (8, 9))) if capability < least}
         self.precisions: tuple[Precision, ...] = tuple(one for one in self._flavor.precisions if one not in lacking)
         trt = self._flavor.trt
         if hasattr(trt, "ComputeCapability"):
@@ -56,6 +57,7 @@ class TensorRTBackend:
             wanted = "SM{}{}".format(*self._info.compute_capability)
             if wanted not in trt.ComputeCapability.__members__:
                 raise EngineLoadError(f"{self.title} does not support {self.device_name} ({wanted}).")
+        self.beside_8_bits = self._flavor.beside_8_bits
         self._builder: PlanBuilder | None = None
 
     def identity(self) -> dict[str, Any]:

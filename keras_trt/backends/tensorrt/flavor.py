@@ -32,6 +32,7 @@ class Flavor:
         title: name and version for people.
         strongly_typed: whether networks can be typed by their ONNX graph. Where not (8.6), the builder chooses
             types and is told what to choose, layer by layer.
+        beside_8_bits: see `Judge`.
         precisions: those that it can build, on some GPU.
         logger: TensorRT's logger. Only the first one of a process counts, so there is one for everything.
 
@@ -51,8 +52,19 @@ class Flavor:
         )
         self.title = f"{'TensorRT-RTX' if rtx else 'TensorRT'} {trt.__version__}"
         self.strongly_typed = hasattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED")
+        fp8 = self.strongly_typed and hasattr(trt.DataType, "FP8")
         bf16 = self.strongly_typed and hasattr(trt.DataType, "BF16")
-        self.precisions: tuple[Precision, ...] = ("fp16", *(("bf16",) if bf16 else ()), "tf32", "fp32")
+        possible: dict[Precision, bool] = {
+            "fp8": fp8,
+            "int8": True,
+            "fp16": True,
+            "bf16": bf16,
+            "tf32": True,
+            "fp32": True,
+        }
+        self.precisions: tuple[Precision, ...] = tuple(name for name, has in possible.items() if has)
+        # Where TensorRT chooses the types, a graph of float32 around the quantized layers says all; it has opset 17.
+        self.beside_8_bits: Literal["fp16", "fp32"] = "fp16" if self.strongly_typed else "fp32"
         self._sinks: dict[int, list[list[str]]] = {}
         # Reentrant: the garbage collector may free TensorRT's objects, which log, while the lock is held.
         self._lock = threading.RLock()
