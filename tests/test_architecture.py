@@ -25,6 +25,7 @@ LAYERS = [
     ["specs"],
     ["options"],
     ["cache"],
+    ["artifact"],
     ["cuda"],
     ["inputs"],
     ["policies", "loading"],
@@ -33,12 +34,14 @@ LAYERS = [
     ["precision"],
     ["backends"],
     ["runtime"],
-    ["source", "data", "head"],
+    ["source", "data", "head", "graph_source"],
     ["verify"],
     ["gate", "report"],
+    ["engines"],
     ["provision", "predictor"],
     ["model", "diagnosis"],
     ["api"],
+    ["loaded"],
     ["cli"],
 ]
 
