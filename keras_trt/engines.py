@@ -95,7 +95,10 @@ class Engines:
         """Return all but the graph that an engine depends on. Inputs are told by place: names may be generated."""
         return {
             "precision": precision,
-            "shapes": [[list(r.min), list(r.opt), list(r.max)] for r in ranges],
+            "shapes": {
+                **{f"{name} batch": getattr(ranges[0], name)[0] for name in ("min", "opt", "max")},  # of all inputs
+                **{f"input {i}": [list(r.min[1:]), list(r.opt[1:]), list(r.max[1:])] for i, r in enumerate(ranges)},
+            },
             "optimization_level": optimization_level,
             "keras_trt": __version__,
             "backend": self.backend.identity(),

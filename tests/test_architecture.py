@@ -42,6 +42,7 @@ LAYERS = [
     ["model", "diagnosis"],
     ["api"],
     ["loaded"],
+    ["cli_cache"],
     ["cli"],
 ]
 
