@@ -7,7 +7,8 @@
     │   ├── UnsupportedOperatorError  it has no form of an operator, in whatever precision
     │   └── PrecisionError       the engine does not have the precision that was asked for
     ├── EngineLoadError          a backend or an engine cannot be used here
-    │   └── PlanError            the plan itself cannot be loaded
+    │   ├── PlanError            the plan itself cannot be loaded
+    │   └── ArtifactError        a .ktrt file is damaged, or none
     ├── VerificationError        an engine's answers differ from Keras's by more than the limit
     ├── InputError               (also ValueError)   the data does not fit the model
     ├── CudaError                a CUDA call failed
@@ -104,6 +105,10 @@ class PlanError(EngineLoadError):
     """The plan itself cannot be loaded: it is damaged, or of another TensorRT or GPU."""
 
 
+class ArtifactError(EngineLoadError):
+    """A `.ktrt` file is damaged, or none that `TRTModel.save` wrote. Nothing of it was run."""
+
+
 class VerificationError(KerasTRTError):
     """An engine's answers differ from Keras's by more than the limit of its precision."""
 
@@ -136,6 +141,11 @@ class CudaError(KerasTRTError):
     def __init__(self, message: str, *, name: str) -> None:
         super().__init__(message)
         self.name = name
+
+    @property
+    def out_of_memory(self) -> bool:
+        """Whether there was too little memory, on the GPU or to be locked on the host."""
+        return self.name == "cudaErrorMemoryAllocation"
 
 
 class CacheError(KerasTRTError):

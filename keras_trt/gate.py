@@ -102,10 +102,6 @@ class Gate:
         with _failures("The model fails on the sample"):
             return depend(self._through_head(self._sample))
 
-    def rows(self) -> Sequence[Array]:
-        """Return what engines are compared on, as they take it."""
-        return self._through_head(self._sample if self._sample is not None else self._random())
-
     def check(self, session: Session, signature: Signature, precision: Precision) -> tuple[Difference, ...]:
         """Compare an engine with Keras, on the whole sample and on one row of it, in the way that production runs.
 
@@ -171,6 +167,10 @@ class Gate:
                 for before, wanted, one in zip(rowwise, answers, got, strict=True)
             ]
         return [replace(one, worst_row=row) for one, row in zip(found, rowwise, strict=True)]
+
+    def rows(self) -> list[Array]:
+        """Return the rows that engines are compared on, as an engine takes them."""
+        return list(self._through_head(self._sample if self._sample is not None else self._random()))
 
     def _through_head(self, rows: Sequence[Array]) -> Sequence[Array]:
         return rows if self._head is None else self._head(rows)

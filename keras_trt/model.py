@@ -5,11 +5,14 @@ from __future__ import annotations
 import os
 import sys
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import numpy as np
 
+from . import artifact
+from .errors import ExportError
+from .graph_source import GraphSource
 from .predictor import Predictor
 from .report import Report
 from .runtime import Session
@@ -24,18 +27,27 @@ class TRTModel:
     from many threads at once.
 
     Args:
-        source: the Keras model.
+        source: the Keras model, or the `GraphSource` that stands for it.
         predictor: runs its engine as Keras's `predict` would; `None` where Keras runs the model.
         session: the engine, to be closed; `None` where there is none.
         report: how it came to be.
+        contents: gives what `save` writes; `None` where there is no engine.
 
     Example:
     >>> fast = keras_trt.accelerate(model)
     >>> fast.predict(images)
     """
 
-    def __init__(self, source: Any, predictor: Predictor | None, session: Session | None, report: Report) -> None:
+    def __init__(
+        self,
+        source: Any,
+        predictor: Predictor | None,
+        session: Session | None,
+        report: Report,
+        contents: Callable[[], artifact.Contents] | None,
+    ) -> None:
         self._source = source
+        self._contents = contents
         self._predictor = predictor
         self._report = report
         self._pid = os.getpid()
@@ -132,15 +144,41 @@ class TRTModel:
         symbolic = any(_is_symbolic(leaf) for leaf in leaves)
         if self._predictor is not None and not (training or keywords or symbolic):
             return self._as_given(self._predictor.predict_on_batch(x), leaves)
-        if self._predictor is not None:
+        if self._predictor is not None and not isinstance(self._source, GraphSource):
             why = "training=True" if training else f"`{next(iter(keywords))}`" if keywords else "a symbolic tensor"
             self._predictor.warn_once(
                 why, f"A call with {why} is run by the Keras model: the engine is its inference alone."
             )
-        if training is not None and self._source._call_has_training_arg:
+        if training is not None and getattr(self._source, "_call_has_training_arg", True):
             keywords["training"] = training
         outputs = self._source(x, **keywords)
         return outputs if symbolic else self._as_given(outputs, leaves)
+
+    def save(self, filepath: str | os.PathLike[str]) -> None:
+        """Write the engine and the graph that it was built of to one file, which `keras_trt.load` reads.
+
+        It is read without TensorFlow and Keras. A drop-in that was itself loaded keeps the plans of its file and adds
+        the one that runs here: so one file gets plans for several GPUs. An existing file is replaced only by a
+        complete one.
+
+        Args:
+            filepath: where to write, by custom `….ktrt`.
+
+        Raises:
+            ExportError: if no engine runs the model, or TensorFlow runs a part of it in front of the engine.
+            CacheError: if the graph is in the engine cache no more.
+            OSError: if the file cannot be written.
+            RuntimeError: after `close`.
+
+        Example:
+        >>> keras_trt.accelerate(model).save("model.ktrt")
+        """
+        self._check_usable()
+        if self._contents is None:
+            raise ExportError(
+                f"Keras runs '{self._source.name}', so there is no engine to save: {'; '.join(self._report.fell_back)}"
+            )
+        artifact.write(filepath, self._contents())
 
     def close(self) -> None:
         """Free the engine and its memory, after the calls under way. Further calls raise `RuntimeError`."""

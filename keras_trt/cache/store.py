@@ -4,6 +4,8 @@
     entries/<2 hex>/<62 hex>.json     the manifest of a key: SHA-256 and size of its payload, and what the caller adds
     records/<2 hex>/<62 hex>.json     a small JSON record of a key, without a payload
     locks/<64 hex>.lock               one build at a time for each key
+    locks/store.lock                  one entry is written, or deleted for want of room, at a time
+    locks/used                        its time is the last at which anything was used
     tmp/                              files that are being written
 
 Every file appears whole or not at all: it is written in `tmp/`, synced, and moved into place. A manifest is written
@@ -15,27 +17,23 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import json
 import logging
-import math
 import os
 import re
-import tempfile
-import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
+from keras_trt.cache import files, upkeep
+from keras_trt.cache.documents import JSON, SCHEMA, plain, seal, unseal
+from keras_trt.cache.upkeep import Item
 from keras_trt.errors import CacheError
 
-__all__ = ["JSON", "SCHEMA", "EngineCache", "Entry"]
+__all__ = ["EngineCache", "Entry"]
 
-SCHEMA = 1
+DEFAULT_MAX_BYTES = 10 << 30
 
-JSON: TypeAlias = "bool | int | float | str | Sequence[JSON] | Mapping[str, JSON] | None"
-
-_STALE_SECONDS = 24 * 60 * 60  # far longer than any file takes to be written
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 _logger = logging.getLogger("keras_trt.cache")
@@ -66,10 +64,13 @@ class EngineCache:
 
     Args:
         path: The folder. Defaults to the environment variable `KERAS_TRT_CACHE`, else to the user's cache folder.
+        max_bytes: The size that it is kept within, by deleting what was used least recently whenever an entry is
+            written. What was just written, and what another process holds the lock of, stays in any case. Defaults to
+            10 GiB; `None` is no limit.
 
     Raises:
         CacheError: If the folder is in the home of the user, who has none.
-        ValueError: If `path` is empty.
+        ValueError: If `path` is empty, or `max_bytes` is negative.
 
     Example:
         ```python
@@ -83,7 +84,12 @@ class EngineCache:
         ```
     """
 
-    def __init__(self, path: str | os.PathLike[str] | None = None) -> None:
+    def __init__(
+        self, path: str | os.PathLike[str] | None = None, *, max_bytes: int | None = DEFAULT_MAX_BYTES
+    ) -> None:
+        if max_bytes is not None and max_bytes < 0:
+            raise ValueError(f"`max_bytes` is a size in bytes, or None. Received: max_bytes={max_bytes!r}")
+        self._max_bytes = max_bytes
         if path is not None and not os.fspath(path):
             raise ValueError(f"The folder of an engine cache must not be empty. Received: path={path!r}")
         try:
@@ -92,6 +98,7 @@ class EngineCache:
         except RuntimeError as error:  # from pathlib and platformdirs, for a user without a home, as in many containers
             raise CacheError(f"The engine cache has no folder: {error}. Received: path={path!r}. {_REMEDY}") from error
         self._swept = False
+        self._distrusted = False
 
     def __repr__(self) -> str:
         return f"EngineCache({str(self._path)!r})"
@@ -136,6 +143,7 @@ class EngineCache:
             _drop(path, status, f"its payload {payload_path} is damaged")
             _drop(payload_path, payload_status, "its content does not match its name")
             return None
+        upkeep.mark_used(self._path, path)
         return Entry(payload, document["manifest"])
 
     def put(self, key: str, payload: bytes, manifest: Mapping[str, JSON]) -> None:
@@ -155,10 +163,10 @@ class EngineCache:
         if not isinstance(payload, bytes):
             raise TypeError(f"The payload of a cache entry must be bytes. Received: {type(payload).__name__}")
         sha256 = hashlib.sha256(payload).hexdigest()
-        named = {"payload_sha256": sha256, "payload_size": len(payload), "manifest": _plain(dict(manifest), "manifest")}
-        sealed = _seal({"schema": SCHEMA, "kind": "entry", "key": key, **named})
+        named = {"payload_sha256": sha256, "payload_size": len(payload), "manifest": plain(dict(manifest), "manifest")}
+        sealed = seal({"schema": SCHEMA, "kind": "entry", "key": key, **named})
         payload_path = self._file("payloads", sha256, "")
-        with self._writing(f"an engine of {len(payload)} bytes"):
+        with self._writing(f"an engine of {len(payload)} bytes"), self._locked(self._path / "locks" / "store.lock"):
             is_new = not payload_path.exists()
             # Written even if it is there: that costs less than reading it, and mends it if it is damaged.
             status = self._write(payload_path, payload)
@@ -166,8 +174,11 @@ class EngineCache:
                 self._write(path, sealed)
             except BaseException:
                 if is_new:  # no entry names it
-                    _unlink_unchanged(payload_path, status)
+                    files.unlink_unchanged(payload_path, status)
                 raise
+            upkeep.mark_used(self._path, path)
+            if self._max_bytes is not None:
+                upkeep.evict(self._path, self._max_bytes, keep=[key])
 
     def get_record(self, key: str) -> dict[str, Any] | None:
         """Return the record that was put under `key`, verified, or `None` if nothing whole is there.
@@ -183,6 +194,7 @@ class EngineCache:
         if not isinstance(record, dict):
             _drop(path, found[1], "it holds no record")
             return None
+        upkeep.mark_used(self._path, path)
         return record
 
     def put_record(self, key: str, record: Mapping[str, JSON]) -> None:
@@ -198,9 +210,10 @@ class EngineCache:
             ValueError: If `key` is not a key, or `record` holds a NaN or an infinity.
         """
         path = self._file("records", key)
-        sealed = _seal({"schema": SCHEMA, "kind": "record", "key": key, "record": _plain(dict(record), "record")})
+        sealed = seal({"schema": SCHEMA, "kind": "record", "key": key, "record": plain(dict(record), "record")})
         with self._writing("a record"):
             self._write(path, sealed)
+        upkeep.mark_used(self._path, path)
 
     def discard(self, key: str) -> None:
         """Forget the entry and the record of `key`, if there are any.
@@ -215,6 +228,27 @@ class EngineCache:
             for path in paths:
                 with contextlib.suppress(FileNotFoundError, NotADirectoryError):
                     path.unlink()
+
+    def items(self) -> list[Item]:
+        """Return all entries and records, least recently used first. Their payloads are not read."""
+        return upkeep.items(self._path)
+
+    def prune(self, max_bytes: int) -> list[Item]:
+        """Delete what was used least recently until the rest is within a size; what others hold the lock of stays.
+
+        Args:
+            max_bytes: The size; 0 deletes all that nobody uses.
+
+        Returns:
+            What was deleted.
+
+        Raises:
+            CacheError: If the folder cannot be written.
+        """
+        if not self._path.exists():
+            return []
+        with self._writing("what it deletes"), self._locked(self._path / "locks" / "store.lock"):
+            return upkeep.evict(self._path, max_bytes)
 
     def lock(self, key: str) -> contextlib.AbstractContextManager[None]:
         """Return a context that one thread of one process at a time can be in, for each key.
@@ -233,7 +267,7 @@ class EngineCache:
         from filelock import FileLock
 
         with self._writing("a lock"):
-            _make_folder(path.parent)
+            files.make_folder(path.parent)
             # A lock of its own for each call: two threads then exclude each other as two processes do.
             lock = FileLock(path)
             lock.acquire()
@@ -249,6 +283,11 @@ class EngineCache:
         return self._path / folder / key[:2] / f"{key[2:]}{suffix}"
 
     def _read_document(self, path: Path, kind: str, key: str) -> tuple[dict[str, Any], os.stat_result] | None:
+        if (others := files.others_can_write(self._path)) is not None:
+            if not self._distrusted:
+                self._distrusted = True
+                _logger.warning("Engine cache: %s is not read, as %s", self._path, others)
+            return None
         try:
             with path.open("rb") as file:
                 status = os.fstat(file.fileno())
@@ -259,13 +298,18 @@ class EngineCache:
             _warn_unreadable(path, error)
             return None
         try:
-            return _unseal(raw, kind, key), status
+            return unseal(raw, kind, key), status
         except (ValueError, RecursionError) as error:
             _drop(path, status, str(error))
             return None
 
     @contextlib.contextmanager
     def _writing(self, what: str) -> Iterator[None]:
+        if (others := files.others_can_write(self._path)) is not None:
+            raise CacheError(
+                f"The engine cache is not used, as {others}, and what lies there is run. "
+                f"Received: path={str(self._path)!r}. Take their rights away (chmod go-w, chown). {_REMEDY}"
+            )
         try:
             yield
         except (OSError, NotImplementedError) as error:  # the latter: filelock, where a file system has no locks
@@ -276,26 +320,12 @@ class EngineCache:
 
     def _write(self, path: Path, data: bytes) -> os.stat_result:
         folder = self._path / "tmp"  # inside the root: a file can only be moved into place within its file system
-        _make_folder(folder)
-        _make_folder(path.parent)
+        files.make_folder(folder)
+        files.make_folder(path.parent)
         if not self._swept:
-            _sweep(folder)
+            files.sweep(folder)
             self._swept = True
-        descriptor, name = tempfile.mkstemp(dir=folder)
-        temporary = Path(name)
-        try:
-            with os.fdopen(descriptor, "wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(descriptor)
-                status = os.fstat(descriptor)
-            temporary.replace(path)
-        except BaseException:
-            with contextlib.suppress(OSError):
-                temporary.unlink()
-            raise
-        _sync_folder(path.parent)
-        return status
+        return files.write(path, data, folder)
 
 
 _REMEDY = "Pass another folder with `cache=`, or set the environment variable KERAS_TRT_CACHE."
@@ -314,86 +344,10 @@ def _checked(key: str) -> str:
     return key
 
 
-def _plain(value: Any, where: str) -> Any:
-    """Return a copy of `value` that JSON gives back unchanged."""
-    if value is None or isinstance(value, bool | int | str):
-        return value
-    if isinstance(value, float):
-        if not math.isfinite(value):
-            raise ValueError(f"The value {where!r} of a cache entry must be finite, as JSON is. Received: {value!r}")
-        return value
-    if isinstance(value, list | tuple):
-        return [_plain(item, f"{where}[{index}]") for index, item in enumerate(value)]
-    if isinstance(value, Mapping) and all(isinstance(key, str) for key in value):
-        return {key: _plain(item, f"{where}[{key!r}]") for key, item in value.items()}
-    raise TypeError(
-        f"The value {where!r} of a cache entry must be JSON: None, bool, int, float, str, lists, and mappings with "
-        f"string keys. Received: {value!r}"
-    )
-
-
-def _canonical(document: Mapping[str, Any]) -> bytes:
-    return json.dumps(document, sort_keys=True, allow_nan=False, indent=1).encode() + b"\n"
-
-
-def _seal(document: Mapping[str, Any]) -> bytes:
-    return _canonical({**document, "seal": hashlib.sha256(_canonical(document)).hexdigest()})
-
-
-def _unseal(raw: bytes, kind: str, key: str) -> dict[str, Any]:
-    """Return the sealed document in `raw`, or raise a `ValueError` that says what is wrong with it."""
-    document = json.loads(raw)
-    if not isinstance(document, dict):
-        raise ValueError("it is no JSON object")
-    if document.get("schema") != SCHEMA:
-        raise ValueError(f"its schema is {document.get('schema')!r}, and this version reads {SCHEMA}")
-    document.pop("seal", None)
-    if _seal(document) != raw:  # compares every byte, and so finds even damage that means the same to JSON
-        raise ValueError("its SHA-256 does not match")
-    if document.get("kind") != kind or document.get("key") != key:
-        raise ValueError("it belongs to another key")
-    return document
-
-
-def _make_folder(path: Path) -> None:
-    # For the user alone: what lies here is run. mkdir(parents=True) would give the mode to the last folder only.
-    missing = [folder for folder in (path, *path.parents) if not folder.exists()]
-    for folder in reversed(missing):
-        folder.mkdir(mode=0o700, exist_ok=True)
-
-
-def _sync_folder(path: Path) -> None:
-    # Not every system can sync a folder. What a power cut then loses is a miss, because reads are verified.
-    with contextlib.suppress(OSError):
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-
-
-def _sweep(folder: Path) -> None:
-    """Delete what killed writers left; what is younger may belong to a living one."""
-    oldest = time.time() - _STALE_SECONDS
-    with contextlib.suppress(OSError):
-        for path in folder.iterdir():
-            with contextlib.suppress(OSError):
-                if path.lstat().st_mtime < oldest:
-                    path.unlink()
-
-
 def _warn_unreadable(path: Path, error: OSError) -> None:
     _logger.warning("Engine cache: %s cannot be read (%s); it counts as a miss", path, error)
 
 
 def _drop(path: Path, status: os.stat_result, problem: str) -> None:
     _logger.warning("Engine cache: %s is of no use (%s); it is discarded and counts as a miss", path, problem)
-    _unlink_unchanged(path, status)
-
-
-def _unlink_unchanged(path: Path, status: os.stat_result) -> None:
-    """Delete `path` unless another writer has put a new file there since `status` was taken."""
-    with contextlib.suppress(OSError):
-        now = path.stat()
-        if (now.st_ino, now.st_size, now.st_mtime_ns) == (status.st_ino, status.st_size, status.st_mtime_ns):
-            path.unlink()
+    files.unlink_unchanged(path, status)
