@@ -44,6 +44,7 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "accelerate": "api",
+    "find_precision_plan": "bisection",
     "EngineCache": "cache",
     "Diagnosis": "diagnosis",
     "doctor": "diagnosis",
@@ -98,6 +99,7 @@ __all__ = [
     "accelerate",
     "doctor",
     "export_onnx",
+    "find_precision_plan",
     "load",
 ]
 

@@ -18,7 +18,8 @@ BackendName = Literal["auto", "tensorrt", "tensorrt_rtx", "onnxruntime"]
 
 #: Options that end up in the engine itself. Each is part of the engine key; changing one means another engine.
 ENGINE_OPTIONS = frozenset(
-    {"precision", "batch_sizes", "profiles", "optimization_level", "calibration_data", "calibration_method"}
+    {"precision", "batch_sizes", "profiles", "optimization_level"}
+    | {"calibration_data", "calibration_method", "precision_plan"}
 )
 #: Options that choose where, whether and how loudly, but never which numbers come out. `backend` and `device`
 #: enter the key through the identity of what they choose, `sample` through the shapes that follow from it.
@@ -45,6 +46,9 @@ class BuildOptions:
             that `predict` takes; some hundred are used. Defaults to `None`.
         calibration_method: how `"int8"` chooses the range of numbers: `"percentile"`, `"entropy"` (as TensorRT's own
             calibrator did; slow) or `"minmax"`. Defaults to `"percentile"`.
+        precision_plan: layers that compute in float32 whatever the precision is, `{"name or glob": "float32"}`. A
+            pattern is held against a layer's name, its path (`"block/conv"`) and those of the models that it is in.
+            Defaults to `None`.
         optimization_level: TensorRT's builder optimization level, 0 (fast build) to 5 (fast engine). Defaults to
             `None`: TensorRT's own default.
         verify: whether an engine is compared with Keras before it is used. Defaults to `True`.
@@ -70,6 +74,7 @@ class BuildOptions:
     optimization_level: int | None = None
     calibration_data: Any = None
     calibration_method: Literal["percentile", "entropy", "minmax"] = "percentile"
+    precision_plan: Mapping[str, Literal["float32"]] | None = None
     verify: bool = True
     fallback: Literal["keras", "raise"] = "keras"
     cache: bool | str | os.PathLike[str] | EngineCache | None = True
@@ -80,6 +85,13 @@ class BuildOptions:
         _choice("precision", self.precision, (None, *get_args(Precision)))
         _choice("backend", self.backend, get_args(BackendName))
         _choice("calibration_method", self.calibration_method, ("percentile", "entropy", "minmax"))
+        plan = self.precision_plan
+        if plan is not None and not (
+            isinstance(plan, Mapping) and all(isinstance(key, str) and plan[key] == "float32" for key in plan)
+        ):
+            raise ValueError(
+                f"`precision_plan` says which layers are float32, as {{'block5/*': 'float32'}}. Received: {plan!r}"
+            )
         _choice("fallback", self.fallback, ("keras", "raise"))
         _choice("verbose", self.verbose, ("auto", 0, 1))
         _choice("verify", self.verify, (True, False))

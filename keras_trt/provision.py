@@ -35,7 +35,7 @@ from .export import ExportedModel, export
 from .export.signature import input_signature
 from .gate import Gate, user_sample
 from .head import Head
-from .ladder import Ladder, Rung, lacks
+from .ladder import Ladder, Rung, lacks, planned
 from .options import BuildOptions, Precision, shapes_for
 from .precision import Quantization, calibrate
 from .report import Report
@@ -140,6 +140,7 @@ class _Provision:
             "input structure": self.takes.input_structure,
             "types guessed": self.takes.types_guessed,
             "calibration": [_digest_of(self.calibration), self.options.calibration_method],
+            "precision plan": sorted(self.options.precision_plan or ()),
             "sample": _digest_of(self.sample),  # an engine is trusted on the rows that it was compared on
             **self.engines.options(self.asked, self.ranges, self.options.optimization_level),
             "versions": _versions(),
@@ -202,7 +203,8 @@ class _Provision:
             independent = not self.gate.rows_depend(exported.signature)
         fell_back: list[tuple[str, str]] = []  # error class and reason
         failures: list[KerasTRTError] = []
-        ladder = Ladder(self.asked, self._quantization(exported))
+        keep = planned(self.options.precision_plan, self.model, exported)
+        ladder = Ladder(self.asked, self._quantization(exported), keep)
         for rung in ladder:
             if (why := lacks(self.backend, rung.precision)) is not None:
                 if rung.precision == self.asked:

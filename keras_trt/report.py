@@ -33,7 +33,7 @@ class Report:
         rows_independent: whether a row's answer does not depend on its batch, so that batches may be regrouped.
         fell_back: why each thing that was tried first does not run, in order.
         kept_float32: the layers that compute in float32 although the engine's precision is lower, since numbers in
-            them leave its range.
+            them leave its range, or `precision_plan` says so.
         on_cpu: the layers that TensorFlow runs on the CPU in front of the engine: those that take strings or look
             values up.
     """

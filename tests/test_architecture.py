@@ -39,7 +39,7 @@ LAYERS = [
     ["gate", "report", "ladder", "calibration"],
     ["engines"],
     ["provision", "predictor"],
-    ["model", "diagnosis"],
+    ["model", "diagnosis", "bisection"],
     ["api"],
     ["loaded"],
     ["cli_cache"],
