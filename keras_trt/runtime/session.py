@@ -42,7 +42,8 @@ class Session:
         profile: the shapes that the engine was built for.
         rows_independent: whether a row's answer does not depend on the other rows of its batch. Where it does,
             batches are run as they come, never cut or padded.
-        costs: seconds that a batch takes by its size, as `measure` gives them. Defaults to `None`: not known.
+        costs: seconds that a batch takes by its size, as another session of the engine has measured them. Defaults to
+            `None`: not known.
     """
 
     def __init__(
@@ -139,14 +140,19 @@ class Session:
                     if not error.out_of_memory or not self._halve():
                         raise
 
-    def measure(self) -> dict[int, float]:
-        """Return seconds that a batch takes, by its size, and cut rows by that from now on.
+    @property
+    def costs(self) -> dict[int, float]:
+        """Seconds that a batch takes, by its size; empty where it was not measured."""
+        return dict(self._costs)
+
+    def measure(self) -> None:
+        """Find out how long batches take, and cut rows by that from now on.
 
         Batches of zeros are run with the smallest, the usual and the largest size, each three times; the last, which
         a CUDA graph runs, counts. Without a GPU nothing is measured: no graph, and no size, is better prepared there.
         """
         if not isinstance(self._runner, GpuRunner) or not self.rows_independent:
-            return {}
+            return
         sizes = {self._smallest, *USUAL_SIZES, self._largest}
         for size in sorted(size for size in sizes if self._smallest <= size <= self._largest):
             shapes = [self.profile.shapes[spec.name].opt for spec in self._inputs]
@@ -156,7 +162,6 @@ class Session:
                 self._run_batches(zeros, [Batch(0, size, size)], None)
                 self._costs[size] = time.perf_counter() - began
         self._plan = BatchPlan(self._smallest, self._largest, self._costs)
-        return dict(self._costs)
 
     def _run(self, inputs: Sequence[Array], progress: Callable[[int], None] | None) -> list[Array]:
         rows = len(inputs[0])
