@@ -16,6 +16,7 @@ from .options import BuildOptions
 from .predictor import Predictor
 from .provision import provision
 from .report import Report
+from .tune import tune
 
 
 def accelerate(model: Any, *, options: BuildOptions | None = None, **keywords: Any) -> TRTModel:
@@ -33,8 +34,9 @@ def accelerate(model: Any, *, options: BuildOptions | None = None, **keywords: A
             SavedModel folder.
         options: a `BuildOptions`. Defaults to `None`: its defaults.
         **keywords: fields of `BuildOptions`, put over `options`: `precision`, `backend`, `batch_sizes`,
-            `profiles`, `sample`, `calibration_data`, `calibration_method`, `precision_plan`, `optimization_level`,
-            `verify`, `fallback`, `cache`, `device`, `verbose`.
+            `profiles`, `sample`, `optimization_level`, `verify`, `fallback`, `cache`, `device`, `verbose`; for 8 bits
+            `calibration_data` and `calibration_method`; for mixtures `precision_plan`; for `precision="auto"`
+            `validation_data`, `accuracy_budget`, `monitor` and `mode`.
 
     Returns:
         A `TRTModel`.
@@ -65,7 +67,8 @@ def accelerate(model: Any, *, options: BuildOptions | None = None, **keywords: A
             raise EngineLoadError(" ".join(unusable))
         refuse(source.only_keras_can(model))
         head = split(model)
-        ready = provision(head.tail if head is not None else model, backend, chosen, cache_of(chosen), head)
+        obtain = tune if chosen.precision == "auto" else provision
+        ready = obtain(head.tail if head is not None else model, backend, chosen, cache_of(chosen), head)
     except InputError:
         raise  # the user's sample: nothing that another engine could mend
     except KerasTRTError as error:

@@ -15,7 +15,7 @@ from .gate import Gate, user_sample
 from .head import split
 from .ladder import Rung, lacks, nodes_by_layer, planned
 from .loading import keras_model
-from .options import BuildOptions, Precision, shapes_for
+from .options import BuildOptions, precision_of, shapes_for
 
 _logger = logging.getLogger("keras_trt")
 
@@ -48,7 +48,7 @@ def find_precision_plan(
     >>> fast = keras_trt.accelerate(model, precision="fp16", precision_plan=plan)
     """
     chosen = BuildOptions.of(options, keywords)
-    precision: Precision = chosen.precision or "fp16"
+    precision = precision_of(chosen, "fp16")
     if precision not in ("fp16", "bf16"):
         raise ValueError(f"`precision` is 'fp16' or 'bf16' here. Received: precision={chosen.precision!r}")
     model = keras_model(model)

@@ -19,7 +19,7 @@ from .gate import Gate, user_sample
 from .head import Head, split
 from .ladder import LADDER, Rung, lacks
 from .loading import keras_model
-from .options import BuildOptions, shapes_for, unknown_sizes
+from .options import BuildOptions, precision_of, shapes_for, unknown_sizes
 from .precision import Quantization, even_thresholds
 
 _RAISES = "`accelerate` raises"
@@ -186,7 +186,7 @@ def _sizes_and_rows(
 
 
 def _judged(model: Any, exported: ExportedModel, options: BuildOptions, judge: Judge) -> Iterator[Finding]:
-    ladder = LADDER[options.precision or judge.default_precision]
+    ladder = LADDER[precision_of(options, judge.default_precision)]
     for i, precision in enumerate(ladder):
         below = [other for other in ladder[i + 1 :] if lacks(judge, other) is None]
         cost = f"runs in {below[0]}" if below else Finding.cost

@@ -14,8 +14,6 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-import numpy as np
-
 from . import artifact, errors, fingerprint
 from ._version import __version__
 from .backends import Backend
@@ -36,8 +34,9 @@ from .export import ExportedModel, export
 from .export.signature import input_signature
 from .gate import Gate, user_sample
 from .head import Head
+from .inputs import digest_of
 from .ladder import Ladder, Rung, lacks, planned
-from .options import BuildOptions, Precision, shapes_for
+from .options import BuildOptions, Precision, precision_of, shapes_for
 from .precision import Quantization, calibrate
 from .report import Report
 from .runtime import Session
@@ -111,7 +110,7 @@ class _Provision:
             self.sample = given if given is None or self.head is None else self.head(given)
             self.ranges: tuple[ShapeRange, ...] = shapes_for(self.live, self.options, self.sample)
             self.gate = Gate(self.model, self.takes, self.ranges, given, self.head)
-            self.asked: Precision = self.options.precision or self.backend.default_precision
+            self.asked: Precision = precision_of(self.options, self.backend.default_precision)
             with self.engines.timed("keys"):
                 self.fields = self._record_fields()
                 key = None if self.fields is None else digest("record", self.fields)
@@ -140,9 +139,9 @@ class _Provision:
             "inputs": [[list(spec.shape), spec.dtype] for spec in self.live],
             "input structure": self.takes.input_structure,
             "types guessed": self.takes.types_guessed,
-            "calibration": [_digest_of(self.calibration), self.options.calibration_method],
+            "calibration": [digest_of(self.calibration), self.options.calibration_method],
             "precision plan": sorted(self.options.precision_plan or ()),
-            "sample": _digest_of(self.sample),  # an engine is trusted on the rows that it was compared on
+            "sample": digest_of(self.sample),  # an engine is trusted on the rows that it was compared on
             **self.engines.options(self.asked, self.ranges, self.options.optimization_level),
             "versions": _versions(),
         }
@@ -358,13 +357,6 @@ class _Provision:
 
     def _store_record(self, key: str, record: Mapping[str, Any]) -> None:
         self.engines.store(lambda cache: cache.put_record(key, record))
-
-
-def _digest_of(rows: Sequence[np.ndarray[Any, Any]] | None) -> str | None:
-    if rows is None:
-        return None
-    arrays = [np.ascontiguousarray(array) for array in rows]
-    return digest("sample", {"arrays": [[array.dtype.name, list(array.shape), array.tobytes()] for array in arrays]})
 
 
 def _versions() -> dict[str, str]:

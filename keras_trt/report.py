@@ -16,6 +16,28 @@ _HOW = {
 
 
 @dataclass(frozen=True)
+class Candidate:
+    """A precision that `precision="auto"` tried.
+
+    Attributes:
+        precision: its name; `"keras"` is the model itself.
+        metric: the monitored metric on the validation data, where there is an engine.
+        milliseconds: median time of a batch of the usual size, where it was measured.
+        outcome: `"chosen"`, or why it is not.
+    """
+
+    precision: str
+    metric: float | None
+    milliseconds: float | None
+    outcome: str
+
+    def __str__(self) -> str:
+        metric = "" if self.metric is None else f"{self.metric:.6g}"
+        taken = "" if self.milliseconds is None else f"{self.milliseconds:.3f} ms"
+        return f"  {self.precision:<6}{metric:>12}{taken:>14}  {self.outcome}"
+
+
+@dataclass(frozen=True)
 class Report:
     """What a `TRTModel` runs, and how it came to be.
 
@@ -34,6 +56,7 @@ class Report:
         fell_back: why each thing that was tried first does not run, in order.
         kept_float32: the layers that compute in float32 although the engine's precision is lower, since numbers in
             them leave its range, or `precision_plan` says so.
+        candidates: what `precision="auto"` tried, in order.
         on_cpu: the layers that TensorFlow runs on the CPU in front of the engine: those that take strings or look
             values up.
     """
@@ -50,6 +73,7 @@ class Report:
     fell_back: tuple[str, ...] = ()
     kept_float32: tuple[str, ...] = ()
     on_cpu: tuple[str, ...] = ()
+    candidates: tuple[Candidate, ...] = ()
 
     def __str__(self) -> str:
         took = f"{self.seconds.get('total', 0.0):.2f} s"
@@ -58,4 +82,5 @@ class Report:
         how = _HOW[self.origin]
         front = f", behind {', '.join(self.on_cpu)} on the CPU" if self.on_cpu else ""
         kept = f" but for {', '.join(self.kept_float32)} in float32" if self.kept_float32 else ""
-        return f"keras_trt: {self.title} on {self.device_name}, {self.precision}{kept}{front}: {how} ({took})."
+        line = f"keras_trt: {self.title} on {self.device_name}, {self.precision}{kept}{front}: {how} ({took})."
+        return "\n".join([line, *map(str, self.candidates)])

@@ -39,7 +39,7 @@ LAYERS = [
     ["gate", "report", "ladder", "calibration"],
     ["engines"],
     ["provision", "predictor"],
-    ["model", "diagnosis", "bisection"],
+    ["model", "diagnosis", "bisection", "tune"],
     ["api"],
     ["loaded"],
     ["cli_cache"],
