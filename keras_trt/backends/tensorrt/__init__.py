@@ -5,15 +5,17 @@ from __future__ import annotations
 import os
 import platform
 import sys
+from collections.abc import Mapping
 from typing import Any
 
 from ... import cuda
 from ...errors import BuildError, EngineLoadError, PlanError
 from ...options import Precision
-from ..base import BuildSpec, Finding
+from ..base import Array, BuildSpec, EngineLayer, Finding
 from .builder import PlanBuilder
 from .engine import TensorRTEngine
 from .flavor import FlavorName, flavor
+from .layers import timed_layers
 
 __all__ = ["TensorRTBackend"]
 
@@ -92,6 +94,19 @@ class TensorRTBackend:
                 if (hint := self._memory_hint()) is not None:
                     error.add_note(hint)
                 raise
+
+    def profile(self, plan: bytes, feeds: Mapping[str, Array], calls: int) -> list[EngineLayer]:
+        """Return the layers of an engine with the mean time of some calls.
+
+        Raises:
+            EngineLoadError: if the plan cannot be loaded, run or inspected.
+        """
+        loaded = self.load(plan)
+        try:
+            with cuda.current_device(self._device):
+                return timed_layers(self._flavor, loaded, feeds, calls)
+        finally:
+            loaded.close()
 
     def load(self, plan: bytes) -> TensorRTEngine:
         """Load a plan.
