@@ -183,9 +183,9 @@ class Engines:
         Raises:
             EngineLoadError, CudaError: if it cannot be used here.
         """
-        engine = self.backend.load(plan)
+        engines = self.backend.load(plan)
         shapes = profile(signature, ranges)
-        session = Session(engine, signature, shapes, rows_independent=rows_independent, costs=costs)
+        session = Session(engines, signature, shapes, rows_independent=rows_independent, costs=costs)
         try:
             session.reserve()  # want of memory shows here, where something else can still run the model
             if costs is None:

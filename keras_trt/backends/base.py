@@ -104,7 +104,13 @@ class DeviceContext(Protocol):
 
 @runtime_checkable
 class DeviceEngine(Protocol):
-    """An engine that reads and writes device memory."""
+    """An engine that reads and writes device memory.
+
+    Attributes:
+        device: index of its GPU.
+        plan_bytes: size of its plan.
+        context_bytes: what each of its contexts takes on the GPU for activations.
+    """
 
     @property
     def input_names(self) -> Sequence[str]: ...
@@ -112,6 +118,10 @@ class DeviceEngine(Protocol):
     def output_names(self) -> Sequence[str]: ...
     @property
     def device(self) -> int: ...
+    @property
+    def plan_bytes(self) -> int: ...
+    @property
+    def context_bytes(self) -> int: ...
 
     def dtype(self, name: str) -> np.dtype[Any]:
         """Return the type of an input or output as the engine has it."""
@@ -131,7 +141,7 @@ class Backend(Judge, Protocol):
 
     Attributes:
         name: the `backend=` that selects it.
-        device: `"cpu"`, or as `"cuda:0"`.
+        device: `"cpu"`, or as `"cuda:0"`, or as `"cuda:0,1"`.
         device_name: product name of the device.
     """
 
@@ -152,8 +162,8 @@ class Backend(Judge, Protocol):
             BuildError: with the builder's log.
         """
 
-    def load(self, plan: bytes) -> HostEngine | DeviceEngine:
-        """Load a plan.
+    def load(self, plan: bytes) -> Sequence[HostEngine | DeviceEngine]:
+        """Load a plan, on each device.
 
         Raises:
             EngineLoadError: if it cannot be used here.
