@@ -10,13 +10,15 @@ from typing import Any, Literal
 
 import numpy as np
 
+from .evaluation import Evaluator
+from .face import KerasFace
 from .predictor import Predictor
 from .report import Report
 from .runtime import Session
 from .specs import flatten
 
 
-class TRTModel:
+class TRTModel(KerasFace):
     """A drop-in for a Keras model's inference, made by `accelerate`.
 
     The engine is a snapshot: later changes of the Keras model do not reach it. What the engine cannot honour (as
@@ -37,6 +39,7 @@ class TRTModel:
     def __init__(self, source: Any, predictor: Predictor | None, session: Session | None, report: Report) -> None:
         self._source = source
         self._predictor = predictor
+        self._evaluator = Evaluator(source, predictor) if predictor is not None else None
         self._report = report
         self._pid = os.getpid()
         self._closed = False

@@ -39,6 +39,11 @@ class Predictor:
         self._warned: set[str] = set()
         self._warn_lock = threading.Lock()
 
+    @property
+    def signature(self) -> Signature:
+        """Inputs and outputs of the whole model."""
+        return self._signature
+
     def predict(
         self, owner: Any, x: Any, batch_size: int | None, verbose: Any, steps: int | None, callbacks: Any
     ) -> Any:

@@ -37,6 +37,8 @@ LAYERS = [
     ["verify"],
     ["gate", "report"],
     ["provision", "predictor"],
+    ["evaluation"],
+    ["face"],
     ["model", "diagnosis"],
     ["api"],
     ["cli"],
