@@ -4,6 +4,10 @@
 >>> fast = keras_trt.accelerate(model)
 >>> fast.predict(x)
 
+Or, so that the model's own `predict` and `evaluate` run on TensorRT and follow its weights:
+
+>>> model.compile_trt()
+
 Importing this package imports none of TensorFlow, Keras, TensorRT, CUDA and onnx: each is loaded by the first call
 that needs it.
 """
@@ -12,6 +16,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from . import _hook
 from ._version import __version__
 
 if TYPE_CHECKING:
@@ -30,6 +35,7 @@ if TYPE_CHECKING:
     from .errors import MissingDependencyError as MissingDependencyError
     from .errors import PlanError as PlanError
     from .errors import PrecisionError as PrecisionError
+    from .errors import StaleEngineError as StaleEngineError
     from .errors import UnsupportedOperatorError as UnsupportedOperatorError
     from .errors import VerificationError as VerificationError
     from .export import export_onnx as export_onnx
@@ -56,6 +62,7 @@ _HOMES = {
     "MissingDependencyError": "errors",
     "PlanError": "errors",
     "PrecisionError": "errors",
+    "StaleEngineError": "errors",
     "UnsupportedOperatorError": "errors",
     "VerificationError": "errors",
     "export_onnx": "export",
@@ -85,6 +92,7 @@ __all__ = [
     "PlanError",
     "PrecisionError",
     "ShapeRange",
+    "StaleEngineError",
     "TRTModel",
     "TensorSpec",
     "UnsupportedOperatorError",
@@ -94,6 +102,8 @@ __all__ = [
     "doctor",
     "export_onnx",
 ]
+
+_hook.install()
 
 
 def __getattr__(name: str) -> Any:

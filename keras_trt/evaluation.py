@@ -8,10 +8,9 @@ from types import FunctionType, MethodType
 from typing import Any
 
 from .predictor import Predictor
+from .source import own, placed
 from .specs import Signature, describe, flatten, pack
 
-#: Methods of a model that `compile_trt` puts its own in front of.
-COMPILED_AWAY = frozenset({"predict", "predict_on_batch", "evaluate", "test_on_batch"})
 #: What a test function is traced for; another loss, other metrics or another way of running need another one.
 _TRACED_FOR = ("_compile_loss", "_compile_metrics", "_loss_tracker", "run_eagerly", "steps_per_execution")
 
@@ -49,7 +48,7 @@ class Evaluator:
                 self._only_keras = list(only_keras_evaluates(self._source, self._predictor.signature))
             for why in self._only_keras:
                 self._predictor.warn_once("evaluate", f"Keras evaluates '{self._source.name}' itself: {why}.")
-                return getattr(type(self._source), method)(self._source, **arguments)
+                return own(self._source, method)(**arguments)
             failures = self._stand_in.failures
             failures.clear()
             try:
@@ -106,7 +105,7 @@ def _stand_in(source: Any, predictor: Predictor) -> Any:
 
         def __getattr__(self, name: str) -> Any:
             method = next((vars(kind)[name] for kind in type(source).__mro__ if name in vars(kind)), None)
-            if isinstance(method, FunctionType) and (name not in vars(source) or name in COMPILED_AWAY):
+            if isinstance(method, FunctionType) and placed(source, name) is None:
                 return MethodType(method, self)
             return getattr(source, name)
 

@@ -5,15 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
-from .evaluation import Evaluator
 from .report import Report
+from .source import own
 
 
 class KerasFace:
     """The part of `keras.Model` that concerns inference, beside `predict`. Part of `TRTModel`."""
 
     _source: Any
-    _evaluator: Evaluator | None
 
     @property
     def name(self) -> str:
@@ -152,8 +151,9 @@ class KerasFace:
         raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
 
     def _test(self, method: Literal["evaluate", "test_on_batch"], arguments: dict[str, Any]) -> Any:
-        self._check_usable()
-        return getattr(self._evaluator or self._source, method)(**arguments)
+        with self._engine() as (_, evaluator):
+            test = getattr(evaluator, method) if evaluator is not None else own(self._source, method)
+            return test(**arguments)
 
-    def _check_usable(self) -> None:
+    def _engine(self) -> Any:
         raise NotImplementedError

@@ -14,6 +14,7 @@ from .errors import FallbackWarning
 from .head import Head
 from .inputs import Array, is_arrays, standardize
 from .runtime import Session
+from .source import own
 from .specs import Signature, flatten, pack
 
 # These are arrays gone wrong: `standardize` says what of them, which no adapter of Keras could.
@@ -155,7 +156,7 @@ class Predictor:
         return [np.empty((0, *(axis or 0 for axis in spec.shape[1:])), spec.dtype) for spec in outputs]
 
     def _by_keras(self, inputs: Sequence[Array]) -> list[Any]:
-        return flatten(self._source.predict_on_batch(pack(self._signature.input_structure, inputs)))
+        return flatten(own(self._source, "predict_on_batch")(pack(self._signature.input_structure, inputs)))
 
     def _pack(self, outputs: Sequence[Any]) -> Any:
         return pack(self._signature.output_structure, outputs)

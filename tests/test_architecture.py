@@ -33,7 +33,7 @@ LAYERS = [
     ["precision"],
     ["backends"],
     ["runtime"],
-    ["source", "data", "head"],
+    ["source", "data", "head", "watch"],
     ["verify"],
     ["gate", "report"],
     ["provision", "predictor"],
@@ -41,6 +41,8 @@ LAYERS = [
     ["face"],
     ["model", "diagnosis"],
     ["api"],
+    ["attach"],
+    ["_hook"],
     ["cli"],
 ]
 

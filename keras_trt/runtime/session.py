@@ -71,7 +71,7 @@ class Session:
         self._order = [order.index(spec.name) for spec in signature.outputs]
         self._smallest, _, self._largest = profile.batch
         self._users = 0
-        self._closed = False
+        self._closed = self._retired = False
         self._changed = threading.Condition()
         self.profile = profile
         self.rows_independent = rows_independent
@@ -128,7 +128,7 @@ class Session:
             inputs: one array for each input of the signature; `takes` must have no objection.
             progress: called with the number of rows done, after each batch.
         """
-        with self._in_use():
+        with self.in_use():
             return self._run(inputs, progress)
 
     def _run(self, inputs: Sequence[Array], progress: Callable[[int], None] | None) -> list[Array]:
@@ -149,6 +149,15 @@ class Session:
                 progress(stop)
         return results
 
+    def retire(self) -> None:
+        """Close once no call is under way: now, or when the last one ends. Does not wait."""
+        with self._changed:
+            self._retired = True
+            closed = self._closed
+        if not closed:
+            with self.in_use():
+                pass
+
     def close(self) -> None:
         """Free the engine and all memory that its calls used, after the calls under way."""
         with self._changed:
@@ -157,7 +166,12 @@ class Session:
         self._runner.close()
 
     @contextmanager
-    def _in_use(self) -> Iterator[None]:
+    def in_use(self) -> Iterator[None]:
+        """Keep the engine open while the block runs.
+
+        Raises:
+            RuntimeError: if it is closed.
+        """
         with self._changed:
             if self._closed:
                 raise RuntimeError("This engine is closed.")
@@ -167,7 +181,11 @@ class Session:
         finally:
             with self._changed:
                 self._users -= 1
+                last = self._retired and self._users == 0 and not self._closed
+                self._closed |= last
                 self._changed.notify_all()
+            if last:
+                self._runner.close()
 
     def _infer(self, feeds: Sequence[Array]) -> list[Array]:
         wanted = set(self._runner.input_names)  # a builder may drop an input that the model does not use
