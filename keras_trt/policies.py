@@ -30,7 +30,7 @@ def refusals(model: Any) -> Iterator[Finding]:
     for layer in model._flatten_layers():
         policy = layer.dtype_policy
         quantized = getattr(policy, "quantization_mode", None) not in (None, "int8")
-        plain = layer.compute_dtype == layer.variable_dtype == "float32"
+        plain = policy.compute_dtype == policy.variable_dtype == "float32"
         if quantized or not (plain or _is_mixed(layer)):
             yield Finding(
                 f"The layer '{layer.path or layer.name}' has the dtype policy '{policy.name}'. Only float32, mixed and "
@@ -73,6 +73,13 @@ def full_float32(model: Any) -> Iterator[None]:
             tf.config.experimental.enable_tensor_float_32_execution(tf32)
             for layer, policy in changed:
                 layer._dtype_policy = policy
+
+
+@contextmanager
+def as_it_is() -> Iterator[None]:
+    """Let no thread change how models compute, while the block runs."""
+    with _one_at_a_time:
+        yield
 
 
 def _is_mixed(layer: Any) -> bool:

@@ -41,14 +41,12 @@ class ExportedModel:
         onnx: the serialized `onnx.ModelProto`, float32, opset 17, weights inside.
         signature: names, shapes, types and nesting of its inputs and outputs.
         recipe: how the graph's initializers follow from the variables of the model.
-        transposes: names of the transposes that are left in the graph.
         findings: what was repaired on the way, and what the graph costs.
     """
 
     onnx: bytes
     signature: Signature
     recipe: Recipe
-    transposes: tuple[str, ...]
     findings: tuple[Finding, ...] = ()
 
 
@@ -92,10 +90,18 @@ def examine(model: Any, sample: Any = None) -> tuple[ExportedModel | None, tuple
 
 @dataclass(frozen=True)
 class _Converted:
-    """A model as tf2onnx leaves it: its signature, the graph of standard nodes, and what tf2onnx logged."""
+    """A model as tf2onnx leaves it.
+
+    Attributes:
+        signature: names, shapes, types and nesting of its inputs and outputs.
+        proto: the graph of standard nodes.
+        whole: whether weights got into it by their inputs alone.
+        log: what tf2onnx logged.
+    """
 
     signature: Signature
     proto: Any
+    whole: bool
     log: list[str]
 
 
@@ -115,27 +121,33 @@ def _converted(model: Any, sample: Any, on_policies: Callable[[Iterable[Finding]
     outputs = traced.outputs
     refuse(check.writes(traced.function, model))
     if policies.is_mixed(model):  # the graph computes in float32; what its user gets has the types that Keras gives
-        own = trace.trace(model, takes.input_structure, takes.inputs).outputs
+        with policies.as_it_is():
+            own = trace.trace(model, takes.input_structure, takes.inputs).outputs
         outputs = tuple(replace(spec, dtype=other.dtype) for spec, other in zip(outputs, own, strict=True))
     proto, log = convert.convert(traced)
     refuse(check.foreign_nodes(proto, model))
     inputs = _distinct(takes.inputs, set())
     outputs = _distinct(outputs, {spec.name for spec in inputs})
     known = replace(takes, inputs=inputs, outputs=outputs, output_structure=traced.output_structure)
-    return _Converted(known, proto, log)
+    return _Converted(known, proto, traced.whole, log)
 
 
 def _finished(model: Any, converted: _Converted) -> ExportedModel:
     from .graph import optimize
 
-    optimized = optimize(converted.proto, [np.asarray(variable) for variable in model.variables])
+    try:
+        weights = [np.asarray(variable) for variable in model.variables]
+        optimized = optimize(converted.proto, weights, whole=converted.whole)
+    except Exception as error:  # what onnx-ir, ONNX Runtime or a pass of ours cannot do, Keras can
+        raise ExportError(f"The graph could not be simplified: {type(error).__name__}: {error}") from error
     refuse(check.invalid(optimized.proto, model, len(converted.signature.inputs), converted.log))
     findings = (*policies.repairs(model), *check.transposes(optimized.proto, model))
     try:
-        onnx = _finish(optimized.proto, converted.signature)
+        onnx, names = _finish(optimized.proto, converted.signature)
     except Exception as error:  # protobuf's own kinds of errors differ between its versions
         raise ExportError(f"The graph could not be written, as of more than 2 GiB: {error}") from error
-    return ExportedModel(onnx, converted.signature, optimized.recipe, optimized.transposes, findings)
+    recipe = optimized.recipe.renamed(names)
+    return ExportedModel(onnx, converted.signature, recipe, findings)
 
 
 def export_onnx(model: Any, filepath: str | os.PathLike[str], *, sample: Any = None) -> None:
@@ -172,11 +184,17 @@ def export_onnx(model: Any, filepath: str | os.PathLike[str], *, sample: Any = N
         raise
 
 
-def _finish(proto: Any, known: Signature) -> bytes:
-    """Give inputs and outputs their Keras names, and keep the nesting beside the graph."""
+def _finish(proto: Any, known: Signature) -> tuple[bytes, dict[str, str]]:
+    """Give inputs and outputs their Keras names, and keep the nesting beside the graph.
+
+    Returns:
+        The serialized model, and the new names of inner tensors by the old ones.
+    """
     names = {f"input_{i}": spec.name for i, spec in enumerate(known.inputs)}
     names |= {f"output_{i}": spec.name for i, spec in enumerate(known.outputs)}
-    _make_room(proto.graph, set(names.values()) - set(names))
+    # An inner tensor that bears a name which an input or output is going to have makes room for it.
+    inner = {name: f"{name}__inner" for name in set(names.values()) - set(names)}
+    _rename(proto.graph, inner)
     _rename(proto.graph, names)
     byte_inputs.cast_first(proto)
     # tf2onnx declares ai.onnx.ml whether it is used or not; `check` has seen that it is not.
@@ -186,12 +204,7 @@ def _finish(proto: Any, known: Signature) -> bytes:
     proto.producer_name = "keras_trt"
     entry = proto.metadata_props.add()
     entry.key, entry.value = SIGNATURE_METADATA, json.dumps(known.to_json(), sort_keys=True)
-    return bytes(proto.SerializeToString(deterministic=True))
-
-
-def _make_room(graph: Any, wanted: set[str]) -> None:
-    """Rename inner tensors that bear a name which an input or output is going to have."""
-    _rename(graph, {name: f"{name}__inner" for name in wanted})
+    return bytes(proto.SerializeToString(deterministic=True)), inner
 
 
 def _rename(graph: Any, names: dict[str, str]) -> None:

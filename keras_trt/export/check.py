@@ -90,9 +90,10 @@ def foreign_nodes(proto: Any, model: Any) -> Iterator[Finding]:
     )
     operators = {node.name: node.op_type for node in foreign}
     for where, name in _first_of_each(model, operators.items()):
-        yield Finding(
-            f"The operation '{operators[name]}' of {_in(where)} has no form in ONNX (graph node '{name}').", where
-        )
+        why = f"The operation '{operators[name]}' of {_in(where)} has no form in ONNX (graph node '{name}')."
+        if operators[name].startswith("LookupTable"):
+            why += " `accelerate` lets the CPU run lookups that are at the head of a model."
+        yield Finding(why, where)
 
 
 def _wrong_inputs(proto: Any, model: Any, inputs: int) -> Iterator[Finding]:
@@ -120,7 +121,7 @@ def _refused_by_checker(proto: Any, log: Sequence[str]) -> Iterator[Finding]:
         onnx.checker.check_model(proto, full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError, ValueError) as error:
         said = f" tf2onnx said: {'; '.join(log)}" if log else ""
-        yield Finding(f"The graph that tf2onnx made is not valid ONNX: {error}.{said}")
+        yield Finding(f"The graph is not valid ONNX: {error}.{said}")
 
 
 def layer_of(model: Any, node_name: str) -> str | None:

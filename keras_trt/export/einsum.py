@@ -11,6 +11,8 @@ from typing import Any
 
 import numpy as np
 
+from .writer import Writer
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -79,7 +81,8 @@ def einsum(graph: Any, node: Any, _name: str, _arguments: Any) -> None:
     if found is None or merged is None:
         node.type = "Einsum"  # the same attribute, the same operator
         return
-    _Writer(graph, node, *found, sizes=merged).write()
+    operands = list(node.input)
+    _Product(Writer(graph, node), operands, *found).write(merged)
 
 
 def _merged(found: tuple[str, str, Plan], shapes: Sequence[Sequence[int]]) -> dict[str, int] | None:
@@ -99,42 +102,37 @@ def _merged(found: tuple[str, str, Plan], shapes: Sequence[Sequence[int]]) -> di
     return sizes
 
 
-class _Writer:
-    def __init__(self, graph: Any, node: Any, first: str, second: str, how: Plan, sizes: dict[str, int]) -> None:
-        self._graph = graph
-        self._inputs, self._outputs, self._name = list(node.input), list(node.output), node.name
-        self._dtype = graph.get_dtype(self._outputs[0])
-        self._first, self._second, self._how, self._sizes = first, second, how, sizes
-        graph.remove_node(node.name)
+class _Product:
+    """Writes the nodes of one plan."""
 
-    def write(self) -> None:
-        how = self._how
+    def __init__(self, write: Writer, operands: Sequence[str], first: str, second: str, how: Plan) -> None:
+        self._write, self._operands = write, operands
+        self._first, self._second, self._how = first, second, how
+
+    def write(self, sizes: dict[str, int]) -> None:
+        how, write = self._how, self._write
         open_left = not how.batch and bool(how.left)
-        left = self._transposed(self._inputs[0], self._first, how.batch + how.left + how.summed)
-        left = self._grouped(left, how.batch, [*how.left] if open_left else [how.left], [how.summed])
-        right = self._transposed(self._inputs[1], self._second, how.batch + how.summed + how.right)
-        right = self._grouped(right, how.batch, [how.summed], [how.right])
-        product = self._node("MatMul", [left, right])
+        left = self._transposed(self._operands[0], self._first, how.batch + how.left + how.summed)
+        left = self._grouped(left, sizes, how.batch, [*how.left] if open_left else [how.left], [how.summed])
+        right = self._transposed(self._operands[1], self._second, how.batch + how.summed + how.right)
+        right = self._grouped(right, sizes, how.batch, [how.summed], [how.right])
+        product = write.node("MatMul", [left, right])
         letters = how.batch + how.left + how.right
         if (len(how.left) != 1 and not open_left) or len(how.right) != 1:
-            product = self._reshaped(product, how.batch + (how.left if open_left else ""), letters)
+            copied = how.batch + (how.left if open_left else "")
+            shape = [0] * len(copied) + [sizes[letter] for letter in letters[len(copied) :]]
+            product = write.node("Reshape", [product, write.constant(np.array(shape, np.int64))])
         order = [letters.index(letter) for letter in how.output]
-        final = ("Transpose", {"perm": order}) if order != sorted(order) else ("Identity", {})
-        self._graph.make_node(
-            final[0],
-            [product],
-            attr=final[1],
-            outputs=self._outputs,
-            name=self._name,
-            shapes=[[self._sizes[letter] for letter in how.output]],
-            dtypes=[self._dtype],
-        )
+        if order == sorted(order):
+            write.result("Identity", [product])
+        else:
+            write.result("Transpose", [product], perm=order)
 
     def _transposed(self, x: str, letters: str, wanted: str) -> str:
         order = [letters.index(letter) for letter in wanted]
-        return x if order == sorted(order) else self._node("Transpose", [x], {"perm": order})
+        return x if order == sorted(order) else self._write.node("Transpose", [x], perm=order)
 
-    def _grouped(self, x: str, batch: str, *groups: Sequence[str]) -> str:
+    def _grouped(self, x: str, sizes: dict[str, int], batch: str, *groups: Sequence[str]) -> str:
         """Merge each group of axes behind the batch into one; no axis becomes one of size 1."""
         flat = [group for part in groups for group in part]
         if all(len(group) == 1 for group in flat):
@@ -144,23 +142,5 @@ class _Writer:
             position = len(shape)
             # 0 copies the size at the same place, which is right as long as nothing before it was merged.
             copied = len(group) == 1 and "".join(flat).find(group) + len(batch) == position
-            shape.append(0 if copied else int(np.prod([self._sizes[letter] for letter in group])))
-        return self._node("Reshape", [x, self._constant(shape)])
-
-    def _reshaped(self, x: str, copied: str, letters: str) -> str:
-        shape = [0] * len(copied) + [self._sizes[letter] for letter in letters[len(copied) :]]
-        return self._node("Reshape", [x, self._constant(shape)])
-
-    def _constant(self, values: Sequence[int]) -> str:
-        from tf2onnx import utils
-
-        name = utils.make_name(f"{self._name}/shape")
-        return str(self._graph.make_const(name, np.array(values, np.int64)).output[0])
-
-    def _node(self, operator: str, inputs: Sequence[str], attributes: dict[str, Any] | None = None) -> str:
-        from tf2onnx import utils
-
-        made = self._graph.make_node(
-            operator, list(inputs), attr=attributes or {}, name=utils.make_name(self._name), dtypes=[self._dtype]
-        )
-        return str(made.output[0])
+            shape.append(0 if copied else int(np.prod([sizes[letter] for letter in group])))
+        return self._write.node("Reshape", [x, self._write.constant(np.array(shape, np.int64))])

@@ -1,7 +1,7 @@
-"""Keras layers that ONNX has an operator for: traced as that operator, not as the many that it consists of.
+"""Keras layers that are traced as something better than what they consist of.
 
-TensorFlow has no such operators, so a marker stands for each in its graph: a `PyFunc` that is never run, whose token
-says what it means. tf2onnx turns it into the ONNX node (`operators`).
+Most have an operator in ONNX. TensorFlow has no such operators, so a marker stands for each in its graph: a `PyFunc`
+that is never run, whose token says what it means. tf2onnx turns it into the ONNX node (`operators`).
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ MARKER = "keras_trt:"
 
 @contextmanager
 def as_onnx_operators(model: Any) -> Iterator[None]:
-    """Let the layers of a model that ONNX has an operator for be called as that, while the block runs.
+    """Let the layers of a model that have a better form for ONNX be called as that, while the block runs.
 
-    A layer is only replaced where the operator computes exactly the same: for classes of Keras itself, not of their
+    A layer is only replaced where the other form computes exactly the same: for classes of Keras itself, not of their
     subclasses, and only with attributes that the operator has.
     """
     from . import recurrent
@@ -27,7 +27,11 @@ def as_onnx_operators(model: Any) -> Iterator[None]:
     replaced: list[tuple[Any, str]] = []
     try:
         for layer in model._flatten_layers():
-            for name, call in (("inner_loop", recurrent.inner_loop(layer)), ("call", _layer_normalization(layer))):
+            calls = (
+                ("inner_loop", recurrent.inner_loop(layer)),
+                ("call", _layer_normalization(layer) or _time_distributed(layer)),
+            )
+            for name, call in calls:
                 if call is not None and name not in vars(layer):
                     # Past Keras's own `__setattr__`, which would track it; seen before the method of the class.
                     vars(layer)[name] = _in_this_thread(call, getattr(layer, name))
@@ -99,3 +103,48 @@ def _layer_normalization(layer: Any) -> Callable[[Any], Any] | None:
         return output
 
     return call
+
+
+def _time_distributed(layer: Any) -> Callable[..., Any] | None:
+    """Return a call of a `TimeDistributed` that takes all steps of all rows as one batch.
+
+    Keras writes its layer down once for each step, and, where their number is open, runs as many as the batch has rows.
+    """
+    import keras
+    import tensorflow as tf
+
+    if type(layer) is not keras.layers.TimeDistributed:
+        return None
+    # A layer of someone else's may look at its batch as a whole.
+    if not all(type(one).__module__.startswith("keras.") for one in layer.layer._flatten_layers()):
+        return None
+
+    def call(inputs: Any, training: Any = None, mask: Any = None) -> Any:
+        given: dict[str, Any] = {}
+        if layer.layer._call_has_training_arg:
+            given["training"] = training
+        if layer.layer._call_has_mask_arg and mask is not None:
+            given["mask"] = _merge_steps(tf.convert_to_tensor(mask))
+        x = tf.convert_to_tensor(inputs)
+        rows = x.shape[0] if x.shape[1] is None else -1
+        places = [tf.shape(x)[0] if rows is None else rows, -1 if x.shape[1] is None else x.shape[1]]
+        every = layer.layer.call(_merge_steps(x), **given)
+        return keras.tree.map_structure(lambda one: tf.reshape(one, [*places, *_inner_sizes(one, 1)]), every)
+
+    return call
+
+
+def _merge_steps(x: Any) -> Any:
+    """Return a tensor with its first two axes as one."""
+    import tensorflow as tf
+
+    sizes = _inner_sizes(x, 2)
+    rows = -1 if all(isinstance(size, int) for size in sizes) else tf.shape(x)[0] * tf.shape(x)[1]
+    return tf.reshape(x, [rows, *sizes])
+
+
+def _inner_sizes(x: Any, first: int) -> list[Any]:
+    """Return the sizes of the axes from `first` on, of which those that are open as tensors."""
+    import tensorflow as tf
+
+    return [tf.shape(x)[axis] if size is None else size for axis, size in enumerate(x.shape) if axis >= first]

@@ -23,6 +23,10 @@ def handlers() -> dict[str, Any]:
         "Einsum": einsum,
         "Erfc": _erfc,
         "Expm1": _expm1,
+        "FloorDiv": _floor_division,
+        "FloorMod": _floor_division,
+        "Log1p": _log1p,
+        "OneHot": _one_hot,
         "PyFunc": _marker,
         "ReverseV2": _reverse,
         "TensorListFromTensor": _list_of_steps,
@@ -154,9 +158,68 @@ def _without_minus(graph: Any, node: Any) -> str | None:
 
 
 def _expm1(graph: Any, node: Any, _name: str, _arguments: Any) -> None:
-    """expm1(x) = exp(x) - 1. Near 0 its relative error grows as 1e-7 / x; what it is added to in ELUs hides that."""
+    """expm1(x) = exp(x) - 1, and near 0, where that loses digits, 2 t / (1 - t) with t = tanh(x / 2)."""
     x, write = node.input[0], Writer(graph, node)
-    write.result("Sub", [write.node("Exp", [x]), write.one()])
+    half = write.constant(np.float32(0.5))
+    t = write.node("Tanh", [write.node("Mul", [x, half])])
+    near = write.node("Div", [write.node("Add", [t, t]), write.node("Sub", [write.one(), t])])
+    small = write.node("Less", [write.node("Abs", [x]), half])
+    write.result("Where", [small, near, write.node("Sub", [write.node("Exp", [x]), write.one()])])
+
+
+def _log1p(graph: Any, node: Any, _name: str, _arguments: Any) -> None:
+    """log1p(x) = log(u) + (x - (u - 1)) / u with u = 1 + x: near 0, what u has lost of x decides.
+
+    From W. Kahan's analysis of log1p, as in N. Higham, Accuracy and Stability of Numerical Algorithms, section 1.14.1.
+    """
+    x, write = node.input[0], Writer(graph, node)
+    half, zero = write.constant(np.float32(0.5)), write.constant(np.float32(0))
+    u = write.node("Add", [write.one(), x])
+    lost = write.node("Div", [write.node("Sub", [x, write.node("Sub", [u, write.one()])]), u])
+    small = write.node("Less", [write.node("Abs", [x]), half])
+    write.result("Add", [write.node("Log", [u]), write.node("Where", [small, lost, zero])])
+
+
+def _floor_division(graph: Any, node: Any, _name: str, _arguments: Any) -> None:
+    """Division rounded down, and its remainder: ONNX divides integers towards zero."""
+    from tf2onnx import utils
+
+    x, y = node.input
+    remainder, dtype = node.type == "FloorMod", graph.get_dtype(node.output[0])
+    write, kind = Writer(graph, node), np.dtype(utils.map_onnx_to_numpy_type(dtype))
+    quotient = write.node("Div", [x, y])
+    if kind.kind == "f":
+        quotient = write.node("Floor", [quotient])
+        if remainder:
+            write.result("Sub", [x, write.node("Mul", [quotient, y])])
+        else:
+            write.result("Identity", [quotient])
+        return
+    rest, zero = write.node("Sub", [x, write.node("Mul", [quotient, y])]), write.constant(np.zeros((), kind))
+    other_sign = write.node("Xor", [write.node("Less", [rest, zero]), write.node("Less", [y, zero])])
+    inexact = write.node("Not", [write.node("Equal", [rest, zero])])
+    below = write.node("Cast", [write.node("And", [inexact, other_sign])], to=dtype)
+    if remainder:
+        write.result("Add", [rest, write.node("Mul", [below, y])])
+    else:
+        write.result("Sub", [quotient, below])
+
+
+def _one_hot(graph: Any, node: Any, _name: str, _arguments: Any) -> None:
+    """A comparison with each class; ONNX's `OneHot` takes negative numbers as counted from the end."""
+    from onnx import TensorProto
+
+    x, _depth, on, off = node.input
+    shape, axis = graph.get_shape(x), int(node.get_attr_value("axis", -1))
+    count = _fixed_size(node.inputs[1])
+    if shape is None or count is None:
+        return  # `check` refuses what stays
+    axis = len(shape) if axis < 0 else axis
+    write = Writer(graph, node)
+    classes = np.arange(count).reshape([count] + [1] * (len(shape) - axis))
+    column = write.node("Unsqueeze", [x, write.constant(np.array([axis], np.int64))])
+    wide = write.node("Cast", [column], to=TensorProto.INT64)
+    write.result("Where", [write.node("Equal", [wide, write.constant(classes)]), on, off])
 
 
 def _marker(graph: Any, node: Any, _name: str, _arguments: Any) -> None:
@@ -169,32 +232,20 @@ def _marker(graph: Any, node: Any, _name: str, _arguments: Any) -> None:
     inputs = [next(given) if present else "" for present in said["present"]]
     while inputs and not inputs[-1]:
         inputs.pop()
-    outputs, name = list(node.output), node.name
-    shapes, dtypes = [graph.get_shape(one) for one in outputs], [graph.get_dtype(one) for one in outputs]
-    graph.remove_node(name)
-    graph.make_node(
-        said["operator"], inputs, attr=said["attributes"], outputs=outputs, name=name, shapes=shapes, dtypes=dtypes
-    )
+    Writer(graph, node).result(said["operator"], inputs, **said["attributes"])
 
 
 def _reverse(graph: Any, node: Any, _name: str, _arguments: Any) -> None:
     """A slice with negative steps; tf2onnx makes a `ReverseSequence` between transposes of it."""
-    from tf2onnx import utils
-
-    x, name, outputs = node.input[0], node.name, list(node.output)
-    shapes, dtypes = [graph.get_shape(outputs[0])], [graph.get_dtype(outputs[0])]
+    x = node.input[0]
     rank = len(graph.get_shape(x))
     axes = [int(axis) % rank for axis in node.inputs[1].get_tensor_value(as_list=False).flatten()]
-
-    def constant(what: str, value: int) -> Any:
-        array = np.full(len(axes), value, np.int64)
-        return graph.make_const(utils.make_name(f"{name}/{what}"), array).output[0]
-
+    write = Writer(graph, node)
     # From the last element to the one before the first, which only a number below all indices can name.
-    starts, ends, steps = constant("starts", -1), constant("ends", np.iinfo(np.int32).min), constant("steps", -1)
-    axis = graph.make_const(utils.make_name(f"{name}/axes"), np.array(axes, np.int64)).output[0]
-    graph.remove_node(name)
-    graph.make_node("Slice", [x, starts, ends, axis, steps], outputs=outputs, name=name, shapes=shapes, dtypes=dtypes)
+    starts, ends, steps = (
+        write.constant(np.full(len(axes), value, np.int64)) for value in (-1, np.iinfo(np.int32).min, -1)
+    )
+    write.result("Slice", [x, starts, ends, write.constant(np.array(axes, np.int64)), steps])
 
 
 def _list_of_steps(graph: Any, node: Any, _name: str, _arguments: Any) -> None:

@@ -34,13 +34,18 @@ def inner_loop(layer: Any) -> Callable[..., Any] | None:
     if operator == "LSTM":
         names.append(names[1])  # ONNX tells the activation of the state from that of the output
 
-    def loop(sequences: Any, initial_state: Any, mask: Any = None, training: bool = False) -> Any:  # noqa: ARG001
-        return _run(layer, operator, names, sequences, initial_state, mask)
+    def loop(sequences: Any, initial_state: Any, mask: Any = None, training: bool = False) -> Any:
+        import tensorflow as tf
+
+        valid = None if mask is None else tf.cast(_flat(mask)[0], tf.bool)
+        if not tf.convert_to_tensor(sequences).dtype.is_floating or (valid is not None and valid.shape.rank != 2):
+            return type(layer).inner_loop(layer, sequences, initial_state, mask, training)
+        return _run(layer, operator, names, sequences, initial_state, valid)
 
     return loop
 
 
-def _run(layer: Any, operator: str, activations: Sequence[Any], sequences: Any, initial_state: Any, mask: Any) -> Any:
+def _run(layer: Any, operator: str, activations: Sequence[Any], sequences: Any, initial_state: Any, given: Any) -> Any:
     """Return last output, outputs and states, as `keras.layers.RNN.inner_loop` does."""
     import tensorflow as tf
 
@@ -48,7 +53,6 @@ def _run(layer: Any, operator: str, activations: Sequence[Any], sequences: Any, 
 
     x = tf.convert_to_tensor(sequences)
     states = [tf.convert_to_tensor(one) for one in _flat(initial_state)]
-    given = _flat(mask)[0] if mask is not None else None
     batch, steps = x.shape[0], x.shape[1]
     units = layer.cell.units
     if given is not None:

@@ -29,6 +29,7 @@ class Trace:
         inputs: how many inputs.
         output_structure: the nesting of the outputs.
         outputs: their flat specs.
+        whole: whether it reads variables by these arguments alone.
     """
 
     function: Any
@@ -36,6 +37,7 @@ class Trace:
     inputs: int
     output_structure: Structure
     outputs: tuple[TensorSpec, ...]
+    whole: bool
 
 
 def trace(model: Any, structure: Structure, inputs: Sequence[TensorSpec]) -> Trace:
@@ -95,7 +97,8 @@ def trace(model: Any, structure: Structure, inputs: Sequence[TensorSpec]) -> Tra
         TensorSpec(name, _shape(tensor), tensor.dtype.name)
         for name, tensor in zip(names, function.outputs, strict=True)
     )
-    return Trace(function, len(variables), len(inputs), seen["structure"], outputs)
+    whole = not any(captured.dtype == tf.resource for captured in function.captured_inputs)
+    return Trace(function, len(variables), len(inputs), seen["structure"], outputs, whole)
 
 
 @contextmanager

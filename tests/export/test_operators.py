@@ -13,6 +13,7 @@ import onnxruntime
 import pytest
 from keras import layers, ops
 
+from keras_trt.errors import ExportError
 from keras_trt.export import export
 
 from .. import zoo
@@ -121,3 +122,81 @@ def test_argmax_takes_negative_zeros_for_smaller() -> None:
 
 def test_a_reshape_with_two_open_sizes() -> None:
     compare(Function(lambda x: ops.reshape(x, (ops.shape(x)[0], -1, 5))), random(3, 4, 3, 5))
+
+
+@pytest.mark.parametrize("dtype", ["int32", "int64", "float32"])
+@pytest.mark.parametrize("divisor", [3, -3])
+def test_floor_division(dtype: str, divisor: int) -> None:
+    x = np.arange(-8, 8).reshape(4, 4).astype(dtype)
+    compare(Function(lambda x: ops.mod(x, divisor)), x)
+    compare(Function(lambda x: ops.floor_divide(x, divisor)), x)
+
+
+@pytest.mark.parametrize("axis", [-1, 0, 1])
+def test_one_hot_of_numbers_out_of_range(axis: int) -> None:
+    x = np.array([[0, 3, -1], [4, 1, -5], [2, 2, 100]], "int32")
+    compare(Function(lambda x: ops.one_hot(x, 4, axis=axis)), x)
+    compare(Function(lambda x: ops.one_hot(x, 4, axis=axis, dtype="int32")), x)
+
+
+@pytest.mark.parametrize("name", ["log1p", "expm1"])
+def test_near_zero(name: str) -> None:
+    x = random(5, 8) ** 2 * np.float32(10.0) ** np.arange(-20, 20, 5, dtype="float32")
+    x[0, :3], x[1] = [-1.0, np.inf, -0.0], -x[1] / (1 + x[1])
+    result = export(keras.Sequential([keras.Input((8,)), Function(getattr(ops, name))]))
+    session = onnxruntime.InferenceSession(result.onnx, providers=["CPUExecutionProvider"])
+    (got,) = session.run(None, {result.signature.inputs[0].name: x})
+    with np.errstate(divide="ignore", over="ignore"):
+        wanted = getattr(np, name)(x.astype("float64")).astype("float32")
+    np.testing.assert_allclose(got, wanted, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("equation", "shape"),
+    [("...ab,...bc->...ac", (1, 4, 5)), ("...ab,...cb->c...a", (1, 5, 4)), ("...ab,...bcd->...acd", (1, 4, 5, 2))],
+)
+def test_an_einsum_that_broadcasts_the_batch(equation: str, shape: tuple[int, ...]) -> None:
+    other = random(*shape)
+
+    class Whole(layers.Layer):
+        def call(self, x: Any) -> Any:
+            product = ops.einsum(equation, x, other)
+            return ops.transpose(product, (1, 0, 2)) if equation.endswith("c...a") else product
+
+    compare(Whole(), random(3, 3, 4))
+
+
+@pytest.mark.parametrize("axis", [-1, [1, 2], [-1, -2], [2, 1], 1])
+@pytest.mark.parametrize("affine", [True, False])
+def test_layer_normalization(axis: Any, affine: bool) -> None:
+    layer = layers.LayerNormalization(axis=axis, center=affine, scale=affine)
+    layer.build((None, 4, 4))
+    zoo.lively(layer)
+    found = compare(layer, random(3, 4, 4))
+    assert found["LayerNormalization"] == (axis != 1)
+
+
+def test_layer_normalization_over_open_sizes() -> None:
+    x = keras.Input((None, 4))
+    model = keras.Model(x, layers.LayerNormalization(axis=[1, 2], center=False, scale=False)(x))
+    result = export(model)
+    session = onnxruntime.InferenceSession(result.onnx, providers=["CPUExecutionProvider"])
+    given = random(3, 5, 4)
+    (got,) = session.run(None, {result.signature.inputs[0].name: given})
+    assert zoo.relative_l2(model.predict_on_batch(given), got) < 1e-5
+
+
+def test_a_reduction_over_no_axis() -> None:
+    compare(Function(lambda x: ops.sum(ops.transpose(x, (0, 2, 1)), axis=())), random(3, 4, 5))
+
+
+def test_constants_that_onnx_runtime_cannot_compute_are_told_as_an_export_error() -> None:
+    class Outside(layers.Layer):
+        def build(self, _: Any) -> None:
+            self.w = self.add_weight(shape=(3,))
+
+        def call(self, x: Any) -> Any:
+            return x + ops.take(self.w, np.array([7], "int32"))
+
+    with pytest.raises(ExportError, match="simplified"):
+        export(keras.Sequential([keras.Input((3,)), Outside()]))

@@ -43,18 +43,12 @@ def random(*shape: int, seed: int = 1) -> Any:
     return np.random.default_rng(seed).standard_normal(shape).astype("float32")
 
 
-def lively(model: keras.Model) -> keras.Model:
-    generator = np.random.default_rng(5)
-    model.set_weights([(0.5 * generator.standard_normal(one.shape)).astype(one.dtype) for one in model.get_weights()])
-    return model
-
-
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(("sequences", "state", "backwards"), list(itertools.product([False, True], repeat=3)))
 def test_options(kind: str, sequences: bool, state: bool, backwards: bool) -> None:
     x = keras.Input((6, 3))
     layer = getattr(layers, kind)(4, return_sequences=sequences, return_state=state, go_backwards=backwards)
-    wanted, got, operators = answers(lively(keras.Model(x, layer(x))), random(5, 6, 3))
+    wanted, got, operators = answers(zoo.lively(keras.Model(x, layer(x))), random(5, 6, 3))
     assert_same(wanted, got)
     assert operators[OPERATORS[kind]] == 1
     assert "Loop" not in operators
@@ -66,7 +60,7 @@ def test_an_initial_state_no_bias_and_other_activations(kind: str) -> None:
     states = [keras.Input((units,)) for _ in range(2 if kind == "LSTM" else 1)]
     options = {} if kind == "SimpleRNN" else {"recurrent_activation": "tanh"}
     layer = getattr(layers, kind)(units, use_bias=False, activation="softsign", return_state=True, **options)
-    model = lively(keras.Model([x, *states], layer(x, initial_state=states)))
+    model = zoo.lively(keras.Model([x, *states], layer(x, initial_state=states)))
     given = [random(5, units, seed=7 + i) for i, _ in enumerate(states)]
     wanted, got, operators = answers(model, random(5, 6, 3), *given)
     assert_same(wanted, got)
@@ -75,7 +69,7 @@ def test_an_initial_state_no_bias_and_other_activations(kind: str) -> None:
 
 def test_gru_that_resets_before() -> None:
     x = keras.Input((6, 3))
-    wanted, got, operators = answers(lively(keras.Model(x, layers.GRU(4, reset_after=False)(x))), random(5, 6, 3))
+    wanted, got, operators = answers(zoo.lively(keras.Model(x, layers.GRU(4, reset_after=False)(x))), random(5, 6, 3))
     assert_same(wanted, got)
     assert operators["GRU"] == 1
 
@@ -85,7 +79,7 @@ def test_gru_that_resets_before() -> None:
 def test_bidirectional(kind: str, sequences: bool) -> None:
     x = keras.Input((6, 3))
     layer = layers.Bidirectional(getattr(layers, kind)(4, return_sequences=sequences))
-    wanted, got, operators = answers(lively(keras.Model(x, layer(x))), random(5, 6, 3))
+    wanted, got, operators = answers(zoo.lively(keras.Model(x, layer(x))), random(5, 6, 3))
     assert_same(wanted, got)
     assert operators[OPERATORS[kind]] == 2
 
@@ -94,7 +88,7 @@ def test_bidirectional(kind: str, sequences: bool) -> None:
 def test_any_number_of_steps(steps: int) -> None:
     x = keras.Input((None, 3))
     both = layers.Bidirectional(layers.GRU(4, return_sequences=True))(x)
-    wanted, got, _ = answers(lively(keras.Model(x, layers.LSTM(4)(both))), random(5, steps, 3))
+    wanted, got, _ = answers(zoo.lively(keras.Model(x, layers.LSTM(4)(both))), random(5, steps, 3))
     assert_same(wanted, got)
 
 
@@ -110,7 +104,7 @@ def test_any_mask(kind: str, sequences: bool, wrapper: str) -> None:
     given = np.array(
         [[1, 2, 3, 0, 0, 0], [0, 0, 4, 5, 6, 7], [8, 0, 1, 0, 0, 2], [0, 0, 0, 0, 0, 0], [3, 1, 4, 1, 5, 2]], "int32"
     )
-    wanted, got, operators = answers(lively(keras.Model(ids, layer(vectors))), given)
+    wanted, got, operators = answers(zoo.lively(keras.Model(ids, layer(vectors))), given)
     assert_same(wanted, got)
     assert operators[OPERATORS[kind]] == (2 if wrapper == "bidirectional" else 1)
     assert "Loop" not in operators
@@ -121,7 +115,7 @@ def test_a_mask_that_zeroes_outputs() -> None:
     layer = layers.RNN(layers.LSTMCell(4), return_sequences=True, zero_output_for_mask=True)
     data = random(5, 6, 3)
     data[1, :2], data[2, 3:] = 0, 0
-    wanted, got, operators = answers(lively(keras.Model(x, layer(layers.Masking()(x)))), data)
+    wanted, got, operators = answers(zoo.lively(keras.Model(x, layer(layers.Masking()(x)))), data)
     assert_same(wanted, got)
     assert operators["LSTM"] == 1
 
@@ -130,7 +124,7 @@ def test_padding_may_hold_anything() -> None:
     x, mask = keras.Input((6, 3)), keras.Input((6,), dtype="bool")
     data, valid = random(5, 6, 3), np.tile([True, True, True, True, False, False], (5, 1))
     data[:, 4:] = np.nan
-    wanted, got, _ = answers(lively(keras.Model([x, mask], layers.LSTM(4)(x, mask=mask))), data, valid)
+    wanted, got, _ = answers(zoo.lively(keras.Model([x, mask], layers.LSTM(4)(x, mask=mask))), data, valid)
     assert_same(wanted, got)
 
 
@@ -149,6 +143,52 @@ class Other(layers.LSTMCell):
 )
 def test_what_the_operator_does_not_do_stays_a_loop(layer: Any) -> None:
     x = keras.Input((6, 3))
-    wanted, got, operators = answers(lively(keras.Model(x, layer()(x))), random(5, 6, 3))
+    wanted, got, operators = answers(zoo.lively(keras.Model(x, layer()(x))), random(5, 6, 3))
     assert_same(wanted, got)
     assert operators["Loop"] == 1
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_masks_and_sequences_of_numbers(kind: str) -> None:
+    x, mask = keras.Input((5, 3)), keras.Input((5,), dtype="int32")
+    model = keras.Model([x, mask], getattr(layers, kind)(4)(x, mask=mask))
+    valid = np.array([[1, 1, 0, 0, 0], [1, 0, 1, 1, 0], [1, 1, 1, 1, 1]], "int32")
+    wanted, got, operators = answers(zoo.lively(model), random(3, 5, 3), valid)
+    assert_same(wanted, got)
+    assert operators[OPERATORS[kind]] == 1
+    x = keras.Input((5, 3), dtype="int32")
+    given = np.random.default_rng(2).integers(-2, 3, (3, 5, 3)).astype("int32")
+    wanted, got, operators = answers(zoo.lively(keras.Model(x, getattr(layers, kind)(4)(x))), given)
+    assert_same(wanted, got)
+    assert operators["Loop"] == 1
+
+
+@pytest.mark.parametrize("steps", [5, None])
+def test_time_distributed_is_one_batch(steps: int | None) -> None:
+    images, valid = keras.Input((steps, 8, 8, 3)), keras.Input((steps, 6), dtype="bool")
+    block = keras.Sequential([keras.Input((8, 8, 3)), layers.Conv2D(4, 3), layers.BatchNormalization()])
+    model = zoo.lively(keras.Model(images, layers.TimeDistributed(block)(images)))
+    for count in (5,) if steps else (2, 5):  # Keras takes as many open steps as there are rows, once it has seen two
+        clone = keras.Model(images, model.outputs)
+        wanted, got, operators = answers(clone, random(3, count, 8, 8, 3))
+        assert_same(wanted, got)
+        assert operators["Conv"] == 1
+    words = keras.Input((steps, 6, 3))
+    model = keras.Model([words, valid], layers.TimeDistributed(layers.GRU(4))(words, mask=valid))
+    mask = np.random.default_rng(4).integers(0, 2, (3, 5, 6)).astype(bool)
+    wanted, got, operators = answers(zoo.lively(model), random(3, 5, 6, 3), mask)
+    assert_same(wanted, got)
+    assert operators["GRU"] == 1
+
+
+def test_a_layer_of_the_users_own_takes_one_step_at_a_time() -> None:
+    class Centered(layers.Layer):
+        def call(self, x: Any) -> Any:
+            return x - keras.ops.mean(x, axis=0, keepdims=True)  # over the rows
+
+        def compute_output_shape(self, shape: Any) -> Any:
+            return shape
+
+    x = keras.Input((5, 3))
+    wanted, got, _ = answers(keras.Model(x, layers.TimeDistributed(Centered())(x)), random(3, 5, 3))
+    assert_same(wanted, got)

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from .simplify import known_sizes, new_constant, only_user, take_over
+from .simplify import known_sizes, new_constant, only_user, replace
 
 
 def scales_into_convolutions(graph: Any, fixed: Collection[Any]) -> None:
@@ -58,6 +58,6 @@ def _fold_one(node: Any, fixed: set[Any]) -> bool:
     if bias is not None:
         node.resize_inputs(3)
         node.replace_input_with(2, bias)
-    take_over(user.outputs[0], output)
+    replace(user.outputs[0], output)
     graph.remove(user, safe=True)
     return True

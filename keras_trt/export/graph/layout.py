@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from .simplify import constant, known_sizes, new_constant
+from .simplify import constant, known_sizes, new_constant, replace
 
 Order = tuple[int, ...]
 
@@ -95,11 +95,11 @@ def _merge(node: Any, _fixed: set[Any]) -> None:
     made = source.producer()
     target = constant(made.inputs[1]) if made is not None and made.op_type == "Reshape" else None
     if order == tuple(range(len(order))):
-        _replace(node.outputs[0], source)
+        replace(node.outputs[0], source)
     elif target is not None and 0 not in target and _moves_nothing(source, order):
         shape = new_constant(node.graph, target[list(order)])
         output = node.outputs[0]
-        _replace(output, _insert(node, "Reshape", [made.inputs[0], shape], {}, output, output.shape))
+        replace(output, _insert(node, "Reshape", [made.inputs[0], shape], {}, output, output.shape))
     elif found is not None:
         node.replace_input_with(0, source)
         node.attributes["perm"] = ir.AttrInt64s("perm", order)
@@ -158,8 +158,8 @@ def _reduce(node: Any, _fixed: set[Any]) -> None:
     attribute = node.attributes.get("axes")
     from_input = len(node.inputs) > 1 and node.inputs[1] is not None
     given = constant(node.inputs[1]) if from_input else attribute.as_ints() if attribute is not None else None
-    if given is None:
-        return
+    if given is None or len(given) == 0:
+        return  # not known; or all of them, or none
     axes = [int(axis) % len(order) for axis in given]
     moved = sorted(order[axis] for axis in axes)
     keep = node.attributes.get("keepdims")
@@ -230,7 +230,7 @@ def _shape(node: Any, _fixed: set[Any]) -> None:
     whole = _insert(node, "Shape", [source], {}, output, output.shape)
     places = new_constant(node.graph, np.array(order, np.int64))
     picked = _insert(node, "Gather", [whole, places], {}, output, output.shape)
-    _replace(node.outputs[0], picked)
+    replace(node.outputs[0], picked)
 
 
 def _reshape(node: Any, _fixed: set[Any]) -> None:
@@ -282,17 +282,3 @@ def _insert(before: Any, operator: str, inputs: Sequence[Any], attributes: Any, 
     node.outputs[0].type, node.outputs[0].shape = like.type, shape
     before.graph.insert_before(before, node)
     return node.outputs[0]
-
-
-def _replace(old: Any, new: Any) -> None:
-    """Put a value in another's place. An output of the graph keeps its name, by an identity."""
-    if not old.is_graph_output():
-        old.replace_all_uses_with(new)
-        return
-    node = old.producer()
-    same = ir.node("Identity", [new], name=f"{node.name}/same")
-    node.graph.insert_before(node, same)
-    same.outputs[0].type, same.outputs[0].shape = old.type, old.shape
-    name, old.name = old.name, None
-    same.outputs[0].name = name
-    old.replace_all_uses_with(same.outputs[0], replace_graph_outputs=True)

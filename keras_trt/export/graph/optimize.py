@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes import common
 
@@ -19,25 +20,25 @@ class Optimized:
     Attributes:
         proto: the `onnx.ModelProto`.
         recipe: how its initializers follow from the weights.
-        transposes: names of the transposes that are left.
     """
 
     proto: Any
     recipe: weights.Recipe
-    transposes: tuple[str, ...]
 
 
-def optimize(proto: Any, values: Sequence[Any]) -> Optimized:
+def optimize(proto: Any, values: Sequence[Any], *, whole: bool = True) -> Optimized:
     """Simplify a graph and put its weights in.
 
     Args:
         proto: an `onnx.ModelProto` whose inputs are `weight_0`, `weight_1`, … and the model's own.
         values: the weights.
+        whole: whether they are all of a model's variables that the graph has values of.
     """
     model = ir.from_proto(proto)
     graph = model.graph
     outputs = [str(value.name) for value in graph.outputs]
     given = [one for one in graph.inputs if str(one.name).startswith("weight_")]
+    repair.outputs_of_branches(graph)
     _tidy(model)
     _fold(model)
     repair.constant_branches(graph)
@@ -56,19 +57,25 @@ def optimize(proto: Any, values: Sequence[Any]) -> Optimized:
     fold.scales_into_convolutions(graph, weights.fixed_values(graph, given))
     _tidy(model)
     _fold(model)
-    recipe = _put_weights_in(model, given, values)
+    recipe, computed, direct = _put_weights_in(model, given, values)
     _tidy(model)
     repair.outputs_of_branches(graph)
     repair.own_outputs(graph, outputs)
     common.NameFixPass()(model)
-    transposes = tuple(str(node.name) for node in graph.all_nodes() if node.op_type == "Transpose")
-    return Optimized(ir.to_proto(model), recipe, transposes)
+    # Names are final now.
+    recipe = replace(
+        recipe,
+        computed=tuple(str(value.name) for value in computed),
+        direct={str(value.name): number for value, number in direct.items()},
+        whole=whole,
+    )
+    return Optimized(ir.to_proto(model), recipe)
 
 
 def _tidy(model: Any) -> None:
+    simplify.identities(model.graph)
     for one in (
         common.LiftConstantsToInitializersPass(lift_all_constants=True),
-        common.IdentityEliminationPass(),
         common.RemoveUnusedNodesPass(),
         common.CommonSubexpressionEliminationPass(),
         common.TopologicalSortPass(),
@@ -79,27 +86,29 @@ def _tidy(model: Any) -> None:
 
 def _fold(model: Any) -> None:
     """Compute what depends on constants alone."""
-    taken = weights.take_out(model, [])
-    if taken is not None:
-        _fill(model.graph, weights.evaluate(taken, {}))
+    onnx, constants = weights.take_out(model, [])
+    if constants:
+        _fill(constants, weights.evaluate(onnx, {}))
         common.RemoveUnusedNodesPass()(model)
 
 
-def _put_weights_in(model: Any, given: Sequence[Any], values: Sequence[Any]) -> weights.Recipe:
+def _put_weights_in(
+    model: Any, given: Sequence[Any], values: Sequence[Any]
+) -> tuple[weights.Recipe, list[Any], dict[Any, int]]:
+    """Return the recipe without names of initializers; those that it computes, and those that are a weight itself."""
     graph = model.graph
-    taken = weights.take_out(model, given)
+    onnx, computed = weights.take_out(model, given)
     common.RemoveUnusedNodesPass()(model)
     numbers = {one: int(str(one.name).removeprefix("weight_")) for one in given}
-    direct = {str(one.name): number for one, number in numbers.items() if one.uses() or one.is_graph_output()}
-    onnx = taken or b""
-    recipe = weights.Recipe(onnx, _inputs(onnx), direct)
+    direct = {one: number for one, number in numbers.items() if one.uses() or one.is_graph_output()}
     for one in given:
         graph.inputs.remove(one)
-        if str(one.name) in direct:
-            one.const_value = ir.tensor(values[numbers[one]])
-            graph.register_initializer(one)
-    _fill(graph, recipe.run(values))
-    return recipe
+    _fill(list(direct), [np.asarray(values[number]) for number in direct.values()])
+    for one in direct:
+        graph.register_initializer(one)
+    recipe = weights.Recipe(onnx, _inputs(onnx), tuple(str(one.name) for one in computed), {}, whole=True)
+    _fill(computed, list(recipe.run(values).values()))
+    return recipe, computed, direct
 
 
 def _inputs(onnx: bytes) -> tuple[int, ...]:
@@ -111,8 +120,7 @@ def _inputs(onnx: bytes) -> tuple[int, ...]:
     return tuple(int(value.name.removeprefix("weight_")) for value in inputs)
 
 
-def _fill(graph: Any, arrays: dict[str, Any]) -> None:
-    for name, array in arrays.items():
-        value = graph.initializers[name]
-        value.const_value = ir.tensor(array, name=name)
+def _fill(initializers: Sequence[Any], arrays: Sequence[Any]) -> None:
+    for value, array in zip(initializers, arrays, strict=True):
+        value.const_value = ir.tensor(array, name=value.name)
         value.shape, value.dtype = ir.Shape(array.shape), ir.DataType.from_numpy(array.dtype)

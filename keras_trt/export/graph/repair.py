@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from .simplify import constant, known_sizes, new_constant
+from .simplify import constant, known_sizes, new_constant, replace
 
 
 def scales_of_resizes(graph: Any) -> None:
@@ -69,7 +69,7 @@ def tables_of_bytes(graph: Any) -> None:
         node.replace_input_with(0, floats.outputs[0])
         output.type = ir.TensorType(ir.DataType.FLOAT)
         for cast in casts:
-            cast.outputs[0].replace_all_uses_with(output, replace_graph_outputs=True)
+            replace(cast.outputs[0], output)
 
 
 def _sizes(value: Any) -> list[int | None] | None:
@@ -108,7 +108,7 @@ def constant_branches(graph: Any) -> None:
         branch.remove(nodes)
         node.graph.insert_before(node, nodes)
         for output, result in zip(node.outputs, results, strict=True):
-            output.replace_all_uses_with(result, replace_graph_outputs=True)
+            replace(output, result)
         node.graph.remove(node, safe=True)
 
 

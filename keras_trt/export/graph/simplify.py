@@ -102,7 +102,7 @@ def products(graph: Any) -> None:
         product = ir.node("MatMul", [x, kernel], name=f"{node.name}/product")
         product.outputs[0].type, product.outputs[0].shape = output.type, output.shape
         node.graph.insert_before(after, product)
-        take_over(output, product.outputs[0])
+        replace(output, product.outputs[0])
 
 
 def _restores(shape: Any, x: Any, sizes: list[int | None], columns: int | None) -> bool:
@@ -158,17 +158,51 @@ def new_constant(graph: Any, array: np.ndarray[Any, Any]) -> Any:
     return value
 
 
-def take_over(old: Any, new: Any) -> None:
-    """Put a value in the place of another, name included."""
+def replace(old: Any, new: Any) -> None:
+    """Put a value in the place of another. An output of a graph keeps its name, by an identity.
+
+    Args:
+        old: an output of a node.
+        new: any value that this node can see.
+    """
+    if not old.is_graph_output():
+        old.replace_all_uses_with(new)
+        return
+    node = old.producer()
+    same = ir.node("Identity", [new], name=f"{node.name}/same")
+    node.graph.insert_after(node, same)
+    same.outputs[0].type, same.outputs[0].shape = old.type, old.shape
     name, old.name = old.name, None
-    new.name = name
-    old.replace_all_uses_with(new, replace_graph_outputs=True)
+    same.outputs[0].name = name
+    old.replace_all_uses_with(same.outputs[0], replace_graph_outputs=True)
+
+
+def identities(graph: Any) -> None:
+    """Remove the nodes that change nothing, but for those that give an output which something else makes.
+
+    An output of a branch or a loop's body must be made in it: it may be a value of the graph around it elsewhere.
+    """
+    for node in list(graph.all_nodes()):
+        if node.op_type != "Identity":
+            continue
+        source, output = node.inputs[0], node.outputs[0]
+        if output.is_graph_output():
+            made = source.producer()
+            if made is None or made.graph is not node.graph or source.is_graph_output():
+                continue
+            source.name, output.name = output.name, None
+        if source.shape is None:
+            source.shape = output.shape
+        output.replace_all_uses_with(source, replace_graph_outputs=True)
+        node.graph.remove(node, safe=True)
 
 
 def only_user(value: Any) -> Any:
-    """Return the one node that reads a value, or `None`."""
+    """Return the one node that reads a value, where it is in the same graph; else `None`."""
     users = value.uses()
-    return users[0].node if len(users) == 1 and not value.is_graph_output() else None
+    if len(users) != 1 or value.is_graph_output() or users[0].node.graph is not value.producer().graph:
+        return None
+    return users[0].node
 
 
 def _source(value: Any) -> Any:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -17,14 +17,38 @@ class Recipe:
 
     Attributes:
         onnx: a serialized `onnx.ModelProto` from the weights that are used, named `weight_0`, `weight_1`, … in the
-            order of the model's variables, to initializers, by name; empty where there is nothing to compute.
+            order of the model's variables, to initializers; empty where there is nothing to compute.
         weights: which weights it takes.
+        computed: the initializers that are its outputs, by name.
         direct: initializers that are a weight as it is, by name.
+        whole: whether no value of a variable got into the graph in another way than as a weight.
     """
 
     onnx: bytes
     weights: tuple[int, ...]
+    computed: tuple[str, ...]
     direct: Mapping[str, int]
+    whole: bool
+
+    def covers(self, changed: Iterable[int]) -> bool:
+        """Tell whether all that follows from some weights is known.
+
+        A weight that nothing follows from may still be in the graph: the mean of a `Normalization` is a tensor that
+        was made of it.
+
+        Args:
+            changed: places of weights in the order of the model's variables.
+        """
+        return self.whole and set(changed) <= {*self.weights, *self.direct.values()}
+
+    def renamed(self, names: Mapping[str, str]) -> Recipe:
+        """Return the recipe for a graph whose initializers bear other names.
+
+        Args:
+            names: the new ones by the old ones.
+        """
+        computed = tuple(names.get(name, name) for name in self.computed)
+        return replace(self, computed=computed, direct={names.get(key, key): i for key, i in self.direct.items()})
 
     def run(self, weights: Sequence[Any]) -> dict[str, np.ndarray[Any, Any]]:
         """Return all initializers that depend on weights, by name.
@@ -33,8 +57,10 @@ class Recipe:
             weights: a value for each variable of the model, in its order.
         """
         given = {f"weight_{i}": np.asarray(weights[i]) for i in self.weights}
-        computed = evaluate(self.onnx, given) if self.onnx else {}
-        return computed | {name: np.asarray(weights[i]) for name, i in self.direct.items()}
+        computed = evaluate(self.onnx, given) if self.onnx else []
+        return dict(zip(self.computed, computed, strict=True)) | {
+            name: np.asarray(weights[i]) for name, i in self.direct.items()
+        }
 
 
 def fixed_values(graph: Any, given: Collection[Any]) -> set[Any]:
@@ -54,7 +80,7 @@ def fixed_values(graph: Any, given: Collection[Any]) -> set[Any]:
     return fixed
 
 
-def take_out(model: Any, given: Sequence[Any]) -> bytes | None:
+def take_out(model: Any, given: Sequence[Any]) -> tuple[bytes, list[Any]]:
     """Cut the nodes that depend on nothing but initializers and `given` out of a model.
 
     The values at the cut become initializers of the model without data yet.
@@ -64,7 +90,8 @@ def take_out(model: Any, given: Sequence[Any]) -> bytes | None:
         given: inputs of its graph.
 
     Returns:
-        A serialized `onnx.ModelProto` that computes the values at the cut; `None` where there is nothing to compute.
+        A serialized `onnx.ModelProto` that computes the values at the cut, and these initializers; nothing of both
+        where there is nothing to compute.
     """
     import onnx_ir as ir
 
@@ -79,29 +106,25 @@ def take_out(model: Any, given: Sequence[Any]) -> bytes | None:
         if value.is_graph_output() or any(user not in inside for user, _ in value.uses())
     ]
     if not cut:
-        return None
+        return b"", []
     part = ir.convenience.extract(graph, inputs=[*given], outputs=cut)
     proto = ir.to_proto(ir.Model(part, ir_version=model.ir_version))
-    for value in cut:
-        _detach(graph, value)
-    return bytes(proto.SerializeToString())
+    return bytes(proto.SerializeToString()), [_detach(graph, value) for value in cut]
 
 
-def evaluate(onnx: bytes, given: Mapping[str, Any]) -> dict[str, np.ndarray[Any, Any]]:
-    """Run a graph with ONNX Runtime and return its outputs by name."""
+def evaluate(onnx: bytes, given: Mapping[str, Any]) -> list[np.ndarray[Any, Any]]:
+    """Run a graph with ONNX Runtime and return its outputs."""
     import onnxruntime as ort
 
     options = ort.SessionOptions()
     options.log_severity_level = 3
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL  # each node runs but once
     session = ort.InferenceSession(onnx, options, providers=["CPUExecutionProvider"])
-    names = [value.name for value in session.get_outputs()]
     wanted = {value.name for value in session.get_inputs()}
-    results = session.run(names, {name: value for name, value in given.items() if name in wanted})
-    return dict(zip(names, results, strict=True))
+    return list(session.run(None, {name: value for name, value in given.items() if name in wanted}))
 
 
-def _detach(graph: Any, value: Any) -> None:
+def _detach(graph: Any, value: Any) -> Any:
     """Make an initializer of a value that nodes compute; the nodes stay, without users."""
     import onnx_ir as ir
 
@@ -109,6 +132,7 @@ def _detach(graph: Any, value: Any) -> None:
     value.name = None
     value.replace_all_uses_with(initializer, replace_graph_outputs=True)
     graph.initializers[initializer.name] = initializer
+    return initializer
 
 
 def _is_plain(node: Any) -> bool:

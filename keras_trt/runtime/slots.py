@@ -1,0 +1,173 @@
+"""What one batch on a GPU needs: a context, a stream, pinned and device memory, and the graph that runs it."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Mapping
+from contextlib import ExitStack
+from typing import Any
+
+import numpy as np
+
+from .. import cuda
+from ..backends.base import Array, DeviceContext, DeviceEngine
+from ..errors import CudaError, EngineLoadError, InputError
+from . import copying
+
+_logger = logging.getLogger("keras_trt")
+
+# While one thread captures a graph, what another does with contexts and memory may be illegal (it may wait for the
+# whole device) and break both.
+_exclusive = threading.RLock()
+
+Shapes = tuple[tuple[str, tuple[int, ...]], ...]
+
+
+class Slot:
+    """A context with its stream, its memory for one set of shapes, and the graph that runs them.
+
+    One shape to a context: what TensorRT prepares for a shape when it is set is not part of the graph.
+
+    Args:
+        engine: a loaded engine; its device must be current for all that a slot does.
+    """
+
+    def __init__(self, engine: DeviceEngine) -> None:
+        self._engine = engine
+        self.shapes: Shapes | None = None
+        self._buffers: dict[str, _Buffer] = {}
+        self._graph: cuda.Graph | None = None
+        self._runs = 0
+        with _exclusive, ExitStack() as undo:
+            self._stream = cuda.Stream()
+            undo.callback(self._stream.close)
+            self._context: DeviceContext = engine.create_context(self._stream.address)
+            undo.callback(self._context.close)
+            cuda.wait_for_default_stream()  # where a library may have set the context up
+            undo.pop_all()
+
+    def start(self, shapes: Shapes, feeds: Mapping[str, Array]) -> None:
+        """Put one inference on the stream. `wait` must follow, also after an error.
+
+        Args:
+            shapes: of the inputs.
+            feeds: an array for each input. One with fewer rows than its shape is padded by its last.
+        """
+        if shapes != self.shapes:
+            self.prepare(shapes)
+        for name, _ in shapes:
+            self._buffers[name].fill(name, feeds[name])
+        if self._runs == 1 and self._graph is None:
+            self._record()
+        if self._graph is not None:
+            self._graph.launch(self._stream)
+        else:
+            self._enqueue()
+        self._runs += 1
+
+    def wait(self) -> None:
+        """Wait for all that was put on the stream."""
+        self._stream.synchronize()
+
+    @property
+    def outputs(self) -> list[Array]:
+        """What was inferred: views of the slot's memory, right from `wait` until the next start."""
+        return [self._buffers[name].array for name in self._engine.output_names]
+
+    def prepare(self, shapes: Shapes) -> None:
+        """Take the shapes: memory for them, and the context's own preparations."""
+        with _exclusive:
+            self._drop_graph()
+            self.shapes = None
+            self._runs = 0
+            outputs = self._context.set_shapes(dict(shapes))
+            for name, shape in (*shapes, *outputs.items()):
+                buffer = self._buffers.get(name)
+                if buffer is None or not buffer.reshape(shape):
+                    if buffer is not None:
+                        del self._buffers[name]
+                        buffer.close()
+                    buffer = self._buffers[name] = _Buffer(shape, self._engine.dtype(name))
+                self._context.set_address(name, buffer.device.address)
+            cuda.wait_for_default_stream()
+            self.shapes = shapes
+
+    def close(self) -> None:
+        """Free all of it. It must be idle."""
+        with _exclusive, ExitStack() as closing:
+            closing.callback(self._stream.close)
+            for buffer in self._buffers.values():
+                closing.callback(buffer.close)
+            closing.callback(self._context.close)
+            closing.callback(self._drop_graph)
+        self._buffers = {}
+
+    def _enqueue(self) -> None:
+        for name in self._engine.input_names:
+            buffer = self._buffers[name]
+            cuda.copy_to_device(buffer.device, buffer.pinned, buffer.array.nbytes, self._stream)
+        self._context.enqueue(self._stream.address)
+        for name in self._engine.output_names:
+            buffer = self._buffers[name]
+            cuda.copy_to_host(buffer.pinned, buffer.device, buffer.array.nbytes, self._stream)
+
+    def _record(self) -> None:
+        # The first run, without a graph, was the warm-up that a capture needs.
+        try:
+            with _exclusive:
+                self._graph = cuda.capture(self._stream, self._enqueue)
+        except (CudaError, EngineLoadError) as error:
+            # Some layers (loops, conditionals) cannot be captured. They run as well without, only slower.
+            _logger.debug("No CUDA graph for %s: %s", self.shapes, error)
+
+    def _drop_graph(self) -> None:
+        if self._graph is not None:
+            graph, self._graph = self._graph, None
+            graph.close()
+
+
+class _Buffer:
+    """One tensor's pinned and device memory, and its view as an array of the shape in use."""
+
+    def __init__(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
+        self._dtype = dtype
+        size = int(np.prod(shape)) * dtype.itemsize
+        self.device = cuda.DeviceMemory(size)
+        try:
+            self.pinned = cuda.PinnedMemory(size)
+        except BaseException:
+            self.device.close()
+            raise
+        self.array: Array = np.empty(0, dtype)
+        self.reshape(shape)
+
+    def reshape(self, shape: tuple[int, ...]) -> bool:
+        """Take another shape in the memory at hand; `False` if it is too small."""
+        size = int(np.prod(shape)) * self._dtype.itemsize
+        if size > self.device.size_bytes:
+            return False
+        self.array = self.pinned.array[:size].view(self._dtype).reshape(shape)
+        return True
+
+    def fill(self, name: str, source: Array) -> None:
+        if source.dtype.kind in "iu" and source.size and not np.can_cast(source.dtype, self._dtype):
+            # TensorRT 8.6 has no int64: the engine's input is int32.
+            limits = np.iinfo(self._dtype)
+            low, high = int(source.min()), int(source.max())
+            if low < limits.min or high > limits.max:
+                raise InputError(
+                    f"Input '{name}' holds integers that this engine, whose type is {self._dtype}, cannot take.",
+                    input_name=name,
+                    expected=f"{limits.min} to {limits.max}",
+                    received=f"{low} to {high}",
+                )
+        rows = len(source)
+        copying.copy(self.array[:rows], source)
+        if rows < len(self.array):
+            self.array[rows:] = self.array[rows - 1]  # a real row cannot overflow where the others do not
+
+    def close(self) -> None:
+        self.array = np.empty(0, self._dtype)
+        self.device.close()
+        self.pinned.close()
