@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from .cache import EngineCache as EngineCache
     from .diagnosis import Diagnosis as Diagnosis
     from .diagnosis import doctor as doctor
+    from .errors import ArtifactError as ArtifactError
     from .errors import BuildError as BuildError
     from .errors import CacheError as CacheError
     from .errors import CudaError as CudaError
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
     from .errors import VerificationError as VerificationError
     from .export import export_onnx as export_onnx
     from .findings import Finding as Finding
+    from .loaded import load as load
     from .model import TRTModel as TRTModel
     from .options import BuildOptions as BuildOptions
     from .specs import OptimizationProfile as OptimizationProfile
@@ -51,6 +53,7 @@ _HOMES = {
     "EngineCache": "cache",
     "Diagnosis": "diagnosis",
     "doctor": "diagnosis",
+    "ArtifactError": "errors",
     "BuildError": "errors",
     "CacheError": "errors",
     "CudaError": "errors",
@@ -67,6 +70,7 @@ _HOMES = {
     "VerificationError": "errors",
     "export_onnx": "export",
     "Finding": "findings",
+    "load": "loaded",
     "TRTModel": "model",
     "BuildOptions": "options",
     "OptimizationProfile": "specs",
@@ -75,6 +79,7 @@ _HOMES = {
 }
 
 __all__ = [
+    "ArtifactError",
     "BuildError",
     "BuildOptions",
     "CacheError",
@@ -101,6 +106,7 @@ __all__ = [
     "accelerate",
     "doctor",
     "export_onnx",
+    "load",
 ]
 
 _hook.install()

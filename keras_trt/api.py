@@ -64,7 +64,7 @@ def accelerate(model: Any, *, options: BuildOptions | None = None, **keywords: A
             raise EngineLoadError(" ".join(unusable))
         refuse(source.only_keras_can(model))
         head = split(model)
-        ready = provision(head.tail if head is not None else model, backend, chosen, _cache(chosen), head)
+        ready = provision(head.tail if head is not None else model, backend, chosen, cache_of(chosen), head)
     except InputError:
         raise  # the user's sample: nothing that another engine could mend
     except KerasTRTError as error:
@@ -84,10 +84,12 @@ def accelerate(model: Any, *, options: BuildOptions | None = None, **keywords: A
         )
     if chosen.verbose:
         print(report)  # noqa: T201 (as Keras's own verbose)
-    return TRTModel(model, Predictor(model, ready.signature, ready.session, head), ready.session, report)
+    predictor = Predictor(model, ready.signature, ready.session, head)
+    return TRTModel(model, predictor, ready.session, report, ready.contents)
 
 
-def _cache(options: BuildOptions) -> EngineCache | None:
+def cache_of(options: BuildOptions) -> EngineCache | None:
+    """Return the cache that is asked for; none, with a warning, for a user who has no folder for it."""
     if isinstance(options.cache, EngineCache) or options.cache is None:
         return options.cache
     if options.cache is False:
@@ -105,4 +107,4 @@ def _keras_instead(model: Any, why: str, options: BuildOptions) -> TRTModel:
     )
     if options.verbose:
         print(report)  # noqa: T201 (as Keras's own verbose)
-    return TRTModel(model, None, None, report)
+    return TRTModel(model, None, None, report, None)

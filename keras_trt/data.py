@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import reprlib
+import sys
 from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 
+from ._require import require
 from ._warn import warn
 from .errors import InputError
 
@@ -25,6 +27,7 @@ def keras_batches(x: Any, batch_size: int | None, steps: int | None) -> tuple[It
     Raises:
         InputError: for data of no kind that Keras knows, and for arguments that do not go with its kind.
     """
+    require("keras", package="keras", extra="tensorflow", purpose="Data that is no array")
     # Keras has no public door to its adapters. They are the same from 3.10 on.
     from keras.src.trainers import data_adapters
     from keras.src.trainers.data_adapters.data_adapter_utils import unpack_x_y_sample_weight
@@ -77,8 +80,9 @@ def warn_ran_out() -> None:
 
 def limited(steps: int | None) -> int | None:
     """Return `steps` under the limit that `keras.config.set_max_steps_per_epoch` has set for debugging."""
-    import keras
-
+    keras = sys.modules.get("keras")
+    if keras is None:  # nobody can have set one
+        return steps
     limit = getattr(keras.config, "max_steps_per_epoch", lambda: None)()  # not in the oldest Keras
     if not limit or (steps and steps <= limit):
         return steps
@@ -87,10 +91,15 @@ def limited(steps: int | None) -> int | None:
 
 
 def callback_list(model: Any, callbacks: Any, verbose: Any, steps: int | None) -> Any:
-    """Return Keras's `CallbackList` with its progress bar, or `None` where nothing would be called."""
-    if verbose == 0 and not callbacks:
+    """Return Keras's `CallbackList` with its progress bar, or `None` where nothing would be called.
+
+    Where Keras is not imported, as beside a loaded artifact, it is not imported for a progress bar.
+    """
+    keras = sys.modules.get("keras")
+    if not callbacks and (verbose == 0 or keras is None):
         return None
-    import keras
+    if keras is None:
+        keras = require("keras", package="keras", extra="tensorflow", purpose="`callbacks`")
 
     if isinstance(callbacks, keras.callbacks.CallbackList):
         return callbacks
@@ -107,6 +116,5 @@ def concatenate(parts: list[Array]) -> Any:
         return np.stack(parts)
     if len({part.shape[1:] for part in parts}) == 1:
         return np.concatenate(parts)
-    import tensorflow as tf
-
+    tf = require("tensorflow", package="tensorflow", extra="tensorflow", purpose="A ragged output")
     return tf.concat([tf.RaggedTensor.from_tensor(part) for part in parts], axis=0)

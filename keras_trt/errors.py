@@ -7,7 +7,8 @@
     │   ├── UnsupportedOperatorError  it has no form of an operator, in whatever precision
     │   └── PrecisionError       the engine does not have the precision that was asked for
     ├── EngineLoadError          a backend or an engine cannot be used here
-    │   └── PlanError            the plan itself cannot be loaded
+    │   ├── PlanError            the plan itself cannot be loaded
+    │   └── ArtifactError        a .ktrt file is damaged, or none
     ├── VerificationError        an engine's answers differ from Keras's by more than the limit
     ├── StaleEngineError         the weights have changed since the engine was built, and that was to be an error
     ├── InputError               (also ValueError)   the data does not fit the model
@@ -103,6 +104,10 @@ class EngineLoadError(KerasTRTError):
 
 class PlanError(EngineLoadError):
     """The plan itself cannot be loaded: it is damaged, or of another TensorRT or GPU."""
+
+
+class ArtifactError(EngineLoadError):
+    """A `.ktrt` file is damaged, or none that `TRTModel.save` wrote. Nothing of it was run."""
 
 
 class VerificationError(KerasTRTError):

@@ -136,7 +136,8 @@ class KerasFace:
 
         Args: as those of `keras.Model.summary`.
         """
-        self._source.summary(line_length, positions, print_fn, expand_nested, show_trainable, layer_range)
+        if hasattr(self._source, "summary"):  # not where it was loaded from a file
+            self._source.summary(line_length, positions, print_fn, expand_nested, show_trainable, layer_range)
         (print_fn or print)(str(self.report()))
 
     def report(self) -> Report:
@@ -144,7 +145,9 @@ class KerasFace:
         raise NotImplementedError
 
     def __getattr__(self, name: str) -> Any:
-        if hasattr(type(self._source) if "_source" in vars(self) else object, name) and not name.startswith("_"):
+        if hasattr(type(self), name):
+            raise AttributeError(f"The model behind this TRTModel has no `{name}`.")  # subclassed, or from a file
+        if not name.startswith("_") and hasattr(type(self._source), name):
             raise AttributeError(
                 f"A TRTModel is for inference and has no `{name}`: use that of the Keras model it was made from."
             )
@@ -152,8 +155,12 @@ class KerasFace:
 
     def _test(self, method: Literal["evaluate", "test_on_batch"], arguments: dict[str, Any]) -> Any:
         with self._engine() as (_, evaluator):
-            test = getattr(evaluator, method) if evaluator is not None else own(self._source, method)
-            return test(**arguments)
+            if evaluator is None and not hasattr(self._source, method):
+                raise NotImplementedError(
+                    f"'{self.name}' was loaded from a file, which holds its inference alone: `{method}` needs the "
+                    "loss and the metrics of the Keras model."
+                )
+            return (getattr(evaluator, method) if evaluator is not None else own(self._source, method))(**arguments)
 
     def _engine(self) -> Any:
         raise NotImplementedError

@@ -138,6 +138,10 @@ class Gate:
             raise VerificationError(f"the engine differs from Keras: {'; '.join(bad)}")
         return tuple(worst)
 
+    def rows(self) -> list[Array]:
+        """Return the rows that engines are compared on, as an engine takes them."""
+        return list(self._through_head(self._sample if self._sample is not None else self._random()))
+
     def _through_head(self, rows: Sequence[Array]) -> Sequence[Array]:
         return rows if self._head is None else self._head(rows)
 

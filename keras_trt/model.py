@@ -6,14 +6,17 @@ import os
 import sys
 import threading
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any, Literal, Protocol
 
 import numpy as np
 
+from . import artifact
+from .errors import ExportError, StaleEngineError
 from .evaluation import Evaluator
 from .face import KerasFace
+from .graph_source import GraphSource
 from .predictor import Predictor
 from .report import Report
 from .runtime import Session
@@ -39,24 +42,32 @@ class TRTModel(KerasFace):
     is then. May be called from many threads at once.
 
     Args:
-        source: the Keras model.
+        source: the Keras model, or the `GraphSource` that stands for it.
         predictor: runs its engine as Keras's `predict` would; `None` where Keras runs the model.
         session: the engine, to be closed; `None` where there is none.
         report: how it came to be.
+        contents: gives what `save` writes; `None` where there is no engine.
 
     Example:
     >>> fast = keras_trt.accelerate(model)
     >>> fast.predict(images)
     """
 
-    def __init__(self, source: Any, predictor: Predictor | None, session: Session | None, report: Report) -> None:
+    def __init__(
+        self,
+        source: Any,
+        predictor: Predictor | None,
+        session: Session | None,
+        report: Report,
+        contents: Callable[[], artifact.Contents] | None,
+    ) -> None:
         self._source = source
         self._pid = os.getpid()
         self._closed = False
         self._following: Following | None = None
         self._changing = threading.RLock()
         self.stop_predicting = False  # a callback may set it, as on a Keras model
-        self._put(predictor, session, report)
+        self._put(predictor, session, report, contents)
 
     @property
     def precision(self) -> str:
@@ -146,13 +157,43 @@ class TRTModel(KerasFace):
         with self._engine() as (predictor, _):
             if predictor is not None and not (training or keywords or symbolic):
                 return self._as_given(predictor.predict_on_batch(x), leaves)
-        if predictor is not None:
+        if predictor is not None and not isinstance(self._source, GraphSource):
             why = "training=True" if training else f"`{next(iter(keywords))}`" if keywords else "a symbolic tensor"
             predictor.warn_once(why, f"A call with {why} is run by the Keras model: the engine is its inference alone.")
-        if training is not None and self._source._call_has_training_arg:
+        if training is not None and getattr(self._source, "_call_has_training_arg", True):
             keywords["training"] = training
         outputs = self._source(x, **keywords)
         return outputs if symbolic else self._as_given(outputs, leaves)
+
+    def save(self, filepath: str | os.PathLike[str]) -> None:
+        """Write the engine and the graph that it was built of to one file, which `keras_trt.load` reads.
+
+        It is read without TensorFlow and Keras. A drop-in that was itself loaded keeps the plans of its file and adds
+        the one that runs here: so one file gets plans for several GPUs. An existing file is replaced only by a
+        complete one.
+
+        Args:
+            filepath: where to write, by custom `….ktrt`.
+
+        Raises:
+            ExportError: if no engine runs the model, or TensorFlow runs a part of it in front of the engine.
+            StaleEngineError: of a model compiled with `on_weight_change="keras"` or `"raise"` that has changed.
+            CacheError: if the graph is in the engine cache no more.
+            OSError: if the file cannot be written.
+            RuntimeError: after `close`.
+
+        Example:
+        >>> keras_trt.accelerate(model).save("model.ktrt")
+        """
+        with self._engine() as (predictor, _):
+            if self._contents is None:
+                why = "; ".join(self._report.fell_back)
+                raise ExportError(f"Keras runs '{self._source.name}', so there is no engine to save: {why}")
+            if predictor is None:
+                raise StaleEngineError(
+                    f"The engine of '{self.name}' is not that of its weights of now: nothing is saved."
+                )
+            artifact.write(filepath, self._contents())
 
     def close(self) -> None:
         """Free the engine and its memory, after the calls under way. Further calls raise `RuntimeError`."""
@@ -186,9 +227,16 @@ class TRTModel(KerasFace):
 
         return convert(outputs)
 
-    def _put(self, predictor: Predictor | None, session: Session | None, report: Report) -> None:
-        self._predictor, self._session, self._report = predictor, session, report
-        self._evaluator = Evaluator(self._source, predictor) if predictor is not None else None
+    def _put(
+        self,
+        predictor: Predictor | None,
+        session: Session | None,
+        report: Report,
+        contents: Callable[[], artifact.Contents] | None,
+    ) -> None:
+        self._predictor, self._session, self._report, self._contents = predictor, session, report, contents
+        has_loss = not isinstance(self._source, GraphSource)
+        self._evaluator = Evaluator(self._source, predictor) if predictor is not None and has_loss else None
         # At exit too, while CUDA is still there.
         self._finalizer = weakref.finalize(self, _close_session, session, self._pid) if session else None
 
@@ -200,7 +248,7 @@ class TRTModel(KerasFace):
                     finalizer.detach()
             if self._session is not None:
                 self._session.retire()
-            self._put(other._predictor, other._session, other._report)
+            self._put(other._predictor, other._session, other._report, other._contents)
 
     @contextmanager
     def _engine(self) -> Iterator[tuple[Predictor | None, Evaluator | None]]:

@@ -25,7 +25,7 @@ class Predictor:
     """Runs a model's data through its engine with Keras's semantics. Safe to call from many threads.
 
     Args:
-        source: the Keras model.
+        source: the Keras model, or the `GraphSource` that stands for it.
         signature: inputs and outputs of its engine.
         session: runs its engine.
         head: what runs in front of the engine, if anything does.
@@ -33,6 +33,7 @@ class Predictor:
 
     def __init__(self, source: Any, signature: Signature, session: Session, head: Head | None = None) -> None:
         self._source = source
+        self._instead = getattr(source, "title", "Keras")
         self._signature = signature if head is None else head.whole(signature)
         self._session = session
         self._head = head
@@ -133,7 +134,7 @@ class Predictor:
         objection = self._session.takes(ready)
         if objection is None:
             return list(self._session.run(ready, progress))
-        self.warn_once(objection.kind, f"Keras runs a batch that the engine cannot: {objection.text}.")
+        self.warn_once(objection.kind, f"{self._instead} runs a batch that the engine cannot: {objection.text}.")
         outputs = self._by_keras(inputs)
         if progress is not None:
             progress(len(inputs[0]))

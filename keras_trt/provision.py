@@ -7,26 +7,23 @@ by the digest of the graph.
 
 from __future__ import annotations
 
-import hashlib
 import importlib.metadata
 import logging
-import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 
-from . import errors, fingerprint
+from . import artifact, errors, fingerprint
 from ._version import __version__
-from ._warn import warn
-from .backends import Backend, BuildSpec, Judge
+from .backends import Backend, Judge
 from .cache import EngineCache, digest
+from .engines import Engines, Made, Wanted, profile
 from .errors import (
     BuildError,
-    CacheError,
-    FallbackWarning,
+    ExportError,
     KerasTRTError,
     PlanError,
     PrecisionError,
@@ -41,7 +38,7 @@ from .options import BuildOptions, Precision, shapes_for
 from .precision import typed
 from .report import Report
 from .runtime import Session
-from .specs import OptimizationProfile, ShapeRange, Signature, TensorSpec
+from .specs import ShapeRange, Signature, TensorSpec
 from .verify import Difference
 
 _logger = logging.getLogger("keras_trt")
@@ -65,11 +62,13 @@ class Provisioned:
         session: runs it.
         signature: inputs by the live model's names, and outputs.
         report: how it came to be.
+        contents: gives what an artifact of it holds.
     """
 
     session: Session
     signature: Signature
     report: Report
+    contents: Callable[[], artifact.Contents]
 
 
 def provision(
@@ -100,11 +99,12 @@ class _Provision:
     options: BuildOptions
     cache: EngineCache | None
     head: Head | None = None
-    seconds: dict[str, float] = field(default_factory=dict)
-    warned_uncached: bool = False
+
+    def __post_init__(self) -> None:
+        self.engines = Engines(self.backend, self.cache)
 
     def run(self) -> Provisioned:
-        with self._timed("total"):
+        with self.engines.timed("total"):
             self.takes: Signature = input_signature(self.model, self.options.sample)
             self.live: tuple[TensorSpec, ...] = self.takes.inputs
             given = user_sample(self.options, self.takes if self.head is None else self.head.signature)
@@ -112,11 +112,11 @@ class _Provision:
             self.ranges: tuple[ShapeRange, ...] = shapes_for(self.live, self.options, self.sample)
             self.gate = Gate(self.model, self.takes, self.ranges, given, self.head)
             self.asked: Precision = self.options.precision or self.backend.default_precision
-            with self._timed("keys"):
+            with self.engines.timed("keys"):
                 key = self._record_key()
             ready = self._warm(key)
             if ready is None:
-                with self._one_builder(key):
+                with self.engines.one_builder(key):
                     ready = self._warm(key) or self._cold(key)  # another process may have built it meanwhile
         # `total` is known only now; the report holds the same dict.
         return ready
@@ -134,13 +134,14 @@ class _Provision:
         return digest(
             "record",
             {
+                "layout": 2,  # of the record itself: raised when it holds other things
                 "structure": structure,
                 "weights": weights,
                 "inputs": [[list(spec.shape), spec.dtype] for spec in self.live],
                 "input_structure": self.takes.input_structure,
                 "types_guessed": self.takes.types_guessed,
                 "sample": self._sample_digest(),  # an engine is trusted on the rows that it was compared on
-                **self._engine_options(self.asked),
+                **self.engines.options(self.asked, self.ranges, self.options.optimization_level),
                 "versions": _versions(),
             },
         )
@@ -150,19 +151,6 @@ class _Provision:
             return None
         rows = [np.ascontiguousarray(array) for array in self.sample]
         return digest("sample", {"arrays": [[array.dtype.name, list(array.shape), array.tobytes()] for array in rows]})
-
-    def _engine_key(self, graph: bytes, precision: Precision) -> str:
-        return digest("engine", {"onnx": hashlib.sha256(graph).hexdigest(), **self._engine_options(precision)})
-
-    def _engine_options(self, precision: Precision) -> dict[str, Any]:
-        """Return all but the graph that an engine depends on. Inputs are told by place: names may be generated."""
-        return {
-            "precision": precision,
-            "shapes": [[list(r.min), list(r.opt), list(r.max)] for r in self.ranges],
-            "optimization_level": self.options.optimization_level,
-            "keras_trt": __version__,
-            "backend": self.backend.identity(),
-        }
 
     # Warm.
 
@@ -181,27 +169,31 @@ class _Provision:
             return None
         signature = Signature.from_json(record["signature"])
         try:
-            with self._timed("load"):
-                session = self._load(entry.payload, signature, rows_independent=record["rows_independent"])
+            with self.engines.timed("load"):
+                session = self.engines.load(
+                    entry.payload, signature, self.ranges, rows_independent=record["rows_independent"]
+                )
         except PlanError as error:
             _logger.warning("An engine in the cache cannot be loaded and is built anew: %s", error)
-            self._store(lambda cache: cache.discard(record["engine"]))
+            self.engines.store(lambda cache: cache.discard(record["engine"]))
             return None
         differences = tuple(Difference(**one) for one in record["differences"])
         if self.options.verify and not differences:
             try:
-                differences = self._verified(session, signature, record["precision"])
+                differences = self.engines.checked(session, self._check(signature, record["precision"]))
             except VerificationError:
                 return None  # it was stored unverified; the ladder goes on from here
             self._store_record(key, {**record, "differences": [vars(one) for one in differences]})
-        return self._ready(session, signature, record["precision"], "cache", differences, fell_back)
+        graph = self.engines.graph(record["engine"], record["graph"])
+        made = Made(record["engine"], session, "cache", differences, graph)
+        return self._ready(made, signature, record["precision"], fell_back)
 
     # Cold.
 
     def _cold(self, key: str | None) -> Provisioned:
-        with self._timed("export"):
+        with self.engines.timed("export"):
             exported = export(self.model, self.options.sample)
-        with self._timed("verify"):
+        with self.engines.timed("verify"):
             independent = not self.gate.rows_depend(exported.signature)
         fell_back: list[tuple[str, str]] = []  # error class and reason
         failures: list[KerasTRTError] = []
@@ -239,80 +231,36 @@ class _Provision:
         independent: bool,
         fell_back: Sequence[tuple[str, str]],
     ) -> Provisioned:
-        with self._timed("precision"):
+        with self.engines.timed("precision"):
             graph = typed_graph(exported, precision)
-        engine_key = self._engine_key(graph, precision)
         signature = exported.signature
-        # Its own lock: a model without a structure key has no other, and two records may lead to one engine.
-        with self._one_builder(engine_key):
-            entry = self.cache.get(engine_key) if self.cache is not None else None
-            if entry is None:
-                with self._timed("build"):
-                    plan = self.backend.build(graph, self._spec(signature, precision))
-            else:
-                plan = entry.payload
-            with self._timed("load"):
-                session = self._load(plan, signature, rows_independent=independent)
-            differences = self._verified(session, signature, precision) if self.options.verify else ()
-            if entry is None:
-                manifest = {
-                    "model": self.model.name,
-                    "signature": signature.to_json(),
-                    **self._engine_options(precision),
-                    "versions": _versions(),
-                }
-                self._store(lambda cache: cache.put(engine_key, plan, manifest))
+        level = self.options.optimization_level
+        wanted = Wanted(graph, signature, precision, self.ranges, level, independent)
+        made = self.engines.make(
+            wanted,
+            self._check(signature, precision) if self.options.verify else lambda _: (),
+            {"model": self.model.name, "signature": signature.to_json(), "versions": _versions()},
+        )
         if key is not None and all(kind in _LASTING for kind, _ in fell_back):
             record = {
-                "engine": engine_key,
+                "engine": made.key,
+                "graph": wanted.graph_sha256,
                 "precision": precision,
                 "signature": signature.to_json(),
                 "rows_independent": independent,
-                "differences": [vars(one) for one in differences],
+                "differences": [vars(one) for one in made.differences],
                 "fell_back": list(fell_back),
             }
             self._store_record(key, record)
-        origin = "built" if entry is None else "cache"
-        return self._ready(session, signature, precision, origin, differences, tuple(why for _, why in fell_back))
+        reasons = tuple(why for _, why in fell_back)
+        return self._ready(made, signature, precision, reasons)
 
     # Parts of both.
 
-    def _load(self, plan: bytes, signature: Signature, *, rows_independent: bool) -> Session:
-        engine = self.backend.load(plan)
-        session = Session(engine, signature, self._profile(signature), rows_independent=rows_independent)
-        try:
-            session.reserve()  # want of memory shows here, where Keras can still run the model instead
-        except BaseException:
-            session.close()
-            raise
-        return session
+    def _check(self, signature: Signature, precision: Precision) -> Callable[[Session], tuple[Difference, ...]]:
+        return lambda session: self.gate.check(session, signature, precision)
 
-    def _profile(self, signature: Signature) -> OptimizationProfile:
-        return OptimizationProfile(
-            {spec.name: shapes for spec, shapes in zip(signature.inputs, self.ranges, strict=True)}
-        )
-
-    def _spec(self, signature: Signature, precision: Precision) -> BuildSpec:
-        return BuildSpec(precision, self._profile(signature), self.options.optimization_level)
-
-    def _verified(self, session: Session, signature: Signature, precision: Precision) -> tuple[Difference, ...]:
-        """Return how far the engine is from Keras; an engine that is too far is closed."""
-        try:
-            with self._timed("verify"):
-                return self.gate.check(session, signature, precision)
-        except BaseException:
-            session.close()
-            raise
-
-    def _ready(
-        self,
-        session: Session,
-        signature: Signature,
-        precision: Precision,
-        origin: Any,
-        differences: tuple[Difference, ...],
-        fell_back: tuple[str, ...],
-    ) -> Provisioned:
+    def _ready(self, made: Made, signature: Signature, precision: Precision, fell_back: tuple[str, ...]) -> Provisioned:
         backend = self.backend
         report = Report(
             backend=backend.name,
@@ -320,51 +268,51 @@ class _Provision:
             device=backend.device,
             device_name=backend.device_name,
             precision=precision,
-            origin=origin,
-            seconds=self.seconds,
-            differences=differences,
-            rows_independent=session.rows_independent,
+            origin=made.origin,
+            seconds=self.engines.seconds,
+            differences=made.differences,
+            rows_independent=made.session.rows_independent,
             fell_back=fell_back,
             on_cpu=self.head.layers if self.head is not None else (),
         )
-        return Provisioned(session, signature.with_inputs_of(self.live), report)
+        contents = partial(self._contents, made, signature, precision)
+        return Provisioned(made.session, signature.with_inputs_of(self.live), report, contents)
 
-    @contextmanager
-    def _timed(self, step: str) -> Iterator[None]:
-        start = time.perf_counter()
-        try:
-            yield
-        finally:
-            self.seconds[step] = self.seconds.get(step, 0.0) + time.perf_counter() - start
+    def _contents(self, made: Made, signature: Signature, precision: Precision) -> artifact.Contents:
+        """Return what an artifact of an engine holds.
 
-    # The cache may fail; the engine runs all the same.
+        Its golden answers are the engine's own, which were verified: the Keras model may have changed since.
 
-    @contextmanager
-    def _one_builder(self, key: str | None) -> Iterator[None]:
-        """Hold the lock of a key, so that of all processes one builds; go on without where it cannot be had."""
-        with ExitStack() as held:
-            if key is not None and self.cache is not None:
-                try:
-                    held.enter_context(self.cache.lock(key))
-                except CacheError as error:
-                    self._warn_uncached(error)
-            yield
+        Raises:
+            ExportError: if there is a head, which only TensorFlow runs.
+            CacheError: if the graph is in the cache no more.
+        """
+        if self.head is not None:
+            raise ExportError(
+                f"'{self.head.model.name}' cannot be saved: TensorFlow runs {', '.join(self.head.layers)} in front of "
+                "the engine, and a saved file is run without TensorFlow. Accelerate and save the model behind these "
+                "layers, and give it what they make of strings.",
+                layer=self.head.layers[0],
+            )
+        rows = self.gate.rows()
+        plan = made.session.plan()
+        return artifact.Contents(
+            name=self.model.name,
+            signature=signature,
+            input_names=[spec.name for spec in self.live],
+            profile=profile(signature, self.ranges),
+            precision=precision,
+            optimization_level=self.options.optimization_level,
+            rows_independent=made.session.rows_independent,
+            versions=_versions(),
+            graph=made.graph(),
+            inputs=rows,
+            outputs=made.session.run(rows),
+            plans=[] if plan is None else [artifact.Plan(self.backend.identity(), plan)],
+        )
 
     def _store_record(self, key: str, record: Mapping[str, Any]) -> None:
-        self._store(lambda cache: cache.put_record(key, record))
-
-    def _store(self, write: Any) -> None:
-        if self.cache is None:
-            return
-        try:
-            write(self.cache)
-        except CacheError as error:
-            self._warn_uncached(error)
-
-    def _warn_uncached(self, error: CacheError) -> None:
-        if not self.warned_uncached:
-            self.warned_uncached = True
-            warn(f"The engine is not cached, so the next start builds it again: {error}", FallbackWarning)
+        self.engines.store(lambda cache: cache.put_record(key, record))
 
 
 def lacks(judge: Judge, precision: Precision) -> str | None:

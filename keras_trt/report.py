@@ -8,6 +8,12 @@ from typing import Literal
 
 from .verify import Difference
 
+_HOW = {
+    "built": "engine built",
+    "cache": "engine found in the cache, nothing exported or built",
+    "artifact": "engine loaded from its file, nothing built",
+}
+
 
 @dataclass(frozen=True)
 class Report:
@@ -19,7 +25,8 @@ class Report:
         device: `"cpu"`, or as `"cuda:0"`.
         device_name: product name of the device.
         precision: the precision that runs: `"fp16"`, `"tf32"` or `"fp32"`; `"keras"` where Keras runs.
-        origin: `"built"`, `"cache"`, or `"keras"` where there is no engine.
+        origin: `"built"`, `"cache"`, `"artifact"` where the plan or graph of a loaded file runs as it is, or `"keras"`
+            where there is no engine.
         seconds: wall time of each step that was taken, by name: `keys`, `export`, `precision`, `build`, `load`,
             `verify`, and `total`.
         differences: the engine against Keras, per output, when it was verified; empty where it was not.
@@ -34,7 +41,7 @@ class Report:
     device: str
     device_name: str
     precision: str
-    origin: Literal["built", "cache", "keras"]
+    origin: Literal["built", "cache", "artifact", "keras"]
     seconds: Mapping[str, float] = field(default_factory=dict)
     differences: tuple[Difference, ...] = ()
     rows_independent: bool = False
@@ -45,6 +52,6 @@ class Report:
         took = f"{self.seconds.get('total', 0.0):.2f} s"
         if self.origin == "keras":
             return "keras_trt: Keras runs this model."
-        how = "engine found in the cache, nothing exported or built" if self.origin == "cache" else "engine built"
+        how = _HOW[self.origin]
         front = f", behind {', '.join(self.on_cpu)} on the CPU" if self.on_cpu else ""
         return f"keras_trt: {self.title} on {self.device_name}, {self.precision}{front}: {how} ({took})."

@@ -332,6 +332,24 @@ def test_training_on_gives_the_same_with_and_without_it() -> None:
             np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-5)
 
 
+def test_what_is_saved_is_the_engine_of_the_weights_of_now(tmp_path: Path) -> None:
+    model = network()
+    fast = model.compile_trt(**QUIET)
+    assign(model)
+    fast.save(tmp_path / "one.ktrt")
+    with keras_trt.load(tmp_path / "one.ktrt", backend="onnxruntime", verbose=0) as loaded:
+        same(by_keras(model), loaded.predict(X, verbose=0))
+        with pytest.raises(NotImplementedError, match="loaded from a file"):
+            loaded.evaluate(X, Y)
+        with pytest.raises(AttributeError, match="has no `inputs`"):
+            loaded.inputs  # noqa: B018
+    fast = model.compile_trt(**QUIET, on_weight_change="keras")
+    assign(model)
+    with pytest.raises(keras_trt.StaleEngineError, match="nothing is saved"):
+        fast.save(tmp_path / "two.ktrt")
+    assert not (tmp_path / "two.ktrt").exists()
+
+
 def test_validation_inside_fit_is_keras_own(monkeypatch: pytest.MonkeyPatch) -> None:
     model = network()
     model.compile_trt(**QUIET)

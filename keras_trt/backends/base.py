@@ -119,6 +119,9 @@ class DeviceEngine(Protocol):
     def create_context(self, stream: int) -> DeviceContext:
         """Return a new execution context, set up on a CUDA stream."""
 
+    def serialize(self) -> bytes:
+        """Return the engine as a plan."""
+
     def close(self) -> None:
         """Free the engine. All of its contexts must be closed."""
 

@@ -15,27 +15,20 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import json
 import logging
-import math
 import os
 import re
-import tempfile
-import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
+from keras_trt.cache import files
+from keras_trt.cache.documents import JSON, SCHEMA, plain, seal, unseal
 from keras_trt.errors import CacheError
 
-__all__ = ["JSON", "SCHEMA", "EngineCache", "Entry"]
+__all__ = ["EngineCache", "Entry"]
 
-SCHEMA = 1
-
-JSON: TypeAlias = "bool | int | float | str | Sequence[JSON] | Mapping[str, JSON] | None"
-
-_STALE_SECONDS = 24 * 60 * 60  # far longer than any file takes to be written
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 _logger = logging.getLogger("keras_trt.cache")
@@ -155,8 +148,8 @@ class EngineCache:
         if not isinstance(payload, bytes):
             raise TypeError(f"The payload of a cache entry must be bytes. Received: {type(payload).__name__}")
         sha256 = hashlib.sha256(payload).hexdigest()
-        named = {"payload_sha256": sha256, "payload_size": len(payload), "manifest": _plain(dict(manifest), "manifest")}
-        sealed = _seal({"schema": SCHEMA, "kind": "entry", "key": key, **named})
+        named = {"payload_sha256": sha256, "payload_size": len(payload), "manifest": plain(dict(manifest), "manifest")}
+        sealed = seal({"schema": SCHEMA, "kind": "entry", "key": key, **named})
         payload_path = self._file("payloads", sha256, "")
         with self._writing(f"an engine of {len(payload)} bytes"):
             is_new = not payload_path.exists()
@@ -166,7 +159,7 @@ class EngineCache:
                 self._write(path, sealed)
             except BaseException:
                 if is_new:  # no entry names it
-                    _unlink_unchanged(payload_path, status)
+                    files.unlink_unchanged(payload_path, status)
                 raise
 
     def get_record(self, key: str) -> dict[str, Any] | None:
@@ -198,7 +191,7 @@ class EngineCache:
             ValueError: If `key` is not a key, or `record` holds a NaN or an infinity.
         """
         path = self._file("records", key)
-        sealed = _seal({"schema": SCHEMA, "kind": "record", "key": key, "record": _plain(dict(record), "record")})
+        sealed = seal({"schema": SCHEMA, "kind": "record", "key": key, "record": plain(dict(record), "record")})
         with self._writing("a record"):
             self._write(path, sealed)
 
@@ -233,7 +226,7 @@ class EngineCache:
         from filelock import FileLock
 
         with self._writing("a lock"):
-            _make_folder(path.parent)
+            files.make_folder(path.parent)
             # A lock of its own for each call: two threads then exclude each other as two processes do.
             lock = FileLock(path)
             lock.acquire()
@@ -259,7 +252,7 @@ class EngineCache:
             _warn_unreadable(path, error)
             return None
         try:
-            return _unseal(raw, kind, key), status
+            return unseal(raw, kind, key), status
         except (ValueError, RecursionError) as error:
             _drop(path, status, str(error))
             return None
@@ -276,26 +269,12 @@ class EngineCache:
 
     def _write(self, path: Path, data: bytes) -> os.stat_result:
         folder = self._path / "tmp"  # inside the root: a file can only be moved into place within its file system
-        _make_folder(folder)
-        _make_folder(path.parent)
+        files.make_folder(folder)
+        files.make_folder(path.parent)
         if not self._swept:
-            _sweep(folder)
+            files.sweep(folder)
             self._swept = True
-        descriptor, name = tempfile.mkstemp(dir=folder)
-        temporary = Path(name)
-        try:
-            with os.fdopen(descriptor, "wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(descriptor)
-                status = os.fstat(descriptor)
-            temporary.replace(path)
-        except BaseException:
-            with contextlib.suppress(OSError):
-                temporary.unlink()
-            raise
-        _sync_folder(path.parent)
-        return status
+        return files.write(path, data, folder)
 
 
 _REMEDY = "Pass another folder with `cache=`, or set the environment variable KERAS_TRT_CACHE."
@@ -314,86 +293,10 @@ def _checked(key: str) -> str:
     return key
 
 
-def _plain(value: Any, where: str) -> Any:
-    """Return a copy of `value` that JSON gives back unchanged."""
-    if value is None or isinstance(value, bool | int | str):
-        return value
-    if isinstance(value, float):
-        if not math.isfinite(value):
-            raise ValueError(f"The value {where!r} of a cache entry must be finite, as JSON is. Received: {value!r}")
-        return value
-    if isinstance(value, list | tuple):
-        return [_plain(item, f"{where}[{index}]") for index, item in enumerate(value)]
-    if isinstance(value, Mapping) and all(isinstance(key, str) for key in value):
-        return {key: _plain(item, f"{where}[{key!r}]") for key, item in value.items()}
-    raise TypeError(
-        f"The value {where!r} of a cache entry must be JSON: None, bool, int, float, str, lists, and mappings with "
-        f"string keys. Received: {value!r}"
-    )
-
-
-def _canonical(document: Mapping[str, Any]) -> bytes:
-    return json.dumps(document, sort_keys=True, allow_nan=False, indent=1).encode() + b"\n"
-
-
-def _seal(document: Mapping[str, Any]) -> bytes:
-    return _canonical({**document, "seal": hashlib.sha256(_canonical(document)).hexdigest()})
-
-
-def _unseal(raw: bytes, kind: str, key: str) -> dict[str, Any]:
-    """Return the sealed document in `raw`, or raise a `ValueError` that says what is wrong with it."""
-    document = json.loads(raw)
-    if not isinstance(document, dict):
-        raise ValueError("it is no JSON object")
-    if document.get("schema") != SCHEMA:
-        raise ValueError(f"its schema is {document.get('schema')!r}, and this version reads {SCHEMA}")
-    document.pop("seal", None)
-    if _seal(document) != raw:  # compares every byte, and so finds even damage that means the same to JSON
-        raise ValueError("its SHA-256 does not match")
-    if document.get("kind") != kind or document.get("key") != key:
-        raise ValueError("it belongs to another key")
-    return document
-
-
-def _make_folder(path: Path) -> None:
-    # For the user alone: what lies here is run. mkdir(parents=True) would give the mode to the last folder only.
-    missing = [folder for folder in (path, *path.parents) if not folder.exists()]
-    for folder in reversed(missing):
-        folder.mkdir(mode=0o700, exist_ok=True)
-
-
-def _sync_folder(path: Path) -> None:
-    # Not every system can sync a folder. What a power cut then loses is a miss, because reads are verified.
-    with contextlib.suppress(OSError):
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-
-
-def _sweep(folder: Path) -> None:
-    """Delete what killed writers left; what is younger may belong to a living one."""
-    oldest = time.time() - _STALE_SECONDS
-    with contextlib.suppress(OSError):
-        for path in folder.iterdir():
-            with contextlib.suppress(OSError):
-                if path.lstat().st_mtime < oldest:
-                    path.unlink()
-
-
 def _warn_unreadable(path: Path, error: OSError) -> None:
     _logger.warning("Engine cache: %s cannot be read (%s); it counts as a miss", path, error)
 
 
 def _drop(path: Path, status: os.stat_result, problem: str) -> None:
     _logger.warning("Engine cache: %s is of no use (%s); it is discarded and counts as a miss", path, problem)
-    _unlink_unchanged(path, status)
-
-
-def _unlink_unchanged(path: Path, status: os.stat_result) -> None:
-    """Delete `path` unless another writer has put a new file there since `status` was taken."""
-    with contextlib.suppress(OSError):
-        now = path.stat()
-        if (now.st_ino, now.st_size, now.st_mtime_ns) == (status.st_ino, status.st_size, status.st_mtime_ns):
-            path.unlink()
+    files.unlink_unchanged(path, status)

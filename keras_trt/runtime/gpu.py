@@ -77,6 +77,15 @@ class GpuRunner:
             finally:
                 self._give(slot)
 
+    def plan(self) -> bytes:
+        """Return the engine as a plan.
+
+        Raises:
+            EngineLoadError: if it cannot be written as one.
+        """
+        with cuda.current_device(self._engine.device):
+            return self._engine.serialize()
+
     def close(self) -> None:
         """Free all that is held on the GPU, after the calls under way."""
         with self._changed:

@@ -91,6 +91,15 @@ class Session:
             shapes = {name: self.profile.shapes[name].max for name in self._names}
             self._runner.reserve({name: shapes[name] for name in self._runner.input_names})
 
+    def plan(self) -> bytes | None:
+        """Return the engine as a plan, or `None` of an engine on the host, whose plan is its graph.
+
+        Raises:
+            EngineLoadError: if it cannot be written as one.
+        """
+        with self.in_use():
+            return self._runner.plan() if isinstance(self._runner, GpuRunner) else None
+
     def takes(self, inputs: Sequence[Array]) -> Objection | None:
         """Return why the engine cannot run `inputs`, or `None` if it can.
 

@@ -6,7 +6,7 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
-from keras_trt.cache import EngineCache, digest, store
+from keras_trt.cache import EngineCache, digest, documents
 
 KEY, OTHER = digest("engine", {"onnx": "a"}), digest("engine", {"onnx": "b"})
 PAYLOAD, MANIFEST = bytes(range(256)) * 8, {"tensorrt": "10.13", "profile": [1, 32, 128], "plan": None}
@@ -30,4 +30,4 @@ def sealed(**changed: Any) -> bytes:
     """A manifest whose seal is right, so that only what it says can be wrong."""
     name = hashlib.sha256(PAYLOAD).hexdigest()
     document = {"schema": 1, "kind": "entry", "key": KEY, "payload_sha256": name, "payload_size": len(PAYLOAD)}
-    return store._seal(document | {"manifest": MANIFEST} | changed)
+    return documents.seal(document | {"manifest": MANIFEST} | changed)

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from keras_trt.cache import EngineCache, Entry, store
+from keras_trt.cache import EngineCache, Entry, documents
 from keras_trt.errors import CacheError
 
 from .layout import KEY, MANIFEST, OTHER, PAYLOAD, RECORD, entry_file, payload_file, record_file, sealed
@@ -120,7 +120,7 @@ def test_damaged_record_is_a_miss(
 
 
 def test_record_that_holds_none(cache: EngineCache, caplog: pytest.LogCaptureFixture) -> None:
-    change(record_file(cache), lambda _: store._seal({"schema": 1, "kind": "record", "key": KEY, "record": 1}))
+    change(record_file(cache), lambda _: documents.seal({"schema": 1, "kind": "record", "key": KEY, "record": 1}))
     assert cache.get_record(KEY) is None
     assert str(record_file(cache)) in caplog.text
 

@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from keras_trt.cache import EngineCache, Entry, digest, store
+from keras_trt.cache import EngineCache, Entry, digest, files
 
 from .layout import KEY, MANIFEST, OTHER, PAYLOAD, RECORD, entry_file, payload_file, record_file
 
@@ -158,9 +158,9 @@ def test_files_are_synced_before_they_appear(cache: EngineCache, monkeypatch: py
 def test_damage_that_another_writer_has_mended_is_left_alone(cache: EngineCache) -> None:
     seen = payload_file(cache).stat()
     cache.put(OTHER, PAYLOAD, {})  # the same bytes, in a new file
-    store._unlink_unchanged(payload_file(cache), seen)
+    files.unlink_unchanged(payload_file(cache), seen)
     assert cache.get(KEY) == Entry(PAYLOAD, MANIFEST)
-    store._unlink_unchanged(payload_file(cache), payload_file(cache).stat())
+    files.unlink_unchanged(payload_file(cache), payload_file(cache).stat())
     assert not payload_file(cache).exists()
 
 

@@ -70,6 +70,19 @@ class TensorRTEngine:
             context.nvtx_verbosity = trt.ProfilingVerbosity.NONE  # the engine's own is detailed, and costs time
         return TensorRTContext(self._flavor, context, self.output_names)
 
+    def serialize(self) -> bytes:
+        """Return the engine as a plan.
+
+        Raises:
+            EngineLoadError: if TensorRT does not give one.
+        """
+        engine = self._engine
+        with _translated(self._flavor, "could not write the engine as a plan"):
+            plan = engine.serialize()
+            if plan is None:
+                raise RuntimeError("no plan")
+            return bytes(plan)
+
     def close(self) -> None:
         """Free the engine. All of its contexts must be closed."""
         self._engine = self._runtime = None

@@ -1,0 +1,228 @@
+"""Engines of typed graphs: from the cache if they are there, else built; loaded, and checked before they are kept."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from ._version import __version__
+from ._warn import warn
+from .backends import Backend, BuildSpec
+from .cache import EngineCache, digest
+from .errors import CacheError, FallbackWarning
+from .options import Precision
+from .runtime import Session
+from .specs import OptimizationProfile, ShapeRange, Signature
+from .verify import Difference
+
+Origin = Literal["built", "cache"]
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What an engine is made of.
+
+    Attributes:
+        graph: the typed ONNX graph.
+        signature: its inputs and outputs, by the graph's names.
+        precision: the precision of its types.
+        ranges: the shapes to build for, one for each input.
+        optimization_level: TensorRT's, or `None` for its default.
+        rows_independent: whether batches may be regrouped.
+    """
+
+    graph: bytes
+    signature: Signature
+    precision: Precision
+    ranges: tuple[ShapeRange, ...]
+    optimization_level: int | None
+    rows_independent: bool
+
+    @property
+    def graph_sha256(self) -> str:
+        """The digest of the graph."""
+        return hashlib.sha256(self.graph).hexdigest()
+
+    @property
+    def profile(self) -> OptimizationProfile:
+        """The shapes by input."""
+        return profile(self.signature, self.ranges)
+
+
+@dataclass(frozen=True)
+class Made:
+    """An engine that is loaded and checked.
+
+    Attributes:
+        key: its engine key.
+        session: runs it.
+        origin: where it came from.
+        differences: what the check found.
+        graph: gives the typed graph that it was made of.
+    """
+
+    key: str
+    session: Session
+    origin: Origin
+    differences: tuple[Difference, ...]
+    graph: Callable[[], bytes]
+
+
+class Engines:
+    """Makes the engines of one backend, and keeps them in a cache. The cache may fail: engines run all the same.
+
+    Args:
+        backend: builds and loads.
+        cache: where engines are kept, or `None`.
+
+    Attributes:
+        seconds: wall time of each step so far, by name.
+    """
+
+    def __init__(self, backend: Backend, cache: EngineCache | None) -> None:
+        self.backend = backend
+        self.cache = cache
+        self.seconds: dict[str, float] = {}
+        self._warned = False
+
+    def options(
+        self, precision: Precision, ranges: Sequence[ShapeRange], optimization_level: int | None
+    ) -> dict[str, Any]:
+        """Return all but the graph that an engine depends on. Inputs are told by place: names may be generated."""
+        return {
+            "precision": precision,
+            "shapes": [[list(r.min), list(r.opt), list(r.max)] for r in ranges],
+            "optimization_level": optimization_level,
+            "keras_trt": __version__,
+            "backend": self.backend.identity(),
+        }
+
+    def make(
+        self, wanted: Wanted, check: Callable[[Session], tuple[Difference, ...]], manifest: Mapping[str, Any]
+    ) -> Made:
+        """Return an engine, from the cache or built.
+
+        Args:
+            wanted: what it is made of.
+            check: says how far a loaded engine is from what it should answer, and raises if that is too far.
+            manifest: what the cache remembers beside a new one.
+
+        Raises:
+            BuildError, EngineLoadError, CudaError: if it cannot be had.
+            Exception: what `check` raises; the engine is closed then, and not kept if it is new.
+        """
+        options = self.options(wanted.precision, wanted.ranges, wanted.optimization_level)
+        key = digest("engine", {"onnx": wanted.graph_sha256, **options})
+        # Its own lock: a model without a structure key has no other, and two records may lead to one engine.
+        with self.one_builder(key):
+            entry = self.cache.get(key) if self.cache is not None else None
+            if entry is None:
+                with self.timed("build"):
+                    spec = BuildSpec(wanted.precision, wanted.profile, wanted.optimization_level)
+                    plan = self.backend.build(wanted.graph, spec)
+            else:
+                plan = entry.payload
+            with self.timed("load"):
+                session = self.load(plan, wanted.signature, wanted.ranges, rows_independent=wanted.rows_independent)
+            differences = self.checked(session, check)
+            if entry is None:
+                everything = {**manifest, **options, "graph": wanted.graph_sha256}
+                kept = self.store(lambda cache: cache.put(key, plan, everything))
+                if plan != wanted.graph:  # where they are one, as with ONNX Runtime, it is there now
+                    at = graph_key(wanted.graph_sha256)
+                    kept = kept and self.store(lambda cache: cache.put(at, wanted.graph, {"graph_of": key}))
+            else:
+                kept = True
+        graph = self.graph(key, wanted.graph_sha256) if kept else lambda: wanted.graph
+        return Made(key, session, "built" if entry is None else "cache", differences, graph)
+
+    def graph(self, key: str, sha256: str) -> Callable[[], bytes]:
+        """Return what gets the graph of a stored engine from the cache, as it is needed for saving alone."""
+
+        def read() -> bytes:
+            for place in (graph_key(sha256), key):
+                entry = self.cache.get(place) if self.cache is not None else None
+                if entry is not None and hashlib.sha256(entry.payload).hexdigest() == sha256:
+                    return entry.payload
+            raise CacheError(
+                "The graph of this engine is in the engine cache no more. Call keras_trt.accelerate again, which "
+                "exports the model anew where the cache does not have it."
+            )
+
+        return read
+
+    def load(
+        self, plan: bytes, signature: Signature, ranges: Sequence[ShapeRange], *, rows_independent: bool
+    ) -> Session:
+        """Load a plan and take the memory that its largest batch needs.
+
+        Raises:
+            EngineLoadError, CudaError: if it cannot be used here.
+        """
+        engine = self.backend.load(plan)
+        session = Session(engine, signature, profile(signature, ranges), rows_independent=rows_independent)
+        try:
+            session.reserve()  # want of memory shows here, where something else can still run the model
+        except BaseException:
+            session.close()
+            raise
+        return session
+
+    def checked(self, session: Session, check: Callable[[Session], tuple[Difference, ...]]) -> tuple[Difference, ...]:
+        """Return what a check finds; an engine that it raises for is closed."""
+        try:
+            with self.timed("verify"):
+                return check(session)
+        except BaseException:
+            session.close()
+            raise
+
+    @contextmanager
+    def timed(self, step: str) -> Iterator[None]:
+        """Add the time that a block takes to a step's."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[step] = self.seconds.get(step, 0.0) + time.perf_counter() - start
+
+    @contextmanager
+    def one_builder(self, key: str | None) -> Iterator[None]:
+        """Hold the lock of a key, so that of all processes one builds; go on without where it cannot be had."""
+        with ExitStack() as held:
+            if key is not None and self.cache is not None:
+                try:
+                    held.enter_context(self.cache.lock(key))
+                except CacheError as error:
+                    self._warn_uncached(error)
+            yield
+
+    def store(self, write: Callable[[EngineCache], None]) -> bool:
+        """Write to the cache, and return whether it did; where it cannot be written to, one warning says so."""
+        if self.cache is None:
+            return False
+        try:
+            write(self.cache)
+        except CacheError as error:
+            self._warn_uncached(error)
+            return False
+        return True
+
+    def _warn_uncached(self, error: CacheError) -> None:
+        if not self._warned:
+            self._warned = True
+            warn(f"The engine is not cached, so the next start builds it again: {error}", FallbackWarning)
+
+
+def graph_key(graph_sha256: str) -> str:
+    """Return the key under which a typed graph lies in the cache."""
+    return digest("graph", {"onnx": graph_sha256})
+
+
+def profile(signature: Signature, ranges: Sequence[ShapeRange]) -> OptimizationProfile:
+    """Return the shapes of the inputs by name."""
+    return OptimizationProfile({spec.name: shapes for spec, shapes in zip(signature.inputs, ranges, strict=True)})

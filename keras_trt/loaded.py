@@ -1,0 +1,171 @@
+"""`load`: an artifact → a drop-in, without TensorFlow and Keras."""
+
+from __future__ import annotations
+
+import os
+from typing import Any, Literal, cast
+
+from . import artifact, backends
+from ._warn import warn
+from .api import cache_of
+from .artifact import Artifact
+from .backends import Backend
+from .backends.onnxruntime import OnnxRuntimeBackend
+from .engines import Engines, Made, Wanted
+from .errors import EngineLoadError, FallbackWarning, KerasTRTError, PlanError, VerificationError
+from .graph_source import GraphSource
+from .model import TRTModel
+from .options import BackendName, BuildOptions, Precision
+from .predictor import Predictor
+from .report import Report
+from .runtime import Session
+from .verify import LIMITS, Difference, compare
+
+
+def load(
+    filepath: str | os.PathLike[str],
+    *,
+    backend: BackendName = "auto",
+    device: int = 0,
+    fallback: Literal["onnxruntime", "raise"] = "onnxruntime",
+    cache: Any = True,
+    verbose: Literal["auto", 0, 1] = "auto",
+) -> TRTModel:
+    """Return the drop-in that `TRTModel.save` wrote to a file. Neither TensorFlow nor Keras is needed, or imported.
+
+    The file's plan for this GPU, system and TensorRT is run, if there is one; else an engine is built from the graph in
+    the file, and cached. Either must give the answers that the engine gave when it was saved. There is no Keras model
+    to fall back to: where TensorRT cannot run the file, ONNX Runtime runs its graph on the CPU, and one
+    `FallbackWarning` says why. It also runs the batches that the engine was not built for.
+
+    A plan is executable code, and a file is not signed: load only what comes from people whom you trust.
+
+    Args:
+        filepath: a `.ktrt` file.
+        backend: as for `accelerate`. Defaults to `"auto"`.
+        device: index of the GPU. Defaults to `0`.
+        fallback: `"onnxruntime"`, or `"raise"` to raise instead. Defaults to `"onnxruntime"`.
+        cache: where an engine is kept that must be built, as for `accelerate`. Defaults to `True`: the user's cache.
+        verbose: `"auto"`, 0 or 1: whether a line says what was done. Defaults to `"auto"`.
+
+    Returns:
+        A `TRTModel`.
+
+    Raises:
+        ArtifactError: if the file is damaged, or none that `save` wrote. Nothing of it is run then.
+        VerificationError: if ONNX Runtime too answers otherwise than the engine did that was saved.
+        OSError: if the file cannot be read.
+        ValueError: if an option has a value that is not allowed.
+        MissingDependencyError, EngineLoadError: if a backend that is asked for by name cannot be used.
+        BuildError, PlanError, CudaError: with `fallback="raise"`, or of ONNX Runtime.
+
+    Example:
+    >>> fast = keras_trt.load("model.ktrt")
+    >>> fast.predict(images)
+    """
+    if fallback not in ("onnxruntime", "raise"):
+        raise ValueError(f"`fallback` is one of 'onnxruntime', 'raise'. Received: fallback={fallback!r}")
+    options = BuildOptions(backend=backend, device=device, cache=cache, verbose=verbose)
+    file = Artifact(filepath)
+    named = None if backend == "auto" else backends.choose(backend, device)
+    chosen, unusable = named or backends.choose("auto", device)
+    if unusable and fallback == "raise":
+        raise EngineLoadError(" ".join(unusable))
+    reasons = list(unusable)
+    try:
+        engines, made, origin = _engine(file, chosen, options)
+    except KerasTRTError as error:
+        if fallback == "raise" or chosen.name == "onnxruntime":
+            raise
+        reasons.append(str(error))
+        chosen = OnnxRuntimeBackend()
+        engines, made, origin = _engine(file, chosen, options)
+    if reasons:
+        warn(f"{chosen.title} runs '{file.name}' on the CPU: {' '.join(reasons)}", FallbackWarning)
+    report = Report(
+        backend=chosen.name,
+        title=chosen.title,
+        device=chosen.device,
+        device_name=chosen.device_name,
+        precision=_runs_in(chosen, file.precision),
+        origin=origin,
+        seconds=engines.seconds,
+        differences=made.differences,
+        rows_independent=file.rows_independent,
+        fell_back=tuple(reasons),
+    )
+    if verbose:
+        print(report)  # noqa: T201 (as Keras's own verbose)
+    signature = file.live_signature
+    source = GraphSource(file, signature)
+    return TRTModel(
+        source,
+        Predictor(source, signature, made.session),
+        made.session,
+        report,
+        lambda: _contents(file, chosen, made.session),
+    )
+
+
+def _engine(file: Artifact, backend: Backend, options: BuildOptions) -> tuple[Engines, Made, Any]:
+    """Return the engine of an artifact on a backend: its own plan, or one that is built."""
+    # ONNX Runtime's plan is the graph itself: nothing to keep.
+    engines = Engines(backend, None if backend.name == "onnxruntime" else cache_of(options))
+    ranges = tuple(file.profile.shapes[spec.name] for spec in file.signature.inputs)
+    with engines.timed("total"):
+        inputs, outputs = file.golden()
+
+        def check(session: Session) -> tuple[Difference, ...]:
+            limit = LIMITS[_precision(file)]
+            found = tuple(compare(outputs, session.run(inputs), file.signature.outputs, limit))
+            if bad := [str(one) for one in found if not one.within]:
+                raise VerificationError(
+                    f"The engine of '{file.path}' answers otherwise here than when it was saved: {'; '.join(bad)}"
+                )
+            return found
+
+        if (plan := file.plan(backend.identity())) is not None:
+            try:
+                with engines.timed("load"):
+                    session = engines.load(plan, file.signature, ranges, rows_independent=file.rows_independent)
+                return engines, Made("", session, "cache", engines.checked(session, check), file.graph), "artifact"
+            except (PlanError, VerificationError) as error:
+                warn(f"The plan in '{file.path}' for this GPU is of no use: {error}", FallbackWarning)
+        wanted = Wanted(
+            file.graph(), file.signature, _precision(file), ranges, file.optimization_level, file.rows_independent
+        )
+        manifest = {"model": file.name, "signature": file.signature.to_json(), "versions": file.versions}
+        made = engines.make(wanted, check, manifest)
+    return engines, made, "artifact" if backend.name == "onnxruntime" else made.origin
+
+
+def _contents(file: Artifact, backend: Backend, session: Session) -> artifact.Contents:
+    """Return what `save` writes: what the file held, and the plan that runs here."""
+    inputs, outputs = file.golden()
+    plans = file.plans()
+    own = session.plan()
+    if own is not None and backend.identity() not in file.identities:
+        plans.append(artifact.Plan(backend.identity(), own))
+    return artifact.Contents(
+        name=file.name,
+        signature=file.signature,
+        input_names=file.input_names,
+        profile=file.profile,
+        precision=file.precision,
+        optimization_level=file.optimization_level,
+        rows_independent=file.rows_independent,
+        versions=file.versions,
+        graph=file.graph(),
+        inputs=inputs,
+        outputs=outputs,
+        plans=plans,
+    )
+
+
+def _precision(file: Artifact) -> Precision:
+    return cast(Precision, file.precision)
+
+
+def _runs_in(backend: Backend, precision: str) -> str:
+    """Return the precision that a graph has on a backend: TF32 is a flag that ONNX Runtime does not know."""
+    return precision if precision in backend.precisions else "fp32" if precision == "tf32" else precision
