@@ -22,6 +22,8 @@ from ._version import __version__
 if TYPE_CHECKING:
     from .api import accelerate as accelerate
     from .cache import EngineCache as EngineCache
+    from .callbacks import EngineCheckpoint as EngineCheckpoint
+    from .callbacks import EngineValidation as EngineValidation
     from .diagnosis import Diagnosis as Diagnosis
     from .diagnosis import doctor as doctor
     from .errors import ArtifactError as ArtifactError
@@ -51,6 +53,8 @@ if TYPE_CHECKING:
 _HOMES = {
     "accelerate": "api",
     "EngineCache": "cache",
+    "EngineCheckpoint": "callbacks",
+    "EngineValidation": "callbacks",
     "Diagnosis": "diagnosis",
     "doctor": "diagnosis",
     "ArtifactError": "errors",
@@ -86,7 +90,9 @@ __all__ = [
     "CudaError",
     "Diagnosis",
     "EngineCache",
+    "EngineCheckpoint",
     "EngineLoadError",
+    "EngineValidation",
     "ExportError",
     "FallbackWarning",
     "Finding",

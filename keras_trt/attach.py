@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import logging
 from collections.abc import Mapping
-from typing import Any, Literal, get_args
+from typing import Any, Literal, cast, get_args
 
 from .api import accelerate
 from .errors import StaleEngineError
@@ -15,19 +15,46 @@ from .source import ON_ENGINE, own, placed
 from .watch import Change, Watch
 
 OnWeightChange = Literal["refit", "rebuild", "keras", "raise"]
+CheckWeights = Literal["writes", "content"]
 
 _logger = logging.getLogger("keras_trt")
 
 
 def attach(
-    model: Any, options: BuildOptions, on_weight_change: OnWeightChange, check_weights: Literal["writes", "content"]
+    model: Any, options: BuildOptions, on_weight_change: OnWeightChange, check_weights: CheckWeights
 ) -> TRTModel:
     """See `keras.Model.compile_trt`."""
+    fast = follow(model, options, on_weight_change, check_weights)
+    detach(model)  # only now: had it failed, an earlier engine would still be there
+    methods = {method: _on_engine(model, fast, method) for method in ON_ENGINE}
+    cast(_Following, fast._following).methods = methods
+    vars(model).update(methods)  # not by setattr, which would make Keras and TensorFlow track them
+    return fast
+
+
+def follow(
+    model: Any,
+    options: BuildOptions,
+    on_weight_change: OnWeightChange = "refit",
+    check_weights: CheckWeights = "writes",
+) -> TRTModel:
+    """Return a drop-in that follows its model. The model's own methods stay as they are.
+
+    Args:
+        model: a `keras.Model`.
+        options: as for `accelerate`.
+        on_weight_change: what a call does when the model has changed since the last.
+        check_weights: how that is noticed.
+
+    Raises:
+        ValueError: for a value that is not allowed.
+        KerasTRTError: as `accelerate`.
+    """
     import keras
 
     for name, value, allowed in (
         ("on_weight_change", on_weight_change, get_args(OnWeightChange)),
-        ("check_weights", check_weights, ("writes", "content")),
+        ("check_weights", check_weights, get_args(CheckWeights)),
     ):
         if value not in allowed:
             raise ValueError(f"`{name}` is one of {', '.join(map(repr, allowed))}. Received: {name}={value!r}")
@@ -39,12 +66,9 @@ def attach(
         if watch is not None:
             watch.close()
         raise
-    detach(model)  # only now: had it failed, an earlier engine would still be there
-    methods = {method: _on_engine(model, fast, method) for method in ON_ENGINE}
     if watch is None and fast.backend != "keras":
         watch = Watch(model, check_weights)  # it was built by the sample
-    fast._following = _Following(model, options, on_weight_change, watch, methods)
-    vars(model).update(methods)  # not by setattr, which would make Keras and TensorFlow track them
+    fast._following = _Following(model, options, on_weight_change, watch)
     return fast
 
 
@@ -76,10 +100,9 @@ class _Following:
         options: BuildOptions,
         policy: OnWeightChange,
         watch: Watch | None,
-        methods: Mapping[str, Any],
     ) -> None:
-        self._model, self._options, self._policy = model, options, policy
-        self._watch, self._methods = watch, methods
+        self._model, self._options, self._policy, self._watch = model, options, policy, watch
+        self.methods: Mapping[str, Any] = {}  # that stand in front of the model's own
 
     def may_run(self, fast: TRTModel) -> bool:
         if self._watch is None or fast.backend == "keras" or (change := self._watch.change()) is None:
@@ -102,7 +125,7 @@ class _Following:
     def end(self) -> None:
         if self._watch is not None:
             self._watch.close()
-        for name, method in self._methods.items():
+        for name, method in self.methods.items():
             if vars(self._model).get(name) is method:  # else another has been put in front
                 del vars(self._model)[name]
                 if method.in_place_of is not None:

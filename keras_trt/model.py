@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import statistics
 import sys
 import threading
+import time
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -249,6 +251,21 @@ class TRTModel(KerasFace):
             if self._session is not None:
                 self._session.retire()
             self._put(other._predictor, other._session, other._report, other._contents)
+
+    def _seconds_a_call(self, calls: int = 20) -> float:
+        """Return the median wall time of a call with one row; with more where the batch has a fixed size."""
+        with self._engine():
+            contents, session = self._contents, self._session
+            if contents is None or session is None:
+                raise RuntimeError("No engine runs this model.")
+            rows = contents().inputs
+            one = [array[:1] for array in rows]
+            times = []
+            for _ in range(calls):
+                start = time.perf_counter()
+                session.run(one if session.takes(one) is None else rows)
+                times.append(time.perf_counter() - start)
+        return statistics.median(times)
 
     @contextmanager
     def _engine(self) -> Iterator[tuple[Predictor | None, Evaluator | None]]:
