@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterable, Sequence
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -75,6 +76,11 @@ class Predictor:
         """Return what `keras.Model.predict_on_batch` would."""
         return self._pack(self._run(standardize(x, self._signature)))
 
+    @property
+    def _steps_per_execution(self) -> int:
+        """How many batches Keras runs between two calls of callbacks."""
+        return getattr(self._source, "steps_per_execution", None) or 1
+
     def warn_once(self, kind: str, message: str) -> None:
         """Warn that something runs otherwise than asked, the first time that this kind of thing does."""
         with self._warn_lock:
@@ -108,14 +114,17 @@ class Predictor:
         owner.stop_predicting = False
         if watchers is not None:
             watchers.on_predict_begin()
-        for step, batch in enumerate(batches):
+        step, remaining = 0, iter(batches)
+        while group := list(islice(remaining, self._steps_per_execution)):
             if watchers is not None:
                 watchers.on_predict_batch_begin(step)
-            outputs = self._run(batch)
-            for part, output in zip(parts, outputs, strict=True):
-                part.append(output)
+            step += self._steps_per_execution
+            done = [self._run(batch) for batch in group]
+            for part, *outputs in zip(parts, *done, strict=True):
+                part += outputs
             if watchers is not None:
-                watchers.on_predict_batch_end(step, {"outputs": self._pack(outputs)})
+                joined = [data.concatenate(list(outputs)) for outputs in zip(*done, strict=True)]
+                watchers.on_predict_batch_end(step - 1, {"outputs": self._pack(joined)})
             if owner.stop_predicting:
                 break
         if watchers is not None:

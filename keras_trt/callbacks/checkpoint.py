@@ -179,7 +179,7 @@ class EngineCheckpoint(keras.callbacks.ModelCheckpoint):  # type: ignore[misc]
         except Exception as error:  # whatever it is, the training goes on unless it was to end
             self._failure = error
             text = f"The engine of epoch {epoch + 1} could not be made: {type(error).__name__}: {error}"
-            _logger.warning(text, exc_info=error)
+            _logger.info(text, exc_info=error)
             if not self._raise:
                 warn(text, FallbackWarning)
 
