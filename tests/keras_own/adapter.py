@@ -1,8 +1,8 @@
 """A pytest plugin: Keras's own tests of its trainer, with each `predict`, `evaluate`, … run by `compile_trt`.
 
 Keras's tests make their models of a trainer and a layer. Here the trainer is a `keras.Model`, and the first call of a
-method that an engine runs builds the model on the data of that call, as Keras does, and compiles it. How each test ended, and how
-often an engine ran in it, goes into the file that the environment names.
+method that an engine runs builds the model on the data of that call, as Keras does, and compiles it. How each test
+ended, and how often an engine ran in it, goes into the file that the environment names.
 """
 
 from __future__ import annotations
