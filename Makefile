@@ -15,7 +15,7 @@ DEMO_READY := .venv/.demo
 TEST_READY := .venv/.test
 endif
 
-.PHONY: demo test test-long lint types
+.PHONY: demo test test-long test-hub lint types
 
 demo: $(DEMO_READY)
 	$(RUN) examples/quickstart.py
@@ -26,12 +26,21 @@ test: lint types
 test-long: $(TEST_READY)
 	$(RUN) -m pytest -m "long and not gpu"
 
+# KerasHub brings packages of its own, so its models have an environment of their own.
+test-hub: .venv-hub/.hub
+	.venv-hub/bin/python -m pytest tests/conformance -k keras_hub
+
 lint: $(TEST_READY)
 	$(RUN) -m ruff check
 	$(RUN) -m ruff format --check
 
 types: $(TEST_READY)
 	$(RUN) -m mypy
+
+.venv-hub/.hub: pyproject.toml
+	test -x .venv-hub/bin/python || $(SETUP_PYTHON) -m venv .venv-hub
+	.venv-hub/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[test,hub]'
+	touch $@
 
 # The stamp is the newest part of its environment, so a change of pyproject.toml installs again.
 .venv/.demo .venv/.test: .venv/.%: pyproject.toml

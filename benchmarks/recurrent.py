@@ -26,7 +26,7 @@ from keras_trt.backends import BuildSpec
 from keras_trt.backends.tensorrt import TensorRTBackend
 from keras_trt.export import export
 from keras_trt.precision import typed
-from keras_trt.runtime.gpu import GpuRunner
+from keras_trt.runtime import Session
 from keras_trt.specs import OptimizationProfile, ShapeRange
 
 STEPS, FEATURES, UNITS, BATCHES, RUNS = 64, 64, 128, (1, 32, 128), 200
@@ -65,13 +65,14 @@ def measure(backend: Any, model: Any, form: str, exported: Any, precision: Any) 
     profile = OptimizationProfile({name: ShapeRange(*shapes)})
     plan = backend.build(typed(exported.onnx, precision), BuildSpec(precision, profile))
     built = time.perf_counter() - start
-    runner, rows = GpuRunner(backend.load(plan)), []
+    signature = exported.signature
+    session, rows = Session(backend.load(plan), signature, profile, rows_independent=True), []
     for shape in shapes:
         x = np.random.default_rng(0).standard_normal(shape).astype("float32")
         times = []
         for _ in range(RUNS):
             start = time.perf_counter()
-            (answer,) = runner.run({name: x})
+            (answer,) = session.run([x])
             times.append((time.perf_counter() - start) * 1e3)
         wanted = model.predict_on_batch(x)
         row = {
@@ -92,7 +93,7 @@ def measure(backend: Any, model: Any, form: str, exported: Any, precision: Any) 
             f"{row['model']} {form:9} batch {row['batch']:4}  {row['median_ms']:.3f} ms  plan {len(plan) >> 10} KiB  "
             f"build {built:.1f} s  difference {row['relative_l2']:.1e}"
         )
-    runner.close()
+    session.close()
     return rows
 
 

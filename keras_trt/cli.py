@@ -8,7 +8,8 @@ import sys
 from collections.abc import Sequence
 from typing import Any, get_args
 
-from .errors import MissingDependencyError
+from .cli_cache import add_parser
+from .errors import CacheError, MissingDependencyError
 from .options import BackendName, Precision
 
 
@@ -23,6 +24,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         usage.
     """
     chosen = _parser().parse_args(arguments)
+    if chosen.command == "cache":
+        from .cli_cache import run
+
+        try:
+            return run(chosen)
+        except (CacheError, ValueError) as error:
+            print(f"keras-trt: {error}", file=sys.stderr)  # noqa: T201 (a command)
+            return 2
     from .diagnosis import doctor
 
     try:
@@ -56,6 +65,7 @@ def _parser() -> argparse.ArgumentParser:
     doctor.add_argument("--batch-sizes", nargs=3, type=int, default=(1, 32, 128), metavar=("MIN", "OPT", "MAX"))
     doctor.add_argument("--sample", help="a batch of inputs: .npy, or .npz with an array for each input name")
     doctor.add_argument("--device", type=int, default=0, help="index of the GPU")
+    add_parser(commands)
     return parser
 
 

@@ -12,7 +12,7 @@ from typing import Any, Literal
 from ._version import __version__
 from ._warn import warn
 from .backends import Backend, BuildSpec
-from .cache import EngineCache, digest
+from .cache import EngineCache, Entry, digest
 from .errors import CacheError, FallbackWarning
 from .options import Precision
 from .runtime import Session
@@ -95,7 +95,10 @@ class Engines:
         """Return all but the graph that an engine depends on. Inputs are told by place: names may be generated."""
         return {
             "precision": precision,
-            "shapes": [[list(r.min), list(r.opt), list(r.max)] for r in ranges],
+            "shapes": {
+                **{f"{name} batch": getattr(ranges[0], name)[0] for name in ("min", "opt", "max")},  # of all inputs
+                **{f"input {i}": [list(r.min[1:]), list(r.opt[1:]), list(r.max[1:])] for i, r in enumerate(ranges)},
+            },
             "optimization_level": optimization_level,
             "keras_trt": __version__,
             "backend": self.backend.identity(),
@@ -126,11 +129,15 @@ class Engines:
                     plan = self.backend.build(wanted.graph, spec)
             else:
                 plan = entry.payload
+            costs = None if entry is None else costs_of(entry)
             with self.timed("load"):
-                session = self.load(plan, wanted.signature, wanted.ranges, rows_independent=wanted.rows_independent)
+                session = self.load(
+                    plan, wanted.signature, wanted.ranges, rows_independent=wanted.rows_independent, costs=costs
+                )
             differences = self.checked(session, check)
             if entry is None:
-                everything = {**manifest, **options, "graph": wanted.graph_sha256}
+                measured = [list(pair) for pair in session.costs.items()]
+                everything = {**manifest, **options, "graph": wanted.graph_sha256, "costs": measured}
                 kept = self.store(lambda cache: cache.put(key, plan, everything))
                 if plan != wanted.graph:  # where they are one, as with ONNX Runtime, it is there now
                     at = graph_key(wanted.graph_sha256)
@@ -156,17 +163,33 @@ class Engines:
         return read
 
     def load(
-        self, plan: bytes, signature: Signature, ranges: Sequence[ShapeRange], *, rows_independent: bool
+        self,
+        plan: bytes,
+        signature: Signature,
+        ranges: Sequence[ShapeRange],
+        *,
+        rows_independent: bool,
+        costs: Mapping[int, float] | None = None,
     ) -> Session:
         """Load a plan and take the memory that its largest batch needs.
+
+        Args:
+            plan: the plan.
+            signature: inputs and outputs of the engine.
+            ranges: the shapes that it was built for.
+            rows_independent: whether batches may be regrouped.
+            costs: what batches cost, where it was measured before. Defaults to `None`: it is measured now.
 
         Raises:
             EngineLoadError, CudaError: if it cannot be used here.
         """
         engine = self.backend.load(plan)
-        session = Session(engine, signature, profile(signature, ranges), rows_independent=rows_independent)
+        shapes = profile(signature, ranges)
+        session = Session(engine, signature, shapes, rows_independent=rows_independent, costs=costs)
         try:
             session.reserve()  # want of memory shows here, where something else can still run the model
+            if costs is None:
+                session.measure()
         except BaseException:
             session.close()
             raise
@@ -216,6 +239,12 @@ class Engines:
         if not self._warned:
             self._warned = True
             warn(f"The engine is not cached, so the next start builds it again: {error}", FallbackWarning)
+
+
+def costs_of(entry: Entry) -> dict[int, float] | None:
+    """Return what batches of a stored engine cost, or `None` where it was not measured."""
+    costs = entry.manifest.get("costs")
+    return None if costs is None else {int(size): float(seconds) for size, seconds in costs}
 
 
 def graph_key(graph_sha256: str) -> str:

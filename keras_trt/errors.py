@@ -147,6 +147,11 @@ class CudaError(KerasTRTError):
         super().__init__(message)
         self.name = name
 
+    @property
+    def out_of_memory(self) -> bool:
+        """Whether there was too little memory, on the GPU or to be locked on the host."""
+        return self.name == "cudaErrorMemoryAllocation"
+
 
 class CacheError(KerasTRTError):
     """The engine cache could not be read or written."""

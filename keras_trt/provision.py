@@ -19,10 +19,11 @@ import numpy as np
 from . import artifact, errors, fingerprint
 from ._version import __version__
 from .backends import Backend, Judge
-from .cache import EngineCache, digest
-from .engines import Engines, Made, Wanted, profile
+from .cache import EngineCache, digest, nearest
+from .engines import Engines, Made, Wanted, costs_of, profile
 from .errors import (
     BuildError,
+    CacheError,
     ExportError,
     KerasTRTError,
     PlanError,
@@ -113,7 +114,8 @@ class _Provision:
             self.gate = Gate(self.model, self.takes, self.ranges, given, self.head)
             self.asked: Precision = self.options.precision or self.backend.default_precision
             with self.engines.timed("keys"):
-                key = self._record_key()
+                self.fields = self._record_fields()
+                key = None if self.fields is None else digest("record", self.fields)
             ready = self._warm(key)
             if ready is None:
                 with self.engines.one_builder(key):
@@ -123,7 +125,8 @@ class _Provision:
 
     # Keys.
 
-    def _record_key(self) -> str | None:
+    def _record_fields(self) -> dict[str, Any] | None:
+        """Return what the record of this start is found by, or `None` for a model that has no structure key."""
         if self.cache is None:
             return None
         try:
@@ -131,20 +134,32 @@ class _Provision:
         except fingerprint.Unhashable as reason:
             _logger.info("'%s' is exported at each start: %s", self.model.name, reason)
             return None
-        return digest(
-            "record",
-            {
-                "layout": 2,  # of the record itself: raised when it holds other things
-                "structure": structure,
-                "weights": weights,
-                "inputs": [[list(spec.shape), spec.dtype] for spec in self.live],
-                "input_structure": self.takes.input_structure,
-                "types_guessed": self.takes.types_guessed,
-                "sample": self._sample_digest(),  # an engine is trusted on the rows that it was compared on
-                **self.engines.options(self.asked, self.ranges, self.options.optimization_level),
-                "versions": _versions(),
-            },
-        )
+        return {
+            "layout": 2,  # of the record itself: raised when it holds other things
+            "structure": structure,
+            "weights": weights,
+            "inputs": [[list(spec.shape), spec.dtype] for spec in self.live],
+            "input structure": self.takes.input_structure,
+            "types guessed": self.takes.types_guessed,
+            "sample": self._sample_digest(),  # an engine is trusted on the rows that it was compared on
+            **self.engines.options(self.asked, self.ranges, self.options.optimization_level),
+            "versions": _versions(),
+        }
+
+    def _explain_miss(self) -> None:
+        """Say in one line why the engine is not in the cache."""
+        if self.cache is None or self.fields is None:
+            return
+        try:
+            found = nearest(self.cache.items(), self.model.name, self.fields)
+        except CacheError as error:
+            _logger.info("'%s' has no engine in the cache: %s", self.model.name, error)
+            return
+        if found is None:
+            _logger.info("'%s' has no engine in the cache: none of this model is there", self.model.name)
+        else:
+            why = "; ".join(found.changes) or "its record, or the engine, was deleted"
+            _logger.info("'%s' has no engine in the cache: %s (nearest: %s)", self.model.name, why, found.item.key[:12])
 
     def _sample_digest(self) -> str | None:
         if self.sample is None:
@@ -171,7 +186,11 @@ class _Provision:
         try:
             with self.engines.timed("load"):
                 session = self.engines.load(
-                    entry.payload, signature, self.ranges, rows_independent=record["rows_independent"]
+                    entry.payload,
+                    signature,
+                    self.ranges,
+                    rows_independent=record["rows_independent"],
+                    costs=costs_of(entry),
                 )
         except PlanError as error:
             _logger.warning("An engine in the cache cannot be loaded and is built anew: %s", error)
@@ -191,6 +210,7 @@ class _Provision:
     # Cold.
 
     def _cold(self, key: str | None) -> Provisioned:
+        self._explain_miss()
         with self.engines.timed("export"):
             exported = export(self.model, self.options.sample)
         with self.engines.timed("verify"):
@@ -239,7 +259,12 @@ class _Provision:
         made = self.engines.make(
             wanted,
             self._check(signature, precision) if self.options.verify else lambda _: (),
-            {"model": self.model.name, "signature": signature.to_json(), "versions": _versions()},
+            {
+                "model": self.model.name,
+                "signature": signature.to_json(),
+                "fields": self.fields,
+                "versions": _versions(),
+            },
         )
         if key is not None and all(kind in _LASTING for kind, _ in fell_back):
             record = {

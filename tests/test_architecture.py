@@ -46,6 +46,7 @@ LAYERS = [
     ["attach", "loaded"],
     ["callbacks"],
     ["_hook"],
+    ["cli_cache"],
     ["cli"],
 ]
 

@@ -34,7 +34,7 @@ class OnnxRuntimeBackend:
 
     def identity(self) -> dict[str, Any]:
         """Return what an engine depends on: a graph runs on any machine that has this ONNX Runtime."""
-        return {"backend": self.name, "version": self._ort.__version__}
+        return {"backend": self.name, "ONNX Runtime": self._ort.__version__}
 
     def supports(self, onnx: bytes) -> list[Finding]:
         """Return what ONNX Runtime refuses in a graph."""

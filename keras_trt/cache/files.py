@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import os
+import stat
 import tempfile
 import time
 from pathlib import Path
 
-__all__ = ["make_folder", "sweep", "unlink_unchanged", "write"]
+__all__ = ["make_folder", "others_can_write", "sweep", "unlink_unchanged", "write"]
 
 _STALE_SECONDS = 24 * 60 * 60  # far longer than any file takes to be written
 
@@ -67,6 +68,39 @@ def sweep(folder: Path) -> None:
             with contextlib.suppress(OSError):
                 if path.lstat().st_mtime < oldest:
                     path.unlink()
+
+
+def others_can_write(folder: Path) -> str | None:
+    """Return who else can write to a folder, for people, or `None` if nobody can, or there is no such folder.
+
+    The system's administrator always can. So can the members of a group; a group of the same name as its only member
+    is that user's own. Folders above are not looked at. Systems without POSIX rights are not judged.
+    """
+    if os.name != "posix":
+        return None
+    try:
+        status = folder.stat()
+    except OSError:
+        return None
+    mode = f"mode {stat.S_IMODE(status.st_mode):04o}"
+    if status.st_uid not in (os.geteuid(), 0):
+        return f"it belongs to another user, {status.st_uid}"
+    if status.st_mode & stat.S_IWOTH:
+        return f"every user can write to it ({mode})"
+    if status.st_mode & stat.S_IWGRP and not _own_group(status.st_gid):
+        return f"the group {status.st_gid} can write to it ({mode})"
+    return None
+
+
+def _own_group(number: int) -> bool:
+    import grp
+    import pwd
+
+    try:
+        group, user = grp.getgrgid(number), pwd.getpwuid(os.geteuid())
+    except KeyError:
+        return False
+    return group.gr_name == user.pw_name and set(group.gr_mem) <= {user.pw_name}
 
 
 def unlink_unchanged(path: Path, status: os.stat_result) -> None:

@@ -4,6 +4,8 @@
     entries/<2 hex>/<62 hex>.json     the manifest of a key: SHA-256 and size of its payload, and what the caller adds
     records/<2 hex>/<62 hex>.json     a small JSON record of a key, without a payload
     locks/<64 hex>.lock               one build at a time for each key
+    locks/store.lock                  one entry is written, or deleted for want of room, at a time
+    locks/used                        its time is the last at which anything was used
     tmp/                              files that are being written
 
 Every file appears whole or not at all: it is written in `tmp/`, synced, and moved into place. A manifest is written
@@ -23,11 +25,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from keras_trt.cache import files
+from keras_trt.cache import files, upkeep
 from keras_trt.cache.documents import JSON, SCHEMA, plain, seal, unseal
+from keras_trt.cache.upkeep import Item
 from keras_trt.errors import CacheError
 
 __all__ = ["EngineCache", "Entry"]
+
+DEFAULT_MAX_BYTES = 10 << 30
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
@@ -59,10 +64,13 @@ class EngineCache:
 
     Args:
         path: The folder. Defaults to the environment variable `KERAS_TRT_CACHE`, else to the user's cache folder.
+        max_bytes: The size that it is kept within, by deleting what was used least recently whenever an entry is
+            written. What was just written, and what another process holds the lock of, stays in any case. Defaults to
+            10 GiB; `None` is no limit.
 
     Raises:
         CacheError: If the folder is in the home of the user, who has none.
-        ValueError: If `path` is empty.
+        ValueError: If `path` is empty, or `max_bytes` is negative.
 
     Example:
         ```python
@@ -76,7 +84,12 @@ class EngineCache:
         ```
     """
 
-    def __init__(self, path: str | os.PathLike[str] | None = None) -> None:
+    def __init__(
+        self, path: str | os.PathLike[str] | None = None, *, max_bytes: int | None = DEFAULT_MAX_BYTES
+    ) -> None:
+        if max_bytes is not None and max_bytes < 0:
+            raise ValueError(f"`max_bytes` is a size in bytes, or None. Received: max_bytes={max_bytes!r}")
+        self._max_bytes = max_bytes
         if path is not None and not os.fspath(path):
             raise ValueError(f"The folder of an engine cache must not be empty. Received: path={path!r}")
         try:
@@ -85,6 +98,7 @@ class EngineCache:
         except RuntimeError as error:  # from pathlib and platformdirs, for a user without a home, as in many containers
             raise CacheError(f"The engine cache has no folder: {error}. Received: path={path!r}. {_REMEDY}") from error
         self._swept = False
+        self._distrusted = False
 
     def __repr__(self) -> str:
         return f"EngineCache({str(self._path)!r})"
@@ -129,6 +143,7 @@ class EngineCache:
             _drop(path, status, f"its payload {payload_path} is damaged")
             _drop(payload_path, payload_status, "its content does not match its name")
             return None
+        upkeep.mark_used(self._path, path)
         return Entry(payload, document["manifest"])
 
     def put(self, key: str, payload: bytes, manifest: Mapping[str, JSON]) -> None:
@@ -151,7 +166,7 @@ class EngineCache:
         named = {"payload_sha256": sha256, "payload_size": len(payload), "manifest": plain(dict(manifest), "manifest")}
         sealed = seal({"schema": SCHEMA, "kind": "entry", "key": key, **named})
         payload_path = self._file("payloads", sha256, "")
-        with self._writing(f"an engine of {len(payload)} bytes"):
+        with self._writing(f"an engine of {len(payload)} bytes"), self._locked(self._path / "locks" / "store.lock"):
             is_new = not payload_path.exists()
             # Written even if it is there: that costs less than reading it, and mends it if it is damaged.
             status = self._write(payload_path, payload)
@@ -161,6 +176,9 @@ class EngineCache:
                 if is_new:  # no entry names it
                     files.unlink_unchanged(payload_path, status)
                 raise
+            upkeep.mark_used(self._path, path)
+            if self._max_bytes is not None:
+                upkeep.evict(self._path, self._max_bytes, keep=[key])
 
     def get_record(self, key: str) -> dict[str, Any] | None:
         """Return the record that was put under `key`, verified, or `None` if nothing whole is there.
@@ -176,6 +194,7 @@ class EngineCache:
         if not isinstance(record, dict):
             _drop(path, found[1], "it holds no record")
             return None
+        upkeep.mark_used(self._path, path)
         return record
 
     def put_record(self, key: str, record: Mapping[str, JSON]) -> None:
@@ -194,6 +213,7 @@ class EngineCache:
         sealed = seal({"schema": SCHEMA, "kind": "record", "key": key, "record": plain(dict(record), "record")})
         with self._writing("a record"):
             self._write(path, sealed)
+        upkeep.mark_used(self._path, path)
 
     def discard(self, key: str) -> None:
         """Forget the entry and the record of `key`, if there are any.
@@ -208,6 +228,34 @@ class EngineCache:
             for path in paths:
                 with contextlib.suppress(FileNotFoundError, NotADirectoryError):
                     path.unlink()
+
+    def items(self) -> list[Item]:
+        """Return all entries and records, least recently used first. Their payloads are not read.
+
+        Raises:
+            CacheError: if the folder cannot be read.
+        """
+        try:
+            return upkeep.items(self._path)
+        except OSError as error:
+            raise CacheError(f"The engine cache {self._path} cannot be read: {error}") from error
+
+    def prune(self, max_bytes: int) -> list[Item]:
+        """Delete what was used least recently until the rest is within a size; what others hold the lock of stays.
+
+        Args:
+            max_bytes: The size; 0 deletes all that nobody uses.
+
+        Returns:
+            What was deleted.
+
+        Raises:
+            CacheError: If the folder cannot be written.
+        """
+        if not self._path.exists():
+            return []
+        with self._writing("what it deletes"), self._locked(self._path / "locks" / "store.lock"):
+            return upkeep.evict(self._path, max_bytes)
 
     def lock(self, key: str) -> contextlib.AbstractContextManager[None]:
         """Return a context that one thread of one process at a time can be in, for each key.
@@ -242,6 +290,11 @@ class EngineCache:
         return self._path / folder / key[:2] / f"{key[2:]}{suffix}"
 
     def _read_document(self, path: Path, kind: str, key: str) -> tuple[dict[str, Any], os.stat_result] | None:
+        if (others := files.others_can_write(self._path)) is not None:
+            if not self._distrusted:
+                self._distrusted = True
+                _logger.warning("Engine cache: %s is not read, as %s", self._path, others)
+            return None
         try:
             with path.open("rb") as file:
                 status = os.fstat(file.fileno())
@@ -259,6 +312,11 @@ class EngineCache:
 
     @contextlib.contextmanager
     def _writing(self, what: str) -> Iterator[None]:
+        if (others := files.others_can_write(self._path)) is not None:
+            raise CacheError(
+                f"The engine cache is not used, as {others}, and what lies there is run. "
+                f"Received: path={str(self._path)!r}. Take their rights away (chmod go-w, chown). {_REMEDY}"
+            )
         try:
             yield
         except (OSError, NotImplementedError) as error:  # the latter: filelock, where a file system has no locks

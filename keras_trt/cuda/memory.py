@@ -21,7 +21,7 @@ class DeviceMemory:
         size_bytes: how much; at least one byte is taken, so that an address is never null.
 
     Raises:
-        CudaError: if there is not so much (`name` is `"cudaErrorMemoryAllocation"`).
+        CudaError: if there is not so much (it is `out_of_memory`).
     """
 
     def __init__(self, size_bytes: int) -> None:

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Mapping
+from collections import deque
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
+from typing import Literal, overload
 
 from .. import cuda
 from ..backends.base import Array, DeviceEngine
 from ..errors import CudaError, EngineLoadError
+from .plan import Batch
+from .results import Results
 from .slots import Shapes, Slot
 
 _logger = logging.getLogger("keras_trt")
@@ -20,10 +24,10 @@ MAX_SLOTS = 4
 
 
 class GpuRunner:
-    """Runs a `DeviceEngine` on numpy arrays. Safe to call from many threads.
+    """Runs a `DeviceEngine` batch by batch on numpy arrays. Safe to call from many threads.
 
-    It keeps up to `MAX_SLOTS` slots, each with a context, a stream and memory of its own. A call takes an idle
-    slot that last ran its shapes, else makes one, else gives another one its shapes. The second call of a slot
+    It keeps up to `MAX_SLOTS` slots, each with a context, a stream and memory of its own. A batch takes an idle
+    slot that last ran its shapes, else a new one, else another whose shapes are changed. The second call of a slot
     with the same shapes records a CUDA graph, and all further ones launch that.
 
     Args:
@@ -36,32 +40,52 @@ class GpuRunner:
         self._engine = engine
         self._idle: list[Slot] = []
         self._made = 0
+        self._waiting = 0
         self._limit = MAX_SLOTS
         self._closed = False
         self._changed = threading.Condition()
 
-    def run(self, feeds: Mapping[str, Array]) -> list[Array]:
-        """Return the outputs for `feeds`, in the order of `output_names`.
+    def run(self, feeds: Mapping[str, Array], batches: Iterable[Batch], order: Sequence[int], results: Results) -> None:
+        """Run batches of rows: while the GPU computes one, the next is copied in, and the one before copied out.
 
         Args:
-            feeds: an array for each input; shapes must lie in the engine's profile.
+            feeds: all rows of each input.
+            batches: which rows run together; their shapes must lie in the engine's profile.
+            order: places in `output_names` of the outputs that are wanted.
+            results: takes them.
 
         Raises:
             InputError: if a shape is outside the profile, or an integer does not fit the engine's type.
             CudaError, EngineLoadError: if CUDA or TensorRT fails, as for want of memory.
         """
-        shapes: Shapes = tuple((name, feeds[name].shape) for name in self.input_names)
-        with cuda.current_device(self._engine.device):
-            slot = self._take(shapes)
+        under_way: deque[tuple[Slot, Batch]] = deque()
+
+        def finish() -> None:
+            slot, batch = under_way.popleft()
             try:
-                try:
-                    slot.start(shapes, feeds)
-                finally:
-                    # Also after a failure: what was put on the stream must not run into the next call's memory.
-                    slot.wait()
-                return [output.copy() for output in slot.outputs]
+                slot.wait()
+                outputs = slot.outputs
+                results.put(batch, [outputs[place] for place in order])
             finally:
                 self._give(slot)
+
+        with cuda.current_device(self._engine.device):
+            try:
+                for batch in batches:
+                    shapes: Shapes = tuple((name, (batch.size, *feeds[name].shape[1:])) for name in self.input_names)
+                    # Who holds slots must not wait for another: two calls might wait for each other.
+                    while (slot := self._take(shapes, wait=not under_way)) is None:
+                        finish()
+                    under_way.append((slot, batch))
+                    slot.start({name: feeds[name][batch.start : batch.stop] for name in self.input_names})
+                while under_way:
+                    finish()
+            finally:
+                # After a failure: what was put on a stream must not run into the next call's memory.
+                with ExitStack() as leaving:
+                    for slot, _ in under_way:
+                        leaving.callback(self._give, slot)
+                        leaving.callback(slot.wait)
 
     def reserve(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
         """Take now what a call with these shapes will need, so that want of memory shows now.
@@ -71,11 +95,7 @@ class GpuRunner:
         """
         wanted: Shapes = tuple((name, shapes[name]) for name in self.input_names)
         with cuda.current_device(self._engine.device):
-            slot = self._take(wanted)
-            try:
-                slot.prepare(wanted)
-            finally:
-                self._give(slot)
+            self._give(self._take(wanted, wait=True))
 
     def plan(self) -> bytes:
         """Return the engine as a plan.
@@ -98,38 +118,75 @@ class GpuRunner:
             for slot in idle:
                 closing.callback(slot.close)
 
-    def _take(self, shapes: Shapes) -> Slot:
+    @overload
+    def _take(self, shapes: Shapes, *, wait: Literal[True]) -> Slot: ...
+    @overload
+    def _take(self, shapes: Shapes, *, wait: bool) -> Slot | None: ...
+    def _take(self, shapes: Shapes, *, wait: bool) -> Slot | None:
+        """Return a slot with the shapes, or `None` where there is none to be had now."""
         while True:
             with self._changed:
-                slot = self._idle_slot(shapes)
-                if slot is not None:
-                    return slot
-                self._made += 1
-            try:
-                return Slot(self._engine)
-            except BaseException as error:
-                with self._changed:
-                    self._made -= 1
-                    self._changed.notify_all()
-                    if self._made == 0 or not isinstance(error, CudaError | EngineLoadError):
-                        raise
-                    self._limit = self._made  # there is memory for so many; they serve all
-                    _logger.info("The GPU has room for %d slots of this engine: %s", self._limit, error)
+                while True:
+                    if self._closed:
+                        raise RuntimeError("This engine is closed.")
+                    if self._waiting and not wait:
+                        return None  # who has slots lets others go first
+                    slot = self._idle_slot(shapes)
+                    if slot is not None or self._made < self._limit:
+                        break
+                    if not wait:
+                        return None
+                    self._waiting += 1
+                    try:
+                        self._changed.wait()
+                    finally:
+                        self._waiting -= 1
+                self._made += slot is None
+            prepared = self._prepared(slot, shapes)
+            if prepared is not None:
+                return prepared
+
+    def _prepared(self, slot: Slot | None, shapes: Shapes) -> Slot | None:
+        """Return a slot, a new one where none is given, with the shapes; `None` where others are left to wait for.
+
+        A slot that finds no memory is given up, with all that it holds: there are fewer from now on.
+        """
+        try:
+            if slot is None:
+                slot = Slot(self._engine)
+            if slot.shapes != shapes:
+                slot.prepare(shapes)
+        except BaseException as error:
+            if slot is not None and not (isinstance(error, CudaError) and error.out_of_memory):
+                self._give(slot)
+                raise
+            if not self._drop(slot) or not isinstance(error, CudaError | EngineLoadError):
+                raise
+            _logger.info("The GPU has room for %d slots of this engine: %s", self._limit, error)
+            return None
+        return slot
+
+    def _drop(self, slot: Slot | None) -> bool:
+        """Do with one slot less from now on; `False` where none is left."""
+        try:
+            if slot is not None:
+                slot.close()
+        finally:
+            with self._changed:
+                self._made -= 1
+                self._limit = max(self._made, 1)
+                self._changed.notify_all()
+        return self._made > 0
 
     def _idle_slot(self, shapes: Shapes) -> Slot | None:
-        """Return a slot to use, waiting for one if need be, or `None` if one more may be made."""
-        while True:
-            if self._closed:
-                raise RuntimeError("This engine is closed.")
-            for slot in self._idle:
-                if slot.shapes == shapes:
-                    self._idle.remove(slot)
-                    return slot
-            if self._made < self._limit:
-                return None
-            if self._idle:
-                return self._idle.pop(0)  # the one that has been idle longest
-            self._changed.wait()
+        """Return an idle slot that has the shapes, or is to change its own as no more may be made."""
+        for slot in self._idle:
+            if slot.shapes == shapes:
+                self._idle.remove(slot)
+                return slot
+        if self._idle and self._made >= self._limit:
+            return self._idle.pop(0)  # the one that has been idle longest
+        return None
 
     def _give(self, slot: Slot) -> None:
         with self._changed:

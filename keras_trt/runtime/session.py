@@ -3,32 +3,21 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
 
+from .._warn import warn
 from ..backends.base import Array, DeviceEngine, HostEngine
+from ..errors import CudaError, FallbackWarning
 from ..specs import OptimizationProfile, Signature
 from .gpu import GpuRunner
-
-
-def batches(rows: int, smallest: int, largest: int) -> Iterator[tuple[int, int, int]]:
-    """Cut `rows` rows into batches.
-
-    Args:
-        rows: how many there are.
-        smallest: smallest batch that the engine takes.
-        largest: largest one.
-
-    Yields:
-        `(start, stop, size)`: rows `start` to `stop` run in a batch of `size`, `size - (stop - start)` of whose
-        rows are padding.
-    """
-    for start in range(0, rows, largest):
-        stop = min(start + largest, rows)
-        yield start, stop, max(stop - start, smallest)
+from .host import HostRunner
+from .plan import USUAL_SIZES, Batch, BatchPlan
+from .results import Results
 
 
 @dataclass(frozen=True)
@@ -53,6 +42,8 @@ class Session:
         profile: the shapes that the engine was built for.
         rows_independent: whether a row's answer does not depend on the other rows of its batch. Where it does,
             batches are run as they come, never cut or padded.
+        costs: seconds that a batch takes by its size, as another session of the engine has measured them. Defaults to
+            `None`: not known.
     """
 
     def __init__(
@@ -62,14 +53,18 @@ class Session:
         profile: OptimizationProfile,
         *,
         rows_independent: bool,
+        costs: Mapping[int, float] | None = None,
     ) -> None:
-        self._runner: HostEngine | GpuRunner = GpuRunner(engine) if isinstance(engine, DeviceEngine) else engine
+        self._runner = GpuRunner(engine) if isinstance(engine, DeviceEngine) else HostRunner(engine)
         self._inputs = signature.inputs
         self._names = [spec.name for spec in signature.inputs]
-        self._outputs = signature.outputs
+        self._dtypes = [np.dtype(spec.dtype) for spec in signature.outputs]
         order = list(self._runner.output_names)
         self._order = [order.index(spec.name) for spec in signature.outputs]
         self._smallest, _, self._largest = profile.batch
+        self._costs = dict(costs or {}) if rows_independent else {}
+        self._plan = BatchPlan(self._smallest, self._largest, self._costs)
+        self._rows_before = 0
         self._users = 0
         self._closed = self._retired = False
         self._changed = threading.Condition()
@@ -138,25 +133,63 @@ class Session:
             progress: called with the number of rows done, after each batch.
         """
         with self.in_use():
-            return self._run(inputs, progress)
+            while True:
+                try:
+                    return self._run(inputs, progress)
+                except CudaError as error:
+                    if not error.out_of_memory or not self._halve():
+                        raise
+
+    @property
+    def costs(self) -> dict[int, float]:
+        """Seconds that a batch takes, by its size; empty where it was not measured."""
+        return dict(self._costs)
+
+    def measure(self) -> None:
+        """Find out how long batches take, and cut rows by that from now on.
+
+        Batches of zeros are run with the smallest, the usual and the largest size, each three times; the last, which
+        a CUDA graph runs, counts. Without a GPU nothing is measured: no graph, and no size, is better prepared there.
+        """
+        if not isinstance(self._runner, GpuRunner) or not self.rows_independent:
+            return
+        sizes = {self._smallest, *USUAL_SIZES, self._largest}
+        for size in sorted(size for size in sizes if self._smallest <= size <= self._largest):
+            shapes = [self.profile.shapes[spec.name].opt for spec in self._inputs]
+            zeros = [np.zeros((size, *shape[1:]), spec.dtype) for spec, shape in zip(self._inputs, shapes, strict=True)]
+            for _ in range(3):
+                began = time.perf_counter()
+                self._run_batches(zeros, [Batch(0, size, size)], None)
+                self._costs[size] = time.perf_counter() - began
+        self._plan = BatchPlan(self._smallest, self._largest, self._costs)
 
     def _run(self, inputs: Sequence[Array], progress: Callable[[int], None] | None) -> list[Array]:
         rows = len(inputs[0])
-        results: list[Array] = []
-        for start, stop, size in batches(rows, self._smallest, self._largest):
-            whole = stop - start == rows == size
-            feeds = inputs if whole else [_padded(array[start:stop], size) for array in inputs]
-            outputs = self._infer(feeds)
-            if stop - start == rows:
-                results = outputs if whole else [output[:rows] for output in outputs]
-            else:
-                if not results:
-                    results = [np.empty((rows, *output.shape[1:]), output.dtype) for output in outputs]
-                for result, output in zip(results, outputs, strict=True):
-                    result[start:stop] = output[: stop - start]
-            if progress is not None:
-                progress(stop)
-        return results
+        plan = self._plan
+        # Who calls with the same few rows again and again gets a graph of just that size.
+        steady = rows == self._rows_before and plan.smallest <= rows <= plan.largest
+        self._rows_before = rows
+        batches = [Batch(0, rows, rows)] if steady or not self.rows_independent else plan.cut(rows)
+        return self._run_batches(inputs, batches, progress)
+
+    def _run_batches(
+        self, inputs: Sequence[Array], batches: Iterable[Batch], progress: Callable[[int], None] | None
+    ) -> list[Array]:
+        wanted = set(self._runner.input_names)  # a builder may drop an input that the model does not use
+        feeds = {name: array for name, array in zip(self._names, inputs, strict=True) if name in wanted}
+        results = Results(len(inputs[0]), self._dtypes, progress)
+        self._runner.run(feeds, batches, self._order, results)
+        return results.arrays
+
+    def _halve(self) -> bool:
+        """Run smaller batches from now on; `False` where they cannot be any smaller."""
+        with self._changed:
+            largest = self._plan.largest // 2
+            if not self.rows_independent or largest < self._smallest:
+                return False
+            self._plan = BatchPlan(self._smallest, largest, self._costs)
+        warn(f"The GPU's memory does not suffice for {2 * largest} rows: running {largest} at a time.", FallbackWarning)
+        return True
 
     def retire(self) -> None:
         """Close once no call is under way: now, or when the last one ends. Does not wait."""
@@ -195,19 +228,3 @@ class Session:
                 self._changed.notify_all()
             if last:
                 self._runner.close()
-
-    def _infer(self, feeds: Sequence[Array]) -> list[Array]:
-        wanted = set(self._runner.input_names)  # a builder may drop an input that the model does not use
-        outputs = self._runner.run(
-            {name: feed for name, feed in zip(self._names, feeds, strict=True) if name in wanted}
-        )
-        return [
-            outputs[position].astype(spec.dtype, copy=False)
-            for position, spec in zip(self._order, self._outputs, strict=True)
-        ]
-
-
-def _padded(array: Array, size: int) -> Array:
-    """Return `array` with its last row repeated up to `size` rows: real rows cannot make the padding overflow."""
-    missing = size - len(array)
-    return array if missing <= 0 else np.concatenate([array, np.repeat(array[-1:], missing, axis=0)])

@@ -47,17 +47,14 @@ class Slot:
             cuda.wait_for_default_stream()  # where a library may have set the context up
             undo.pop_all()
 
-    def start(self, shapes: Shapes, feeds: Mapping[str, Array]) -> None:
+    def start(self, feeds: Mapping[str, Array]) -> None:
         """Put one inference on the stream. `wait` must follow, also after an error.
 
         Args:
-            shapes: of the inputs.
             feeds: an array for each input. One with fewer rows than its shape is padded by its last.
         """
-        if shapes != self.shapes:
-            self.prepare(shapes)
-        for name, _ in shapes:
-            self._buffers[name].fill(name, feeds[name])
+        for name, array in feeds.items():
+            self._buffers[name].fill(name, array)
         if self._runs == 1 and self._graph is None:
             self._record()
         if self._graph is not None:

@@ -133,6 +133,7 @@ def kill_at_every_line(root: str, with_older: str) -> None:
     # The kills came before and after the entry appeared, or they would have proved nothing.
     assert seen == {"old" if older else "nothing", "new"}, seen
     assert line > 50, line
+    sys.stdout.write(f"{line} kills, one before each line: 0 wrong, 0 lost, 0 hangs\n")
 
 
 def kill_at_any_time(root: str, kills: str) -> None:
@@ -153,6 +154,7 @@ def kill_at_any_time(root: str, kills: str) -> None:
         found.add(entry is not None)
         check_after_kill(cache, [*(Entry(*content) for content in contents), *([] if True in found else [None])])
     assert True in found
+    sys.stdout.write(f"{count} kills at any time: 0 wrong, 0 lost, 0 hangs\n")
 
 
 def no_rights(root: str) -> None:

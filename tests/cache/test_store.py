@@ -48,7 +48,7 @@ def test_layout(cache: EngineCache) -> None:
     files = {path.relative_to(cache.path) for path in cache.path.rglob("*") if path.is_file()}
     assert files == {
         path.relative_to(cache.path) for path in (entry_file(cache), record_file(cache), payload_file(cache))
-    }
+    } | {Path("locks", "store.lock"), Path("locks", "used")}
     assert payload_file(cache).read_bytes() == PAYLOAD  # as it is, without a header
     for path in (entry_file(cache), record_file(cache)):
         document = json.loads(path.read_bytes())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from .architectures import ARCHITECTURES, architecture_names
+from .backbones import BACKBONES, INSTALLED
 from .case import Case, NoBuildError, NoExportError
 from .layers import LAYERS, layer_names
 from .ops import ACTIVATIONS, OPS, activation_names, op_names
@@ -16,6 +17,8 @@ SECTIONS: dict[str, tuple[set[str], list[Case]]] = {
     "keras.applications": (architecture_names(), ARCHITECTURES),
     "trained models of other packages": ({case.of for case in TRAINED}, TRAINED),
 }
+if INSTALLED:
+    SECTIONS["keras_hub.models"] = ({case.of for case in BACKBONES}, BACKBONES)
 
 _STRINGS = "works on strings, and an engine holds numbers"
 _NO_FUNCTION = "is no function of tensors"
@@ -42,11 +45,12 @@ NOT_EXPORTABLE = {
     },
     "keras.applications": {},
     "trained models of other packages": {},
+    "keras_hub.models": {},
 }
 
 _BINCOUNT = "counts up to the largest number there is, so that the size of the answer is open"
 _PROJECTION = "TensorFlow's `ImageProjectiveTransformV3` has no form in ONNX"
-_LOOKUP = "is refused for its dtype policy; behind that is a hash table of TensorFlow"
+_LOOKUP = "is a hash table of TensorFlow; `accelerate` runs it on the CPU, in front of the engine"
 _SHIFT = "becomes `BitShift` of unsigned integers, which TensorRT does not import"
 
 #: Section → name of the case → what fails first, and the reason.
@@ -70,4 +74,5 @@ NOT_YET: dict[str, dict[str, tuple[type[AssertionError], str]]] = {
     },
     "keras.applications": {},
     "trained models of other packages": {},
+    "keras_hub.models": {},
 }

@@ -74,8 +74,10 @@ def write(rows: dict[tuple[str, str], Row]) -> None:
         f"random inputs, with one row and with five. It must be below {LIMIT:.0e}; integers and booleans are equal.\n\n"
         f"Versions: {versions}.\n"
     ]
-    for section in SECTIONS:
-        found = [rows[section, name] for name in names(section) if (section, name) in rows]
+    for section in dict.fromkeys([*SECTIONS, *(section for section, _ in rows)]):
+        # What of another environment has been judged stays as it is.
+        known = names(section) if section in SECTIONS else [name for other, name in rows if other == section]
+        found = [rows[section, name] for name in known if (section, name) in rows]
         works = sum(one.cells[:3] == ["yes"] * 3 for one in found)
         parts.append(f"\n## {section}\n\n{works} of {len(found)} rows work.\n\n{HEADER}{''.join(map(str, found))}")
     FILE.write_text("".join(parts))

@@ -60,15 +60,31 @@ def random(*shape: int) -> Any:
         lambda x: ops.rfft(x, fft_length=10),
         lambda x: ops.rfft(x, fft_length=24),
         lambda x: ops.fft((x, ops.flip(x, -1))),
+        lambda x: ops.fft2((ops.reshape(x, (-1, 2, 8)), ops.flip(ops.reshape(x, (-1, 2, 8)), -1))),
+        lambda x: ops.ifft2((ops.reshape(x, (-1, 2, 8)), ops.flip(ops.reshape(x, (-1, 2, 8)), -1))),
         lambda x: ops.irfft(ops.rfft(x)),
         lambda x: ops.irfft((x, 0.5 * x), fft_length=9),
         lambda x: ops.irfft((x, 0.5 * x), fft_length=30),
         lambda x: ops.stft(x, sequence_length=8, sequence_stride=4, fft_length=8),
     ],
-    ids=["rfft", "cut", "padded", "fft", "there and back", "odd", "whole", "stft"],
+    ids=["rfft", "cut", "padded", "fft", "fft2", "ifft2", "there and back", "odd", "whole", "stft"],
 )
 def test_fourier(function: Any) -> None:
     compare(Function(function), random(4, 16))
+
+
+@pytest.mark.parametrize("function", [ops.fft, ops.fft2])
+def test_a_transform_of_open_size(function: Any) -> None:
+    x = keras.Input((None, None) if function is ops.fft2 else (3, None))
+    model = keras.Model(x, Function(lambda x: function((x, 0.5 * x)))(x))
+    result = export(model)
+    session = onnxruntime.InferenceSession(result.onnx, providers=["CPUExecutionProvider"])
+    for size in (5, 130):
+        given = random(2, 3, size)
+        for wanted, got in zip(
+            model.predict_on_batch(given), session.run(None, {result.signature.inputs[0].name: given}), strict=True
+        ):
+            assert zoo.relative_l2(wanted, got) < 1e-5
 
 
 def test_spectra_of_audio() -> None:

@@ -16,6 +16,8 @@ from keras_trt import cuda
 from keras_trt.backends.base import DeviceEngine
 from keras_trt.errors import CudaError, EngineLoadError, InputError
 from keras_trt.runtime.gpu import MAX_SLOTS, GpuRunner
+from keras_trt.runtime.plan import Batch
+from keras_trt.runtime.results import Results
 
 from .host_cuda import HostCuda, HostEngineOnDevice, Status, expected, installed
 
@@ -31,8 +33,16 @@ def feeds(rows: int, width: int = 5, seed: int = 0) -> dict[str, Array]:
     }
 
 
+def infer(runner: GpuRunner, some: dict[str, Array]) -> list[Array]:
+    """Run one batch."""
+    rows = len(some["x"])
+    results = Results(rows, [runner._engine.dtype(name) for name in runner.output_names])
+    runner.run(some, [Batch(0, rows, rows)], range(len(runner.output_names)), results)
+    return results.arrays
+
+
 def assert_right(runner: GpuRunner, some: dict[str, Array]) -> None:
-    for got, wanted in zip(runner.run(some), expected(some), strict=True):
+    for got, wanted in zip(infer(runner, some), expected(some), strict=True):
         assert got.dtype == wanted.dtype
         np.testing.assert_array_equal(got, wanted)
 
@@ -101,9 +111,9 @@ def test_the_second_run_of_a_shape_is_a_graph(runner: GpuRunner, host_cuda: Host
 
 def test_results_are_the_callers_own(runner: GpuRunner) -> None:
     for _ in range(3):
-        first = runner.run(feeds(4))
+        first = infer(runner, feeds(4))
         kept = [output.copy() for output in first]
-        runner.run(feeds(4, seed=1))
+        infer(runner, feeds(4, seed=1))
         for output, before in zip(first, kept, strict=True):
             np.testing.assert_array_equal(output, before)
             assert output.flags.owndata
@@ -114,7 +124,7 @@ def test_inputs_are_not_changed(runner: GpuRunner) -> None:
     some = feeds(4)
     before = {name: array.copy() for name, array in some.items()}
     for _ in range(3):
-        runner.run(some)
+        infer(runner, some)
     for name, array in some.items():
         np.testing.assert_array_equal(array, before[name])
 
@@ -170,7 +180,7 @@ def test_a_shape_that_returns_records_a_new_graph(host_cuda: HostCuda) -> None:
 def test_rows_of_a_larger_batch_before_do_not_leak(runner: GpuRunner) -> None:
     some = feeds(20)
     some["x"][...] = np.nan
-    runner.run(some)
+    infer(runner, some)
     for rows in (7, 1, 20):
         for _ in range(3):
             assert_right(runner, feeds(rows))
@@ -187,7 +197,7 @@ def test_what_cannot_be_captured_runs_without_a_graph(runner: GpuRunner, engine:
 def test_integers_are_cast_where_they_fit(runner: GpuRunner) -> None:
     some = feeds(3)
     wide = {**some, "k": np.array([-(2**31), 0, 2**31 - 1], "int64")}
-    np.testing.assert_array_equal(runner.run(wide)[0], expected(wide)[0])
+    np.testing.assert_array_equal(infer(runner, wide)[0], expected(wide)[0])
 
 
 @pytest.mark.parametrize("value", [2**31, -(2**31) - 1])
@@ -195,7 +205,7 @@ def test_integers_that_do_not_fit(runner: GpuRunner, engine: Any, value: int) ->
     some = feeds(3)
     assert_right(runner, some)
     with pytest.raises(InputError, match="integers") as caught:
-        runner.run({**some, "k": np.array([1, value, 2], "int64")})
+        infer(runner, {**some, "k": np.array([1, value, 2], "int64")})
     assert caught.value.input_name == "k"
     assert str(value) in str(caught.value.received)
     for seed in range(3):
@@ -206,7 +216,7 @@ def test_integers_that_do_not_fit(runner: GpuRunner, engine: Any, value: int) ->
 def test_a_shape_outside_the_profile(runner: GpuRunner, engine: Any) -> None:
     for _ in range(MAX_SLOTS + 1):
         with pytest.raises(InputError):
-            runner.run(feeds(3, width=65))
+            infer(runner, feeds(3, width=65))
     assert_right(runner, feeds(3))
     assert len(engine.open_contexts()) <= MAX_SLOTS
 
@@ -217,7 +227,7 @@ def test_the_engines_device_is_current_and_put_back(host_cuda: HostCuda) -> None
             assert_right(runner, feeds(rows))
         assert {memory.device for memory in host_cuda.live("device")} == {1}
         with pytest.raises(InputError):
-            runner.run(feeds(3, width=65))
+            infer(runner, feeds(3, width=65))
         assert host_cuda.cudaGetDevice()[1] == 0
     assert host_cuda.cudaGetDevice()[1] == 0
 
@@ -301,7 +311,7 @@ def test_a_stream_that_cannot_be_had(runner: GpuRunner, host_cuda: HostCuda) -> 
     for _ in range(MAX_SLOTS + 1):
         host_cuda.fail("cudaStreamCreateWithFlags", OUT_OF_MEMORY)
         with pytest.raises(CudaError):
-            runner.run(feeds(3))
+            infer(runner, feeds(3))
     for rows in range(1, MAX_SLOTS + 2):
         assert_right(runner, feeds(rows))
 
@@ -320,7 +330,7 @@ def test_memory_that_ran_out_comes_back(runner: GpuRunner, host_cuda: HostCuda) 
     host_cuda.device_limit = 100
     for _ in range(MAX_SLOTS + 1):
         with pytest.raises(CudaError, match="cudaErrorMemoryAllocation"):
-            runner.run(feeds(50))
+            infer(runner, feeds(50))
     host_cuda.device_limit = 1 << 30
     for rows in (50, 3, 50, 60, 3):
         assert_right(runner, feeds(rows))
@@ -388,6 +398,8 @@ def test_too_little_to_reserve(runner: GpuRunner, host_cuda: HostCuda, engine: A
             runner.reserve(shapes)
     engine.faults["create_context"] = (0, EngineLoadError("TensorRT made no execution context."))
     host_cuda.device_limit = 1 << 30
+    with pytest.raises(EngineLoadError, match="no execution context"):
+        runner.reserve(shapes)
     runner.reserve(shapes)
     assert_right(runner, feeds(9, 5))
 
@@ -516,7 +528,7 @@ def test_close_waits_for_the_calls_under_way(host_cuda: HostCuda, callers: int) 
     assert answers.count("right") == busy
     assert set(answers) <= {"right", "This engine is closed."}
     with pytest.raises(RuntimeError, match="closed"):
-        runner.run(feeds(3))
+        infer(runner, feeds(3))
 
 
 def test_close_twice(host_cuda: HostCuda) -> None:

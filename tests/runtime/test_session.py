@@ -12,24 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from keras_trt.runtime import Session
-from keras_trt.runtime.session import batches
+from keras_trt.runtime.plan import BatchPlan
 from keras_trt.specs import OptimizationProfile, ShapeRange, Signature, TensorSpec
 
 Array = np.ndarray[Any, Any]
-
-
-@given(rows=st.integers(0, 400), smallest=st.integers(1, 40), more=st.integers(0, 40))
-def test_batches_cover_all_rows_in_order(rows: int, smallest: int, more: int) -> None:
-    largest = smallest + more
-    cut = list(batches(rows, smallest, largest))
-    assert [row for start, stop, _ in cut for row in range(start, stop)] == list(range(rows))
-    for start, stop, size in cut:
-        assert start < stop
-        assert smallest <= size <= largest
-        assert size >= stop - start
-    # As few as can be, and no padding where none is needed.
-    assert len(cut) == -(-rows // largest)
-    assert all(size == max(stop - start, smallest) for start, stop, size in cut)
 
 
 class NumpyEngine:
@@ -87,7 +73,7 @@ def test_any_number_of_rows(rows: int, smallest: int, more: int) -> None:
     np.testing.assert_array_equal(scaled, 3 * a + b)
     np.testing.assert_array_equal(total, a.sum(axis=1, dtype="float64").astype("float16"))
     assert (scaled.dtype, total.dtype) == (np.float32, np.float16)
-    assert done == [stop for _, stop, _ in batches(rows, smallest, smallest + more)]
+    assert done == [batch.stop for batch in BatchPlan(smallest, smallest + more).cut(rows)]
 
 
 def test_padding_repeats_a_real_row() -> None:

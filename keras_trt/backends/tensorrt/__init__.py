@@ -62,7 +62,7 @@ class TensorRTBackend:
         info = self._info
         return {
             "backend": self.name,
-            "version": str(self._flavor.trt.__version__),
+            "TensorRT" if self.name == "tensorrt" else "TensorRT-RTX": str(self._flavor.trt.__version__),
             "system": f"{sys.platform}-{platform.machine()}",
             "gpu": info.name,
             "compute_capability": list(info.compute_capability),

@@ -1,0 +1,61 @@
+"""What the batches of one call give, put together."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from ..backends.base import Array
+from . import copying
+from .plan import Batch
+
+
+class Results:
+    """The outputs for all rows of a call. Batches may be put from several threads.
+
+    Args:
+        rows: how many there are.
+        dtypes: of the outputs.
+        progress: called with the number of rows done, after each batch.
+    """
+
+    def __init__(
+        self, rows: int, dtypes: Sequence[np.dtype[Any]], progress: Callable[[int], None] | None = None
+    ) -> None:
+        self.arrays: list[Array] = []
+        self._rows, self._dtypes, self._progress = rows, dtypes, progress
+        self._done = 0
+        self._lock = threading.Lock()
+
+    def put(self, batch: Batch, outputs: Sequence[Array], *, owned: bool = False) -> None:
+        """Take the outputs of a batch.
+
+        Args:
+            batch: where its rows belong.
+            outputs: arrays of `batch.size` rows.
+            owned: whether nobody else will write to them.
+        """
+        if owned and batch.size == self._rows:
+            self.arrays = [
+                output.astype(dtype, copy=False) for output, dtype in zip(outputs, self._dtypes, strict=True)
+            ]
+        else:
+            self._make_room(outputs)
+            count = batch.stop - batch.start
+            for array, output in zip(self.arrays, outputs, strict=True):
+                copying.copy(array[batch.start : batch.stop], output[:count])
+        if self._progress is not None:
+            with self._lock:
+                self._done += batch.stop - batch.start
+                self._progress(self._done)
+
+    def _make_room(self, outputs: Sequence[Array]) -> None:
+        with self._lock:
+            if not self.arrays:
+                self.arrays = [
+                    np.empty((self._rows, *output.shape[1:]), dtype)
+                    for output, dtype in zip(outputs, self._dtypes, strict=True)
+                ]

@@ -1,0 +1,288 @@
+"""Many batches of one call: how rows are cut, and slots that work at once (over host memory: see `host_cuda`)."""
+
+from __future__ import annotations
+
+import itertools
+import threading
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from keras_trt.errors import CudaError, EngineLoadError, FallbackWarning, InputError
+from keras_trt.runtime import Session, copying
+from keras_trt.runtime.gpu import MAX_SLOTS
+from keras_trt.runtime.plan import Batch, BatchPlan
+from keras_trt.specs import OptimizationProfile, ShapeRange, Signature, TensorSpec
+
+from .host_cuda import HostCuda, HostEngineOnDevice, Status, expected, installed
+from .test_gpu_runner import in_threads
+
+Array = np.ndarray[Any, Any]
+OUT_OF_MEMORY = Status.cudaErrorMemoryAllocation
+
+sizes = st.integers(1, 12)
+costs = st.dictionaries(st.integers(1, 24), st.floats(0.01, 100), max_size=4)
+
+
+# How rows are cut.
+
+
+@given(rows=st.integers(0, 400), smallest=st.integers(1, 40), more=st.integers(0, 40), costs=costs)
+def test_batches_hold_all_rows_in_order(rows: int, smallest: int, more: int, costs: dict[int, float]) -> None:
+    cut = list(BatchPlan(smallest, smallest + more, costs).cut(rows))
+    assert [row for batch in cut for row in range(batch.start, batch.stop)] == list(range(rows))
+    for batch in cut:
+        assert batch.start < batch.stop <= batch.start + batch.size
+        assert smallest <= batch.size <= smallest + more
+    assert all(batch.stop - batch.start == batch.size for batch in cut[:-1])  # padding is at the end
+
+
+@given(rows=st.integers(1, 200), smallest=st.integers(1, 40), more=st.integers(0, 40))
+def test_without_costs_batches_are_few_and_not_padded(rows: int, smallest: int, more: int) -> None:
+    cut = list(BatchPlan(smallest, smallest + more).cut(rows))
+    assert len(cut) == -(-rows // (smallest + more))
+    assert all(batch.size == max(batch.stop - batch.start, smallest) for batch in cut)
+
+
+@given(rows=st.integers(1, 24), costs=st.dictionaries(st.integers(1, 12), st.floats(0.01, 100), min_size=1, max_size=3))
+def test_no_other_batches_cost_less(rows: int, costs: dict[int, float]) -> None:
+    largest = max(costs)
+    cost = sum(costs[batch.size] for batch in BatchPlan(1, largest, costs).cut(rows))
+    if rows > 2 * largest:
+        return  # the first of very many batches are of the size that is best for a row
+    for count in range(1, rows + 1):
+        for others in itertools.combinations_with_replacement(sorted(costs), min(count, 6)):
+            if sum(others) >= rows:
+                assert cost <= sum(costs[size] for size in others) * (1 + 1e-9)
+
+
+def test_a_tail_is_padded_split_or_run_by_what_it_costs() -> None:
+    def cut(rows: int, costs: dict[int, float]) -> list[int]:
+        return [batch.size for batch in BatchPlan(1, 128, costs).cut(rows)]
+
+    steep = {1: 1.5, 8: 9.0, 32: 32.0, 128: 100.0}
+    assert cut(128 + 40, steep) == [128, 32, 8]
+    flat = {1: 9.0, 8: 9.5, 32: 10.0, 128: 11.0}
+    assert cut(128 + 40, flat) == [128, 128]
+    assert cut(5, flat) == [8]
+    assert cut(1000, {1: 1.0, 32: 2.0, 128: 100.0})[:30] == [32] * 30
+
+
+# Copies.
+
+
+@given(rows=st.integers(0, 40), width=st.integers(0, 70_000), pieces=st.integers(1, 16))
+@settings(max_examples=20, deadline=None)
+def test_copies_in_pieces(rows: int, width: int, pieces: int) -> None:
+    source = np.random.default_rng(rows).integers(-99, 99, (rows, width))
+    target = np.full((rows, width), np.nan, "float32")
+    copying._copy_in_pieces(target, source, min(pieces, max(rows, 1)))
+    np.testing.assert_array_equal(target, source)
+    again = np.full((rows, width), np.nan, "float32")
+    copying.copy(again, source)
+    np.testing.assert_array_equal(again, source)
+
+
+def test_scalars_and_errors_of_a_copy() -> None:
+    target = np.zeros((), "float32")
+    copying.copy(target, np.array(3))
+    assert target == 3
+    with pytest.raises(ValueError, match="broadcast"):
+        copying.copy(np.zeros((4, 1 << 20), "float32"), np.zeros((4, 3), "float32"))
+    assert copying.threads() >= 1
+
+
+# Slots that work at once.
+
+INPUTS = (TensorSpec("x", (None, None), "float32"), TensorSpec("k", (None,), "int32"))
+OUTPUTS = (TensorSpec("y", (None, None), "float32"), TensorSpec("sums", (None,), "float32"))
+
+
+def session(engine: Any, smallest: int = 1, largest: int = 8, costs: dict[int, float] | None = None) -> Session:
+    profile = OptimizationProfile(
+        {
+            "x": ShapeRange((smallest, 1), (largest, 5), (largest, 64)),
+            "k": ShapeRange((smallest,), (largest,), (largest,)),
+        }
+    )
+    signature = Signature(INPUTS, OUTPUTS, {"list": [0, 1]}, {"list": [0, 1]})
+    return Session(engine, signature, profile, rows_independent=True, costs=costs)
+
+
+def inputs(rows: int, width: int = 5, seed: int = 0) -> list[Array]:
+    generator = np.random.default_rng([rows, width, seed])
+    return [
+        generator.standard_normal((rows, width)).astype("float32"),
+        generator.integers(-9, 9, rows).astype("int32"),
+    ]
+
+
+def assert_right(one: Session, given: list[Array]) -> None:
+    y, sums = one.run(given)
+    wanted = expected({"x": given[0], "k": given[1]})
+    np.testing.assert_array_equal(y, wanted[1])
+    np.testing.assert_array_equal(sums, wanted[0])
+
+
+@given(
+    calls=st.lists(st.tuples(st.integers(1, 90), st.integers(1, 4)), min_size=1, max_size=4),
+    smallest=st.integers(1, 4),
+    more=st.integers(0, 8),
+    costs=costs,
+)
+@settings(max_examples=40, deadline=None)
+def test_any_rows_come_back_in_order(
+    calls: list[tuple[int, int]], smallest: int, more: int, costs: dict[int, float]
+) -> None:
+    with installed() as cuda:
+        engine = HostEngineOnDevice(cuda)
+        one = session(engine, smallest, smallest + more, costs)
+        for seed, (rows, width) in enumerate(calls):
+            assert_right(one, inputs(rows, width, seed))
+        assert len(engine.contexts) <= MAX_SLOTS
+        one.close()
+
+
+def test_batches_are_staged_while_others_compute(host_cuda: HostCuda, monkeypatch: pytest.MonkeyPatch) -> None:
+    one = session(HostEngineOnDevice(host_cuda))
+    waits: list[int] = []
+    synchronize = host_cuda.cudaStreamSynchronize
+
+    def watched(stream: Any) -> Any:
+        waits.append(sum(bool(other.pending) for other in host_cuda.live_streams()))
+        return synchronize(stream)
+
+    monkeypatch.setattr(host_cuda, "cudaStreamSynchronize", watched)
+    assert_right(one, inputs(8 * 12))
+    assert max(waits) == MAX_SLOTS
+    one.close()
+
+
+def test_progress_counts_all_rows(host_cuda: HostCuda) -> None:
+    one = session(HostEngineOnDevice(host_cuda))
+    done: list[int] = []
+    one.run(inputs(45), done.append)
+    assert done == [8, 16, 24, 32, 40, 45]
+    one.close()
+
+
+def test_a_size_that_returns_has_a_graph_of_its_own(host_cuda: HostCuda) -> None:
+    engine = HostEngineOnDevice(host_cuda)
+    one = session(engine, costs={1: 1.0, 8: 1.5})
+    for number in range(4):
+        assert_right(one, inputs(5, seed=number))
+    assert {context.shapes["x"][0] for context in engine.contexts} == {8, 5}  # padded once, and then as it is
+    one.close()
+
+
+@pytest.mark.parametrize("passed", range(12))
+def test_an_error_in_the_midst_leaves_nothing_behind(host_cuda: HostCuda, passed: int) -> None:
+    engine = HostEngineOnDevice(host_cuda)
+    one = session(engine)
+    assert_right(one, inputs(8))
+    engine.faults["enqueue"] = (passed % 8, EngineLoadError("TensorRT did not start."))
+    host_cuda.fail("cudaMemcpyAsync", *[Status.cudaSuccess] * passed, Status.cudaErrorIllegalAddress)
+    with pytest.raises((CudaError, EngineLoadError)):  # noqa: PT012 (graphs launch what was enqueued before)
+        for _ in range(20):
+            one.run(inputs(8 * 6 + 3))
+    engine.faults.clear()
+    host_cuda.injected.clear()
+    for rows in (8, 51, 3):
+        assert_right(one, inputs(rows))
+    one.close()
+
+
+def test_integers_that_do_not_fit_in_a_later_batch(host_cuda: HostCuda) -> None:
+    one = session(HostEngineOnDevice(host_cuda))
+    x, k = inputs(30)
+    wide = k.astype("int64")
+    wide[25] = 2**40
+    with pytest.raises(InputError, match="integers"):
+        one.run([x, wide])
+    assert_right(one, inputs(30))
+    one.close()
+
+
+def test_a_long_call_lets_others_go_between_its_batches(host_cuda: HostCuda) -> None:
+    engine = HostEngineOnDevice(host_cuda)
+    engine.slow = 0.002
+    one = session(engine)
+    short_ended, long_ended = threading.Event(), threading.Event()
+    order: list[str] = []
+
+    def long() -> None:
+        assert_right(one, inputs(8 * 400))
+        order.append("long")
+        long_ended.set()
+
+    def short() -> None:
+        assert_right(one, inputs(3))
+        order.append("short")
+        short_ended.set()
+
+    in_threads([long, short])
+    assert order == ["short", "long"]
+    one.close()
+
+
+def test_threads_with_many_batches_each(host_cuda: HostCuda) -> None:
+    engine = HostEngineOnDevice(host_cuda)
+    engine.slow = 0.0005
+    one = session(engine)
+
+    def work(seed: int) -> Any:
+        def calls() -> None:
+            generator = np.random.default_rng(seed)
+            for number in range(12):
+                assert_right(one, inputs(int(generator.integers(1, 70)), int(generator.integers(1, 4)), number))
+
+        return calls
+
+    in_threads([work(seed) for seed in range(8)])
+    assert len(engine.contexts) <= MAX_SLOTS
+    assert not host_cuda.faults
+    one.close()
+
+
+# Memory that does not suffice.
+
+
+def test_memory_that_runs_out_halves_the_batch(host_cuda: HostCuda) -> None:
+    engine = HostEngineOnDevice(host_cuda)
+    one = session(engine, largest=64)
+    host_cuda.device_limit = 2500  # one slot of 16 rows of 64 numbers does not fit in and out, one of 4 does
+    with pytest.warns(FallbackWarning, match="rows: running"):
+        assert_right(one, inputs(150, 16))
+    assert_right(one, inputs(150, 16, 1))  # without another warning
+    one.close()
+
+
+def test_memory_that_does_not_suffice_for_the_smallest_batch(host_cuda: HostCuda) -> None:
+    one = session(HostEngineOnDevice(host_cuda), smallest=4, largest=8)
+    host_cuda.device_limit = 16
+    with pytest.raises(CudaError, match="cudaErrorMemoryAllocation"), pytest.warns(FallbackWarning):
+        one.run(inputs(20))
+    host_cuda.device_limit = 1 << 30
+    assert_right(one, inputs(20))
+    one.close()
+
+
+# Costs.
+
+
+def test_costs_are_measured_on_graphs(host_cuda: HostCuda) -> None:
+    one = session(HostEngineOnDevice(host_cuda), largest=40)
+    one.measure()
+    costs = one.costs
+    assert set(costs) == {1, 8, 32, 40}
+    assert all(cost > 0 for cost in costs.values())
+    assert len(host_cuda.executables) == 4
+    assert_right(one, inputs(97))
+    one.close()
+
+
+def test_a_batch_is_its_rows() -> None:
+    assert Batch(1, 3, 4) == Batch(start=1, stop=3, size=4)
