@@ -67,7 +67,7 @@ class Session:
         self._plan = BatchPlan(self._smallest, self._largest, self._costs)
         self._rows_before = 0
         self._users = 0
-        self._closed = False
+        self._closed = self._retired = False
         self._changed = threading.Condition()
         self.profile = profile
         self.rows_independent = rows_independent
@@ -93,8 +93,8 @@ class Session:
         Raises:
             EngineLoadError: if it cannot be written as one.
         """
-        with self._in_use():
-            return self._runner.plan() if not isinstance(self._runner, HostRunner) else None
+        with self.in_use():
+            return None if isinstance(self._runner, HostRunner) else self._runner.plan()
 
     def usage(self) -> list[Usage]:
         """Return what is held on each GPU; nothing of an engine on the host."""
@@ -137,7 +137,7 @@ class Session:
             inputs: one array for each input of the signature; `takes` must have no objection.
             progress: called with the number of rows done, after each batch.
         """
-        with self._in_use():
+        with self.in_use():
             while True:
                 try:
                     return self._run(inputs, progress)
@@ -196,6 +196,15 @@ class Session:
         warn(f"The GPU's memory does not suffice for {2 * largest} rows: running {largest} at a time.", FallbackWarning)
         return True
 
+    def retire(self) -> None:
+        """Close once no call is under way: now, or when the last one ends. Does not wait."""
+        with self._changed:
+            self._retired = True
+            closed = self._closed
+        if not closed:
+            with self.in_use():
+                pass
+
     def close(self) -> None:
         """Free the engine and all memory that its calls used, after the calls under way."""
         with self._changed:
@@ -204,7 +213,12 @@ class Session:
         self._runner.close()
 
     @contextmanager
-    def _in_use(self) -> Iterator[None]:
+    def in_use(self) -> Iterator[None]:
+        """Keep the engine open while the block runs.
+
+        Raises:
+            RuntimeError: if it is closed.
+        """
         with self._changed:
             if self._closed:
                 raise RuntimeError("This engine is closed.")
@@ -214,7 +228,11 @@ class Session:
         finally:
             with self._changed:
                 self._users -= 1
+                last = self._retired and self._users == 0 and not self._closed
+                self._closed |= last
                 self._changed.notify_all()
+            if last:
+                self._runner.close()
 
 
 def _runner(engines: Sequence[HostEngine | DeviceEngine]) -> HostRunner | GpuRunner | Replicas:
