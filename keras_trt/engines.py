@@ -126,7 +126,7 @@ class Engines:
             if entry is None:
                 with self.timed("build"):
                     spec = BuildSpec(wanted.precision, wanted.profile, wanted.optimization_level)
-                    plan = self.backend.build(wanted.graph, spec)
+                    plan = self.backend.build(wanted.graph, spec, self._timings())
             else:
                 plan = entry.payload
             with self.timed("load"):
@@ -215,10 +215,45 @@ class Engines:
             return False
         return True
 
+    def _timings(self) -> CachedTimings | None:
+        return None if self.cache is None else CachedTimings(self.cache, self.backend.identity(), self.store)
+
     def _warn_uncached(self, error: CacheError) -> None:
         if not self._warned:
             self._warned = True
             warn(f"The engine is not cached, so the next start builds it again: {error}", FallbackWarning)
+
+
+class CachedTimings:
+    """See `Timings`: kept in the cache, by TensorRT's full version, the GPU and the driver.
+
+    Args:
+        cache: the cache.
+        identity: what the measurements hold for.
+        store: writes to the cache where that can be done.
+    """
+
+    def __init__(
+        self, cache: EngineCache, identity: Mapping[str, Any], store: Callable[[Callable[[EngineCache], None]], bool]
+    ) -> None:
+        self._cache = cache
+        self._identity = identity
+        self._store = store
+        self._key = digest("timings", identity)
+
+    def read(self) -> bytes:
+        """Return what is stored; empty where nothing is."""
+        entry = self._cache.get(self._key)
+        return entry.payload if entry is not None else b""
+
+    def update(self, merge: Callable[[bytes], bytes]) -> None:
+        """Store what `merge` makes of what is stored now, under the lock of it."""
+
+        def write(cache: EngineCache) -> None:
+            with cache.lock(self._key):
+                cache.put(self._key, merge(self.read()), {"timings_of": self._identity})
+
+        self._store(write)
 
 
 def graph_key(graph_sha256: str) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
@@ -27,6 +27,16 @@ class BuildSpec:
     precision: Precision
     profile: OptimizationProfile
     optimization_level: int | None = None
+
+
+class Timings(Protocol):
+    """What builds have measured of a GPU, shared by all builds with one TensorRT: bytes that only it can read."""
+
+    def read(self) -> bytes:
+        """Return what is stored; empty where nothing is."""
+
+    def update(self, merge: Callable[[bytes], bytes]) -> None:
+        """Store what `merge` makes of what is stored now. No other process stores meanwhile."""
 
 
 @dataclass(frozen=True)
@@ -145,8 +155,13 @@ class Backend(Judge, Protocol):
     def identity(self) -> dict[str, Any]:
         """Return all of this backend, system and device that an engine depends on, for the engine key."""
 
-    def build(self, onnx: bytes, spec: BuildSpec) -> bytes:
+    def build(self, onnx: bytes, spec: BuildSpec, timings: Timings | None = None) -> bytes:
         """Build a plan.
+
+        Args:
+            onnx: the typed graph.
+            spec: what to build for.
+            timings: where what is measured is kept; a backend that measures nothing leaves it alone.
 
         Raises:
             BuildError: with the builder's log.

@@ -1,0 +1,50 @@
+"""What `Engines` keeps beside engines: measurements that all builds share, merged and never lost."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from keras_trt.cache import EngineCache
+from keras_trt.engines import CachedTimings
+
+REPOSITORY = Path(__file__).parents[1]
+IDENTITY = {"backend": "tensorrt", "TensorRT": "10.9.0.34", "gpu": "L4"}
+
+
+def stored(cache: EngineCache, write: Any) -> bool:
+    write(cache)
+    return True
+
+
+def test_timings_are_kept_for_one_tensorrt_on_one_gpu(cache: EngineCache) -> None:
+    timings = CachedTimings(cache, IDENTITY, lambda write: stored(cache, write))
+    assert timings.read() == b""
+    timings.update(lambda before: before + b"measured ")
+    timings.update(lambda before: before + b"more")
+    assert timings.read() == b"measured more"
+    for other in ({**IDENTITY, "TensorRT": "10.9.0.35"}, {**IDENTITY, "gpu": "L40"}):
+        assert CachedTimings(cache, other, lambda write: stored(cache, write)).read() == b""
+
+
+def test_builds_at_once_lose_nothing_of_each_other(cache: EngineCache) -> None:
+    """Eight processes add ten measurements each: all are there at the end."""
+    code = """
+import sys
+from keras_trt.cache import EngineCache
+from keras_trt.engines import CachedTimings
+cache = EngineCache(sys.argv[1])
+timings = CachedTimings(cache, {"gpu": "L4"}, lambda write: write(cache) or True)
+for turn in range(10):
+    timings.update(lambda before: before + f"{sys.argv[2]}.{turn} ".encode())
+"""
+    processes = [
+        subprocess.Popen([sys.executable, "-c", code, str(cache.path), str(number)], cwd=REPOSITORY)
+        for number in range(8)
+    ]
+    assert [process.wait(timeout=200) for process in processes] == [0] * 8
+    found = CachedTimings(cache, {"gpu": "L4"}, lambda write: stored(cache, write)).read().split()
+    assert sorted(found) == sorted(f"{number}.{turn}".encode() for number in range(8) for turn in range(10))
+    sys.stdout.write(f"8 processes: {len(found)} of 80 measurements kept\n")
