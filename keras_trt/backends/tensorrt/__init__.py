@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import sys
+from collections.abc import Collection
 from typing import Any
 
 from ... import cuda
@@ -14,6 +15,7 @@ from ..base import BuildSpec, Finding, Timings
 from .builder import PlanBuilder
 from .engine import TensorRTEngine
 from .flavor import FlavorName, flavor
+from .refit import refitted
 
 __all__ = ["TensorRTBackend"]
 
@@ -32,6 +34,7 @@ class TensorRTBackend:
 
     default_precision: Precision = PlanBuilder.default_precision
     precisions: tuple[Precision, ...] = PlanBuilder.precisions
+    refit_costs = True
 
     def __init__(self, name: FlavorName, device: int) -> None:
         self.name = name
@@ -89,6 +92,16 @@ class TensorRTBackend:
                 if (hint := self._memory_hint()) is not None:
                     error.add_note(hint)
                 raise
+
+    def refit(self, plan: bytes, onnx: bytes, names: Collection[str]) -> bytes:
+        """Return a plan with other weights.
+
+        Raises:
+            BuildError: if TensorRT cannot change them all.
+            PlanError: if the plan cannot be loaded.
+        """
+        with cuda.current_device(self._device):
+            return refitted(self._flavor, plan, onnx, names)
 
     def load(self, plan: bytes) -> TensorRTEngine:
         """Load a plan.

@@ -99,6 +99,8 @@ class PlanBuilder:
             config.clear_flag(trt.BuilderFlag.TF32)  # TensorRT's default is on
         else:
             config.set_flag(trt.BuilderFlag.TF32)
+        if spec.refittable:
+            config.set_flag(trt.BuilderFlag.REFIT)
         if for_this_gpu and hasattr(config, "num_compute_capabilities"):
             config.num_compute_capabilities = 1
             if not config.set_compute_capability(trt.ComputeCapability.CURRENT, 0):
