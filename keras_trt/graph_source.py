@@ -30,7 +30,7 @@ class GraphSource:
 
     def __getattr__(self, name: str) -> Any:
         raise AttributeError(
-            f"'{self.__dict__.get('name')}' was loaded from a file, which holds its inference alone: `{name}` is the Keras "
+            f"'{self.__dict__.get('name')}' was loaded from a file, which holds inference alone: `{name}` is the Keras "
             "model's, and there is none."
         )
 

@@ -462,7 +462,7 @@ def test_calls_that_need_keras(saved: Path) -> None:
         loaded(x, training=True)
     with pytest.raises(NotImplementedError, match="mask"):
         loaded(x, mask=None)
-    with pytest.raises(AttributeError, match="loaded from a file.*`compute_metrics`"):
+    with pytest.raises(AttributeError, match=r"loaded from a file.*`compute_metrics`"):
         loaded._source.compute_metrics  # noqa: B018 (what a method of `TRTModel` may ask its Keras model for)
 
 
