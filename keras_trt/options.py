@@ -17,7 +17,7 @@ Precision = Literal["fp16", "tf32", "fp32"]
 BackendName = Literal["auto", "tensorrt", "tensorrt_rtx", "onnxruntime"]
 
 #: Options that end up in the engine itself. Each is part of the engine key; changing one means another engine.
-ENGINE_OPTIONS = frozenset({"precision", "batch_sizes", "profiles", "optimization_level"})
+ENGINE_OPTIONS = frozenset({"precision", "batch_sizes", "profiles", "optimization_level", "refittable"})
 #: Options that choose where, whether and how loudly, but never which numbers come out. `backend` and `device`
 #: enter the key through the identity of what they choose, `sample` through the shapes that follow from it.
 OTHER_OPTIONS = frozenset({"backend", "sample", "verify", "fallback", "cache", "device", "verbose"})
@@ -41,6 +41,8 @@ class BuildOptions:
             Defaults to `None`: random inputs.
         optimization_level: TensorRT's builder optimization level, 0 (fast build) to 5 (fast engine). Defaults to
             `None`: TensorRT's own default.
+        refittable: whether the engine can take other weights of the same model in seconds, without a build. TensorRT's
+            may be slower for it; ONNX Runtime's can always. Defaults to `False`.
         verify: whether an engine is compared with Keras before it is used. Defaults to `True`.
         fallback: `"keras"` runs the Keras model, with one warning that says why, where no engine can be had;
             `"raise"` raises instead. Defaults to `"keras"`.
@@ -63,6 +65,7 @@ class BuildOptions:
     profiles: OptimizationProfile | None = None
     sample: Any = None
     optimization_level: int | None = None
+    refittable: bool = False
     verify: bool = True
     fallback: Literal["keras", "raise"] = "keras"
     cache: bool | str | os.PathLike[str] | EngineCache | None = True
@@ -74,6 +77,7 @@ class BuildOptions:
         _choice("backend", self.backend, get_args(BackendName))
         _choice("fallback", self.fallback, ("keras", "raise"))
         _choice("verbose", self.verbose, ("auto", 0, 1))
+        _choice("refittable", self.refittable, (True, False))
         _choice("verify", self.verify, (True, False))
         _choice("optimization_level", self.optimization_level, (None, 0, 1, 2, 3, 4, 5))
         sizes = tuple(self.batch_sizes) if isinstance(self.batch_sizes, Iterable) else ()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import numpy as np
@@ -11,7 +11,7 @@ import numpy as np
 from .._require import require
 from ..errors import PlanError, UnsupportedOperatorError
 from ..options import Precision
-from .base import Array, BuildSpec, Finding
+from .base import Array, BuildSpec, Finding, Timings
 
 
 class OnnxRuntimeBackend:
@@ -24,6 +24,7 @@ class OnnxRuntimeBackend:
     default_precision: Precision = "fp32"
     precisions: tuple[Precision, ...] = ("fp16", "fp32")
     device = "cpu"
+    refit_costs = False
 
     def __init__(self) -> None:
         self._ort = require(
@@ -44,8 +45,18 @@ class OnnxRuntimeBackend:
             return [Finding("", "", str(error))]
         return []
 
-    def build(self, onnx: bytes, spec: BuildSpec) -> bytes:  # noqa: ARG002 (the graph says it all)
+    def build(self, onnx: bytes, spec: BuildSpec, timings: Timings | None = None) -> bytes:  # noqa: ARG002 (the graph says it all)
         """Return the graph, once ONNX Runtime has taken it.
+
+        Raises:
+            UnsupportedOperatorError: if it does not.
+        """
+        if findings := self.supports(onnx):
+            raise UnsupportedOperatorError(f"ONNX Runtime refused the graph: {findings[0].reason}")
+        return onnx
+
+    def refit(self, plan: bytes, onnx: bytes, names: Collection[str]) -> bytes:  # noqa: ARG002 (the graph says it all)
+        """Return the new graph, once ONNX Runtime has taken it: a plan is the graph itself.
 
         Raises:
             UnsupportedOperatorError: if it does not.

@@ -5,17 +5,18 @@ from __future__ import annotations
 import os
 import platform
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from contextlib import ExitStack
 from typing import Any
 
 from ... import cuda
 from ...errors import BuildError, EngineLoadError, PlanError
 from ...options import Precision
-from ..base import BuildSpec, Finding
+from ..base import BuildSpec, Finding, Timings
 from .builder import PlanBuilder
 from .engine import TensorRTEngine
 from .flavor import FlavorName, flavor
+from .refit import refitted
 
 __all__ = ["TensorRTBackend"]
 
@@ -34,6 +35,7 @@ class TensorRTBackend:
 
     default_precision: Precision = PlanBuilder.default_precision
     precisions: tuple[Precision, ...] = PlanBuilder.precisions
+    refit_costs = True
 
     def __init__(self, name: FlavorName, devices: Sequence[int]) -> None:
         self.name = name
@@ -85,7 +87,7 @@ class TensorRTBackend:
         with cuda.current_device(self._device):
             return self._plan_builder().supports(onnx)
 
-    def build(self, onnx: bytes, spec: BuildSpec) -> bytes:
+    def build(self, onnx: bytes, spec: BuildSpec, timings: Timings | None = None) -> bytes:
         """Build a plan for this GPU.
 
         Raises:
@@ -93,11 +95,21 @@ class TensorRTBackend:
         """
         with cuda.current_device(self._device):
             try:
-                return self._plan_builder().build(onnx, spec, for_this_gpu=True)
+                return self._plan_builder().build(onnx, spec, timings, for_this_gpu=True)
             except BuildError as error:
                 if (hint := self._memory_hint(self._device)) is not None:
                     error.add_note(hint)
                 raise
+
+    def refit(self, plan: bytes, onnx: bytes, names: Collection[str]) -> bytes:
+        """Return a plan with other weights.
+
+        Raises:
+            BuildError: if TensorRT cannot change them all.
+            PlanError: if the plan cannot be loaded.
+        """
+        with cuda.current_device(self._device):
+            return refitted(self._flavor, plan, onnx, names)
 
     def load(self, plan: bytes) -> list[TensorRTEngine]:
         """Load a plan on each GPU.

@@ -9,8 +9,8 @@ from typing import Any
 from ...errors import BuildError, KerasTRTError, UnsupportedOperatorError
 from ...options import Precision
 from ...precision import tensor_types
-from ..base import BuildSpec, Finding
-from . import types
+from ..base import BuildSpec, Finding, Timings
+from . import timing, types
 from .flavor import Flavor
 
 _logger = logging.getLogger("keras_trt.tensorrt")
@@ -45,12 +45,13 @@ class PlanBuilder:
             _network, parser = self._parse(graph)
             return _findings(parser, graph)
 
-    def build(self, graph: bytes, spec: BuildSpec, *, for_this_gpu: bool) -> bytes:
+    def build(self, graph: bytes, spec: BuildSpec, timings: Timings | None = None, *, for_this_gpu: bool) -> bytes:
         """Build a plan.
 
         Args:
             graph: the typed ONNX graph.
             spec: what to build for.
+            timings: where what TensorRT measures is kept, or `None`.
             for_this_gpu: whether TensorRT-RTX may build for the GPU at hand alone. Without it, the plan runs on
                 every GPU from compute capability 8.0 on that RTX supports, and no GPU is needed to build it.
 
@@ -62,15 +63,15 @@ class PlanBuilder:
         with self._flavor.log() as log:
             try:
                 if self._flavor.strongly_typed or spec.precision != "fp16":
-                    return self._build(graph, spec, for_this_gpu=for_this_gpu, obey=True)
+                    return self._build(graph, spec, timings, for_this_gpu=for_this_gpu, obey=True)
                 try:
-                    return self._build(graph, spec, for_this_gpu=for_this_gpu, obey=True)
+                    return self._build(graph, spec, timings, for_this_gpu=for_this_gpu, obey=True)
                 except BuildError as error:
                     if isinstance(error, UnsupportedOperatorError):
                         raise
                     # A layer without a form in half precision fails the whole build where the builder must obey.
                     _logger.info("Built again with types preferred, not obeyed: %s", error)
-                    return self._build(graph, spec, for_this_gpu=for_this_gpu, obey=False)
+                    return self._build(graph, spec, timings, for_this_gpu=for_this_gpu, obey=False)
             except KerasTRTError as error:
                 if isinstance(error, BuildError) and not error.log:
                     raise type(error)(str(error), log="\n".join(log)) from error
@@ -78,7 +79,9 @@ class PlanBuilder:
             except (TypeError, RuntimeError, ValueError, MemoryError) as error:  # what pybind makes of C++'s errors
                 raise BuildError(f"{self._flavor.title} failed: {error!r}", log="\n".join(log)) from error
 
-    def _build(self, graph: bytes, spec: BuildSpec, *, for_this_gpu: bool, obey: bool) -> bytes:
+    def _build(
+        self, graph: bytes, spec: BuildSpec, timings: Timings | None, *, for_this_gpu: bool, obey: bool
+    ) -> bytes:
         flavor, trt, builder = self._flavor, self._flavor.trt, self._builder
         network, parser = self._parse(graph)
         if findings := _findings(parser, graph):
@@ -96,6 +99,8 @@ class PlanBuilder:
             config.clear_flag(trt.BuilderFlag.TF32)  # TensorRT's default is on
         else:
             config.set_flag(trt.BuilderFlag.TF32)
+        if spec.refittable:
+            config.set_flag(trt.BuilderFlag.REFIT)
         if for_this_gpu and hasattr(config, "num_compute_capabilities"):
             config.num_compute_capabilities = 1
             if not config.set_compute_capability(trt.ComputeCapability.CURRENT, 0):
@@ -108,9 +113,13 @@ class PlanBuilder:
             types.prove_network_types(network, asked)
         else:
             halves = self._choose_types(config, network, spec, asked, obey=obey)
+        if timings is not None and flavor.measures:
+            timing.attach(flavor, config, timings.read())
         plan = builder.build_serialized_network(network, config)
         if plan is None:
             raise BuildError(f"{flavor.title} could not build the engine.")
+        if timings is not None and flavor.measures:
+            timings.update(lambda stored: timing.merged(flavor, config, stored))
         if halves:
             types.prove_engine_types(self._inspect(plan), obeyed=obey)
         return bytes(plan)
