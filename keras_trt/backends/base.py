@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
@@ -12,6 +12,7 @@ from ..options import Precision
 from ..specs import OptimizationProfile
 
 Array = np.ndarray[Any, np.dtype[Any]]
+Report = Callable[[float], None]
 
 
 @dataclass(frozen=True)
@@ -145,8 +146,13 @@ class Backend(Judge, Protocol):
     def identity(self) -> dict[str, Any]:
         """Return all of this backend, system and device that an engine depends on, for the engine key."""
 
-    def build(self, onnx: bytes, spec: BuildSpec) -> bytes:
+    def build(self, onnx: bytes, spec: BuildSpec, *, report: Report | None = None) -> bytes:
         """Build a plan.
+
+        Args:
+            onnx: the typed graph.
+            spec: what to build for.
+            report: called with the share that is done, from 0 to 1, where the builder says it.
 
         Raises:
             BuildError: with the builder's log.

@@ -10,7 +10,7 @@ from typing import Any
 from ... import cuda
 from ...errors import BuildError, EngineLoadError, PlanError
 from ...options import Precision
-from ..base import BuildSpec, Finding
+from ..base import BuildSpec, Finding, Report
 from .builder import PlanBuilder
 from .engine import TensorRTEngine
 from .flavor import FlavorName, flavor
@@ -76,7 +76,7 @@ class TensorRTBackend:
         with cuda.current_device(self._device):
             return self._plan_builder().supports(onnx)
 
-    def build(self, onnx: bytes, spec: BuildSpec) -> bytes:
+    def build(self, onnx: bytes, spec: BuildSpec, *, report: Report | None = None) -> bytes:
         """Build a plan for this GPU.
 
         Raises:
@@ -84,7 +84,7 @@ class TensorRTBackend:
         """
         with cuda.current_device(self._device):
             try:
-                return self._plan_builder().build(onnx, spec, for_this_gpu=True)
+                return self._plan_builder().build(onnx, spec, for_this_gpu=True, report=report)
             except BuildError as error:
                 if (hint := self._memory_hint()) is not None:
                     error.add_note(hint)
