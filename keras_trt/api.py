@@ -33,8 +33,8 @@ def accelerate(model: Any, *, options: BuildOptions | None = None, **keywords: A
             SavedModel folder.
         options: a `BuildOptions`. Defaults to `None`: its defaults.
         **keywords: fields of `BuildOptions`, put over `options`: `precision`, `backend`, `batch_sizes`,
-            `profiles`, `sample`, `optimization_level`, `refittable`, `verify`, `fallback`, `cache`, `device`,
-            `verbose`.
+            `profiles`, `sample`, `optimization_level`, `refittable`, `verify`, `fallback`, `cache`, `device`, `build`,
+            `build_timeout`, `verbose`.
 
     Returns:
         A `TRTModel`.

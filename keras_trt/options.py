@@ -20,7 +20,9 @@ BackendName = Literal["auto", "tensorrt", "tensorrt_rtx", "onnxruntime"]
 ENGINE_OPTIONS = frozenset({"precision", "batch_sizes", "profiles", "optimization_level", "refittable"})
 #: Options that choose where, whether and how loudly, but never which numbers come out. `backend` and `device`
 #: enter the key through the identity of what they choose, `sample` through the shapes that follow from it.
-OTHER_OPTIONS = frozenset({"backend", "sample", "verify", "fallback", "cache", "device", "verbose"})
+OTHER_OPTIONS = frozenset(
+    {"backend", "sample", "verify", "fallback", "cache", "device", "build", "build_timeout", "verbose"}
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +51,11 @@ class BuildOptions:
         cache: a folder or an `EngineCache`; `True` is the user's cache, `None` no cache. Defaults to `True`.
         device: index of the GPU, or of several GPUs of one kind, which then share the batches of each call. Defaults
             to `0`.
-        verbose: `"auto"`, 0 or 1, as in Keras: whether a line says what was done. Defaults to `"auto"`.
+        build: `"process"` builds in a process of its own, so that a builder that crashes or hangs is a `BuildError`
+            and not the end of the program. Defaults to `"thread"`: in the thread that asks.
+        build_timeout: seconds after which such a process is ended. Defaults to `None`: never.
+        verbose: `"auto"`, 0 or 1, as in Keras: whether progress is shown, and a line says what was done. Defaults to
+            `"auto"`.
 
     Raises:
         ValueError: if a value is not one of those named here.
@@ -70,12 +76,20 @@ class BuildOptions:
     fallback: Literal["keras", "raise"] = "keras"
     cache: bool | str | os.PathLike[str] | EngineCache | None = True
     device: int | Sequence[int] = 0
+    build: Literal["thread", "process"] = "thread"
+    build_timeout: float | None = None
     verbose: Literal["auto", 0, 1] = "auto"
 
     def __post_init__(self) -> None:
         _choice("precision", self.precision, (None, *get_args(Precision)))
         _choice("backend", self.backend, get_args(BackendName))
         _choice("fallback", self.fallback, ("keras", "raise"))
+        _choice("build", self.build, ("thread", "process"))
+        if self.build_timeout is not None and (self.build != "process" or not self.build_timeout > 0):
+            raise ValueError(
+                '`build_timeout` is a number of seconds above 0, for build="process". '
+                f"Received: build_timeout={self.build_timeout!r}, build={self.build!r}"
+            )
         _choice("verbose", self.verbose, ("auto", 0, 1))
         _choice("refittable", self.refittable, (True, False))
         _choice("verify", self.verify, (True, False))

@@ -103,7 +103,7 @@ class _Provision:
     head: Head | None = None
 
     def __post_init__(self) -> None:
-        self.engines = Engines(self.backend, self.cache)
+        self.engines = Engines(self.backend, self.cache, self.options, self.model.name)
 
     def run(self) -> Provisioned:
         with self.engines.timed("total"):

@@ -22,7 +22,7 @@ LAYERS = [
     ["findings"],
     ["errors"],
     ["_require", "_subgraphs", "_warn"],
-    ["specs"],
+    ["specs", "progress"],
     ["options"],
     ["cache"],
     ["artifact"],

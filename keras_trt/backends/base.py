@@ -12,6 +12,7 @@ from ..options import Precision
 from ..specs import OptimizationProfile
 
 Array = np.ndarray[Any, np.dtype[Any]]
+Report = Callable[[float], None]
 
 
 @dataclass(frozen=True)
@@ -170,13 +171,16 @@ class Backend(Judge, Protocol):
     def identity(self) -> dict[str, Any]:
         """Return all of this backend, system and device that an engine depends on, for the engine key."""
 
-    def build(self, onnx: bytes, spec: BuildSpec, timings: Timings | None = None) -> bytes:
+    def build(
+        self, onnx: bytes, spec: BuildSpec, timings: Timings | None = None, *, report: Report | None = None
+    ) -> bytes:
         """Build a plan.
 
         Args:
             onnx: the typed graph.
             spec: what to build for.
             timings: where what is measured is kept; a backend that measures nothing leaves it alone.
+            report: called with the share that is done, from 0 to 1, where the builder says it.
 
         Raises:
             BuildError: with the builder's log.

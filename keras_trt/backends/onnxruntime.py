@@ -11,7 +11,7 @@ import numpy as np
 from .._require import require
 from ..errors import PlanError, UnsupportedOperatorError
 from ..options import Precision
-from .base import Array, BuildSpec, Finding, Timings
+from .base import Array, BuildSpec, Finding, Report, Timings
 
 
 class OnnxRuntimeBackend:
@@ -45,7 +45,14 @@ class OnnxRuntimeBackend:
             return [Finding("", "", str(error))]
         return []
 
-    def build(self, onnx: bytes, spec: BuildSpec, timings: Timings | None = None) -> bytes:  # noqa: ARG002 (the graph says it all)
+    def build(
+        self,
+        onnx: bytes,
+        spec: BuildSpec,  # noqa: ARG002 (the graph says it all)
+        timings: Timings | None = None,  # noqa: ARG002 (it measures nothing)
+        *,
+        report: Report | None = None,  # noqa: ARG002 (it takes no time)
+    ) -> bytes:
         """Return the graph, once ONNX Runtime has taken it.
 
         Raises:

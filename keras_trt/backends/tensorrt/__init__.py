@@ -12,7 +12,7 @@ from typing import Any
 from ... import cuda
 from ...errors import BuildError, EngineLoadError, PlanError
 from ...options import Precision
-from ..base import BuildSpec, Finding, Timings
+from ..base import BuildSpec, Finding, Report, Timings
 from .builder import PlanBuilder
 from .engine import TensorRTEngine
 from .flavor import FlavorName, flavor
@@ -87,7 +87,9 @@ class TensorRTBackend:
         with cuda.current_device(self._device):
             return self._plan_builder().supports(onnx)
 
-    def build(self, onnx: bytes, spec: BuildSpec, timings: Timings | None = None) -> bytes:
+    def build(
+        self, onnx: bytes, spec: BuildSpec, timings: Timings | None = None, *, report: Report | None = None
+    ) -> bytes:
         """Build a plan for this GPU.
 
         Raises:
@@ -95,7 +97,7 @@ class TensorRTBackend:
         """
         with cuda.current_device(self._device):
             try:
-                return self._plan_builder().build(onnx, spec, timings, for_this_gpu=True)
+                return self._plan_builder().build(onnx, spec, timings, for_this_gpu=True, report=report)
             except BuildError as error:
                 if (hint := self._memory_hint(self._device)) is not None:
                     error.add_note(hint)
