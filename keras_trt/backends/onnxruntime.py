@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Collection, Mapping
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -22,7 +22,8 @@ class OnnxRuntimeBackend:
 
     name = "onnxruntime"
     default_precision: Precision = "fp32"
-    precisions: tuple[Precision, ...] = ("fp16", "fp32")
+    precisions: tuple[Precision, ...] = ("int8", "fp16", "fp32")
+    beside_8_bits: Literal["fp16", "fp32"] = "fp32"
     device = "cpu"
     refit_costs = False
 
