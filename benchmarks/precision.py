@@ -135,7 +135,7 @@ def rows_of(trained: Trained) -> Iterator[dict[str, Any]]:
     model, x = trained.model, trained.x
     wanted = model.predict(x, verbose=0)
     yield {"engine": "keras-tensorflow", "precision": "fp32", "accuracy": trained.accuracy(wanted), "rows": len(x)}
-    backend, _ = backends.choose("auto", 0)
+    backend, _ = backends.choose("auto", [0])
     for precision in get_args(Precision):
         if precision in backend.precisions:
             yield {"precision": precision, "rows": len(x), **executed(trained, precision, wanted)}

@@ -34,9 +34,9 @@ def accelerate(model: Any, *, options: BuildOptions | None = None, **keywords: A
             SavedModel folder.
         options: a `BuildOptions`. Defaults to `None`: its defaults.
         **keywords: fields of `BuildOptions`, put over `options`: `precision`, `backend`, `batch_sizes`,
-            `profiles`, `sample`, `optimization_level`, `verify`, `fallback`, `cache`, `device`, `verbose`; for 8 bits
-            `calibration_data` and `calibration_method`; for mixtures `precision_plan`; for `precision="auto"`
-            `validation_data`, `accuracy_budget`, `monitor` and `mode`.
+            `profiles`, `sample`, `optimization_level`, `refittable`, `verify`, `fallback`, `cache`, `device`, `build`,
+            `build_timeout`, `verbose`; for 8 bits `calibration_data` and `calibration_method`; for mixtures
+            `precision_plan`; for `precision="auto"` `validation_data`, `accuracy_budget`, `monitor` and `mode`.
 
     Returns:
         A `TRTModel`.
@@ -60,9 +60,9 @@ def accelerate(model: Any, *, options: BuildOptions | None = None, **keywords: A
     model = keras_model(model)
     source.ensure_built(model, chosen.sample)
     # What is asked for by name is an error where it cannot be used, whatever `fallback` says.
-    named = None if chosen.backend == "auto" else backends.choose(chosen.backend, chosen.device)
+    named = None if chosen.backend == "auto" else backends.choose(chosen.backend, chosen.devices)
     try:
-        backend, unusable = named or backends.choose("auto", chosen.device)
+        backend, unusable = named or backends.choose("auto", chosen.devices)
         if unusable and chosen.fallback == "raise":
             raise EngineLoadError(" ".join(unusable))
         refuse(source.only_keras_can(model))

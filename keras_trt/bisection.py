@@ -53,7 +53,7 @@ def find_precision_plan(
         raise ValueError(f"`precision` is 'fp16' or 'bf16' here. Received: precision={chosen.precision!r}")
     model = keras_model(model)
     source.ensure_built(model, chosen.sample)
-    backend, _ = backends.choose(chosen.backend, chosen.device)
+    backend, _ = backends.choose(chosen.backend, chosen.devices)
     if (why := lacks(backend, precision)) is not None:
         raise PrecisionError(f"{why}.")
     head = split(model)

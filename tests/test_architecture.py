@@ -22,7 +22,7 @@ LAYERS = [
     ["findings"],
     ["errors"],
     ["_require", "_subgraphs", "_warn"],
-    ["specs"],
+    ["specs", "progress"],
     ["options"],
     ["cache"],
     ["artifact"],
@@ -34,16 +34,20 @@ LAYERS = [
     ["precision"],
     ["backends"],
     ["runtime"],
-    ["source", "data", "head", "graph_source"],
+    ["source", "data", "head", "graph_source", "watch"],
     ["verify"],
     ["gate", "layers", "ladder", "calibration"],
     ["html"],
     ["report"],
     ["engines", "measure"],
     ["provision", "predictor"],
+    ["evaluation"],
+    ["face"],
     ["model", "diagnosis", "bisection", "tune"],
     ["api"],
-    ["loaded"],
+    ["attach", "loaded"],
+    ["callbacks"],
+    ["_hook"],
     ["cli_cache"],
     ["cli"],
 ]
@@ -125,6 +129,8 @@ def test_import_loads_nothing_heavy() -> None:
 @pytest.mark.parametrize("module", modules())
 def test_every_module_imports_where_nothing_but_numpy_is_installed(module: str) -> None:
     barred = {*HEAVY, "filelock", "platformdirs"} - {"numpy"}
+    if module.startswith("keras_trt.callbacks"):
+        pytest.skip("its classes extend Keras's: loaded with the first use of one")
     if module.startswith("keras_trt.export.graph"):
         barred.remove("onnx")  # its passes are written on onnx-ir; `export` loads them when it is called
     child(

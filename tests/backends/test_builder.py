@@ -146,18 +146,18 @@ class TestChoose:
             import tensorrt  # noqa: F401
         except ImportError:
             with pytest.raises(MissingDependencyError, match=r"pip install 'keras-trt\[cu13\]'"):
-                choose("tensorrt", 0)
+                choose("tensorrt", [0])
         else:
             pytest.skip("TensorRT is installed here")
 
     @without_gpu
     def test_named_backend_without_a_gpu(self) -> None:
         with pytest.raises(EngineLoadError, match="needs a GPU"):
-            choose("tensorrt_rtx", 0)
+            choose("tensorrt_rtx", [0])
 
     @without_gpu
     def test_auto_ends_at_onnxruntime_and_says_why(self) -> None:
-        backend, reasons = choose("auto", 0)
+        backend, reasons = choose("auto", [0])
         assert backend.name == "onnxruntime"
         assert any("TensorRT-RTX" in reason and "needs a GPU" in reason for reason in reasons)
 

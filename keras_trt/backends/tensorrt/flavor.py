@@ -32,6 +32,8 @@ class Flavor:
         title: name and version for people.
         strongly_typed: whether networks can be typed by their ONNX graph. Where not (8.6), the builder chooses
             types and is told what to choose, layer by layer.
+        measures: whether a builder chooses kernels by measuring them, so that measurements are worth keeping. RTX
+            compiles for its GPU when an engine is loaded, and measures nothing.
         beside_8_bits: see `Judge`.
         precisions: those that it can build, on some GPU.
         logger: TensorRT's logger. Only the first one of a process counts, so there is one for everything.
@@ -52,6 +54,7 @@ class Flavor:
         )
         self.title = f"{'TensorRT-RTX' if rtx else 'TensorRT'} {trt.__version__}"
         self.strongly_typed = hasattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED")
+        self.measures = not rtx
         fp8 = self.strongly_typed and hasattr(trt.DataType, "FP8")
         bf16 = self.strongly_typed and hasattr(trt.DataType, "BF16")
         possible: dict[Precision, bool] = {
