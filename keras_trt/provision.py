@@ -33,6 +33,7 @@ from .errors import (
     VerificationError,
 )
 from .export import ExportedModel, export
+from .export.check import layer_of
 from .export.signature import input_signature
 from .export.stored import pack, unpack
 from .gate import Gate, user_sample
@@ -226,7 +227,9 @@ class _Provision:
                 continue
             try:
                 return self._build_one(key, exported, rung, independent, fell_back)
-            except UnsupportedOperatorError:
+            except UnsupportedOperatorError as error:
+                if layers := {f"'{name}'" for node in error.nodes if (name := layer_of(self.model, node))}:
+                    error.add_note(f"These are nodes of the Keras layers {', '.join(sorted(layers))}.")
                 raise  # no other precision would help
             except (VerificationError, BuildError) as error:
                 if self.options.fallback == "raise":
