@@ -4,6 +4,10 @@
 >>> fast = keras_trt.accelerate(model)
 >>> fast.predict(x)
 
+Or, so that the model's own `predict` and `evaluate` run on TensorRT and follow its weights:
+
+>>> model.compile_trt()
+
 Importing this package imports none of TensorFlow, Keras, TensorRT, CUDA and onnx: each is loaded by the first call
 that needs it.
 """
@@ -12,11 +16,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from . import _hook
 from ._version import __version__
 
 if TYPE_CHECKING:
     from .api import accelerate as accelerate
     from .cache import EngineCache as EngineCache
+    from .callbacks import EngineCheckpoint as EngineCheckpoint
+    from .callbacks import EngineValidation as EngineValidation
     from .diagnosis import Diagnosis as Diagnosis
     from .diagnosis import doctor as doctor
     from .errors import ArtifactError as ArtifactError
@@ -31,6 +38,7 @@ if TYPE_CHECKING:
     from .errors import MissingDependencyError as MissingDependencyError
     from .errors import PlanError as PlanError
     from .errors import PrecisionError as PrecisionError
+    from .errors import StaleEngineError as StaleEngineError
     from .errors import UnsupportedOperatorError as UnsupportedOperatorError
     from .errors import VerificationError as VerificationError
     from .export import export_onnx as export_onnx
@@ -45,6 +53,8 @@ if TYPE_CHECKING:
 _HOMES = {
     "accelerate": "api",
     "EngineCache": "cache",
+    "EngineCheckpoint": "callbacks",
+    "EngineValidation": "callbacks",
     "Diagnosis": "diagnosis",
     "doctor": "diagnosis",
     "ArtifactError": "errors",
@@ -59,6 +69,7 @@ _HOMES = {
     "MissingDependencyError": "errors",
     "PlanError": "errors",
     "PrecisionError": "errors",
+    "StaleEngineError": "errors",
     "UnsupportedOperatorError": "errors",
     "VerificationError": "errors",
     "export_onnx": "export",
@@ -79,7 +90,9 @@ __all__ = [
     "CudaError",
     "Diagnosis",
     "EngineCache",
+    "EngineCheckpoint",
     "EngineLoadError",
+    "EngineValidation",
     "ExportError",
     "FallbackWarning",
     "Finding",
@@ -90,6 +103,7 @@ __all__ = [
     "PlanError",
     "PrecisionError",
     "ShapeRange",
+    "StaleEngineError",
     "TRTModel",
     "TensorSpec",
     "UnsupportedOperatorError",
@@ -100,6 +114,8 @@ __all__ = [
     "export_onnx",
     "load",
 ]
+
+_hook.install()
 
 
 def __getattr__(name: str) -> Any:

@@ -13,7 +13,7 @@ from typing import Any, Literal
 from ._version import __version__
 from ._warn import warn
 from .backends import Backend, BuildSpec
-from .cache import EngineCache, digest
+from .cache import EngineCache, Entry, digest
 from .errors import BuildError, CacheError, FallbackWarning, PlanError, VerificationError
 from .options import Precision
 from .runtime import Session
@@ -146,12 +146,13 @@ class Engines:
         with self.one_builder(key):
             entry = self.cache.get(key) if self.cache is not None else None
             if entry is not None:
-                session = self._load(entry.payload, wanted)
+                session = self._load(entry.payload, wanted, costs_of(entry))
                 differences = self.checked(session, check)
                 return Made(key, session, "cache", differences, self.graph(key, wanted.graph_sha256))
             family = self._family(wanted, options)
             new = self._refitted(family, wanted, check) or self._built(wanted, check)
-            about = {**manifest, **options, "graph": wanted.graph_sha256, "origin": new.origin}
+            costs = [list(pair) for pair in new.session.costs.items()]
+            about = {**manifest, **options, "graph": wanted.graph_sha256, "origin": new.origin, "costs": costs}
             kept = self.store(lambda cache: cache.put(key, new.plan, about))
             if new.plan != wanted.graph:  # where they are one, as with ONNX Runtime, it is there now
                 at = graph_key(wanted.graph_sha256)
@@ -191,9 +192,10 @@ class Engines:
             return None
         return digest("family", {"skeleton": skeleton(wanted.graph, wanted.weights), **options})
 
-    def _load(self, plan: bytes, wanted: Wanted) -> Session:
+    def _load(self, plan: bytes, wanted: Wanted, costs: Mapping[int, float] | None = None) -> Session:
+        independent = wanted.rows_independent
         with self.timed("load"):
-            return self.load(plan, wanted.signature, wanted.ranges, rows_independent=wanted.rows_independent)
+            return self.load(plan, wanted.signature, wanted.ranges, rows_independent=independent, costs=costs)
 
     def graph(self, key: str, sha256: str) -> Callable[[], bytes]:
         """Return what gets the graph of a stored engine from the cache, as it is needed for saving alone."""
@@ -211,17 +213,33 @@ class Engines:
         return read
 
     def load(
-        self, plan: bytes, signature: Signature, ranges: Sequence[ShapeRange], *, rows_independent: bool
+        self,
+        plan: bytes,
+        signature: Signature,
+        ranges: Sequence[ShapeRange],
+        *,
+        rows_independent: bool,
+        costs: Mapping[int, float] | None = None,
     ) -> Session:
         """Load a plan and take the memory that its largest batch needs.
+
+        Args:
+            plan: the plan.
+            signature: inputs and outputs of the engine.
+            ranges: the shapes that it was built for.
+            rows_independent: whether batches may be regrouped.
+            costs: what batches cost, where it was measured before. Defaults to `None`: it is measured now.
 
         Raises:
             EngineLoadError, CudaError: if it cannot be used here.
         """
-        engine = self.backend.load(plan)
-        session = Session(engine, signature, profile(signature, ranges), rows_independent=rows_independent)
+        engines = self.backend.load(plan)
+        shapes = profile(signature, ranges)
+        session = Session(engines, signature, shapes, rows_independent=rows_independent, costs=costs)
         try:
             session.reserve()  # want of memory shows here, where something else can still run the model
+            if costs is None:
+                session.measure()
         except BaseException:
             session.close()
             raise
@@ -274,6 +292,12 @@ class Engines:
         if not self._warned:
             self._warned = True
             warn(f"The engine is not cached, so the next start builds it again: {error}", FallbackWarning)
+
+
+def costs_of(entry: Entry) -> dict[int, float] | None:
+    """Return what batches of a stored engine cost, or `None` where it was not measured."""
+    costs = entry.manifest.get("costs")
+    return None if costs is None else {int(size): float(seconds) for size, seconds in costs}
 
 
 class CachedTimings:

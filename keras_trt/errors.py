@@ -10,6 +10,7 @@
     │   ├── PlanError            the plan itself cannot be loaded
     │   └── ArtifactError        a .ktrt file is damaged, or none
     ├── VerificationError        an engine's answers differ from Keras's by more than the limit
+    ├── StaleEngineError         the weights have changed since the engine was built, and that was to be an error
     ├── InputError               (also ValueError)   the data does not fit the model
     ├── CudaError                a CUDA call failed
     └── CacheError               the engine cache could not be read or written
@@ -111,6 +112,10 @@ class ArtifactError(EngineLoadError):
 
 class VerificationError(KerasTRTError):
     """An engine's answers differ from Keras's by more than the limit of its precision."""
+
+
+class StaleEngineError(KerasTRTError):
+    """A model compiled with `compile_trt(on_weight_change="raise")` has changed since its engine was built."""
 
 
 class InputError(KerasTRTError, ValueError):

@@ -41,7 +41,7 @@ class GraphSource:
             InputError: if the graph does not take it either.
         """
         if self._engine is None:
-            self._engine = OnnxRuntimeBackend().load(self._file.graph())  # seldom needed, so not before
+            (self._engine,) = OnnxRuntimeBackend().load(self._file.graph())  # seldom needed, so not before
         specs = self._file.signature
         feeds = dict(zip((spec.name for spec in specs.inputs), map(np.asarray, flatten(x)), strict=True))
         try:

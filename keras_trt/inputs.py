@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -133,7 +134,18 @@ def _outline(x: Any) -> str:
     return type(x).__name__ if shape is None else f"{type(x).__name__}{tuple(shape)}"
 
 
+def _dense(leaf: Any) -> Any:
+    """Return a sparse matrix or tensor as a dense one, and anything else as it is: engines take dense data."""
+    if hasattr(leaf, "todense"):  # of scipy and JAX
+        return np.asarray(leaf.todense())
+    tensorflow = sys.modules.get("tensorflow")
+    if tensorflow is not None and isinstance(leaf, tensorflow.SparseTensor):
+        return tensorflow.sparse.to_dense(tensorflow.sparse.reorder(leaf)).numpy()
+    return leaf
+
+
 def _standardize_one(leaf: Any, spec: TensorSpec, *, guessed: bool) -> Array:
+    leaf = _dense(leaf)
     if not is_arrays(leaf):
         raise InputError(
             f"Input '{spec.name}' takes an array. Received: {type(leaf).__name__} (for a list of "

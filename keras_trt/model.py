@@ -3,28 +3,45 @@
 from __future__ import annotations
 
 import os
+import statistics
 import sys
+import threading
+import time
 import weakref
-from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any, Literal, Protocol
 
 import numpy as np
 
 from . import artifact
-from .errors import ExportError
+from .errors import ExportError, StaleEngineError
+from .evaluation import Evaluator
+from .face import KerasFace
 from .graph_source import GraphSource
 from .predictor import Predictor
 from .report import Report
 from .runtime import Session
+from .source import own
 from .specs import flatten
 
 
-class TRTModel:
+class Following(Protocol):
+    """Keeps an engine true to a model that changes, which `compile_trt` promises."""
+
+    def may_run(self, fast: TRTModel) -> bool:
+        """Return whether the engine is that of the model as it is now, maybe after a change of engines."""
+
+    def end(self) -> None:
+        """Leave the model as it was."""
+
+
+class TRTModel(KerasFace):
     """A drop-in for a Keras model's inference, made by `accelerate`.
 
-    The engine is a snapshot: later changes of the Keras model do not reach it. What the engine cannot honour (as
-    `training=True`, or shapes that it was not built for) is run by the Keras model as it is then. May be called
-    from many threads at once.
+    The engine is a snapshot: later changes of the Keras model do not reach it, unless `compile_trt` made it. What
+    the engine cannot honour (as `training=True`, or shapes that it was not built for) is run by the Keras model as it
+    is then. May be called from many threads at once.
 
     Args:
         source: the Keras model, or the `GraphSource` that stands for it.
@@ -47,14 +64,12 @@ class TRTModel:
         contents: Callable[[], artifact.Contents] | None,
     ) -> None:
         self._source = source
-        self._contents = contents
-        self._predictor = predictor
-        self._report = report
         self._pid = os.getpid()
         self._closed = False
+        self._following: Following | None = None
+        self._changing = threading.RLock()
         self.stop_predicting = False  # a callback may set it, as on a Keras model
-        # At exit too, while CUDA is still there.
-        self._finalizer = weakref.finalize(self, _close_session, session, self._pid) if session else None
+        self._put(predictor, session, report, contents)
 
     @property
     def precision(self) -> str:
@@ -103,10 +118,12 @@ class TRTModel:
             InputError: if the data does not fit the model.
             RuntimeError: after `close`, or in a process forked from the one that made it.
         """
-        self._check_usable()
-        if self._predictor is None:
-            return self._source.predict(x, batch_size=batch_size, verbose=verbose, steps=steps, callbacks=callbacks)
-        return self._predictor.predict(self, x, batch_size, verbose, steps, callbacks)
+        with self._engine() as (predictor, _):
+            if predictor is not None:
+                owner = self if self._following is None else self._source
+                return predictor.predict(owner, x, batch_size, verbose, steps, callbacks)
+            keras_predict = own(self._source, "predict")
+            return keras_predict(x, batch_size=batch_size, verbose=verbose, steps=steps, callbacks=callbacks)
 
     def predict_on_batch(self, x: Any) -> Any:
         """Return predictions for one batch, as `keras.Model.predict_on_batch` does.
@@ -120,10 +137,8 @@ class TRTModel:
         Raises:
             InputError: if the data does not fit the model.
         """
-        self._check_usable()
-        if self._predictor is None:
-            return self._source.predict_on_batch(x)
-        return self._predictor.predict_on_batch(x)
+        with self._engine() as (predictor, _):
+            return (predictor.predict_on_batch if predictor else own(self._source, "predict_on_batch"))(x)
 
     def __call__(self, x: Any, training: bool | None = False, **keywords: Any) -> Any:
         """Return predictions for one batch, of the kind that was given.
@@ -139,16 +154,14 @@ class TRTModel:
         Raises:
             InputError: if the data does not fit the model.
         """
-        self._check_usable()
         leaves = flatten(x)
         symbolic = any(_is_symbolic(leaf) for leaf in leaves)
-        if self._predictor is not None and not (training or keywords or symbolic):
-            return self._as_given(self._predictor.predict_on_batch(x), leaves)
-        if self._predictor is not None and not isinstance(self._source, GraphSource):
+        with self._engine() as (predictor, _):
+            if predictor is not None and not (training or keywords or symbolic):
+                return self._as_given(predictor.predict_on_batch(x), leaves)
+        if predictor is not None and not isinstance(self._source, GraphSource):
             why = "training=True" if training else f"`{next(iter(keywords))}`" if keywords else "a symbolic tensor"
-            self._predictor.warn_once(
-                why, f"A call with {why} is run by the Keras model: the engine is its inference alone."
-            )
+            predictor.warn_once(why, f"A call with {why} is run by the Keras model: the engine is its inference alone.")
         if training is not None and getattr(self._source, "_call_has_training_arg", True):
             keywords["training"] = training
         outputs = self._source(x, **keywords)
@@ -166,6 +179,7 @@ class TRTModel:
 
         Raises:
             ExportError: if no engine runs the model, or TensorFlow runs a part of it in front of the engine.
+            StaleEngineError: of a model compiled with `on_weight_change="keras"` or `"raise"` that has changed.
             CacheError: if the graph is in the engine cache no more.
             OSError: if the file cannot be written.
             RuntimeError: after `close`.
@@ -173,16 +187,21 @@ class TRTModel:
         Example:
         >>> keras_trt.accelerate(model).save("model.ktrt")
         """
-        self._check_usable()
-        if self._contents is None:
-            raise ExportError(
-                f"Keras runs '{self._source.name}', so there is no engine to save: {'; '.join(self._report.fell_back)}"
-            )
-        artifact.write(filepath, self._contents())
+        with self._engine() as (predictor, _):
+            if self._contents is None:
+                why = "; ".join(self._report.fell_back)
+                raise ExportError(f"Keras runs '{self._source.name}', so there is no engine to save: {why}")
+            if predictor is None:
+                raise StaleEngineError(
+                    f"The engine of '{self.name}' is not that of its weights of now: nothing is saved."
+                )
+            artifact.write(filepath, self._contents())
 
     def close(self) -> None:
         """Free the engine and its memory, after the calls under way. Further calls raise `RuntimeError`."""
         self._closed = True
+        if self._following is not None:
+            self._following.end()
         if self._finalizer is not None:
             self._finalizer()
 
@@ -209,6 +228,59 @@ class TRTModel:
             return tensorflow.convert_to_tensor(node) if keep and tensorflow is not None else np.asarray(node)
 
         return convert(outputs)
+
+    def _put(
+        self,
+        predictor: Predictor | None,
+        session: Session | None,
+        report: Report,
+        contents: Callable[[], artifact.Contents] | None,
+    ) -> None:
+        self._predictor, self._session, self._report, self._contents = predictor, session, report, contents
+        has_loss = not isinstance(self._source, GraphSource)
+        self._evaluator = Evaluator(self._source, predictor) if predictor is not None and has_loss else None
+        # At exit too, while CUDA is still there.
+        self._finalizer = weakref.finalize(self, _close_session, session, self._pid) if session else None
+
+    def _adopt(self, other: TRTModel) -> None:
+        """Run another drop-in's engine from here on. The own one is freed when the calls under way end."""
+        with self._changing:
+            for finalizer in (self._finalizer, other._finalizer):
+                if finalizer is not None:
+                    finalizer.detach()
+            if self._session is not None:
+                self._session.retire()
+            self._put(other._predictor, other._session, other._report, other._contents)
+
+    def _seconds_a_call(self, calls: int = 20) -> float:
+        """Return the median wall time of a call with one row; with more where the batch has a fixed size."""
+        with self._engine():
+            contents, session = self._contents, self._session
+            if contents is None or session is None:
+                raise RuntimeError("No engine runs this model.")
+            rows = contents().inputs
+            one = [array[:1] for array in rows]
+            times = []
+            for _ in range(calls):
+                start = time.perf_counter()
+                session.run(one if session.takes(one) is None else rows)
+                times.append(time.perf_counter() - start)
+        return statistics.median(times)
+
+    @contextmanager
+    def _engine(self) -> Iterator[tuple[Predictor | None, Evaluator | None]]:
+        """Hold the engine for one call: the one for the weights of now, where it follows them."""
+        self._check_usable()
+        if self._following is None:
+            yield self._predictor, self._evaluator
+            return
+        with ExitStack() as held:
+            with self._changing:
+                runs = self._following.may_run(self) and self._session is not None
+                predictor, evaluator = (self._predictor, self._evaluator) if runs else (None, None)
+                if runs and self._session is not None:
+                    held.enter_context(self._session.in_use())
+            yield predictor, evaluator
 
     def _check_usable(self) -> None:
         if os.getpid() != self._pid:

@@ -47,7 +47,8 @@ class BuildOptions:
         fallback: `"keras"` runs the Keras model, with one warning that says why, where no engine can be had;
             `"raise"` raises instead. Defaults to `"keras"`.
         cache: a folder or an `EngineCache`; `True` is the user's cache, `None` no cache. Defaults to `True`.
-        device: index of the GPU. Defaults to `0`.
+        device: index of the GPU, or of several GPUs of one kind, which then share the batches of each call. Defaults
+            to `0`.
         verbose: `"auto"`, 0 or 1, as in Keras: whether a line says what was done. Defaults to `"auto"`.
 
     Raises:
@@ -68,7 +69,7 @@ class BuildOptions:
     verify: bool = True
     fallback: Literal["keras", "raise"] = "keras"
     cache: bool | str | os.PathLike[str] | EngineCache | None = True
-    device: int = 0
+    device: int | Sequence[int] = 0
     verbose: Literal["auto", 0, 1] = "auto"
 
     def __post_init__(self) -> None:
@@ -92,8 +93,18 @@ class BuildOptions:
         folder = place is None or isinstance(place, bool | os.PathLike) or (isinstance(place, str) and bool(place))
         if not folder and not hasattr(place, "get_record"):
             raise ValueError(f"`cache` is a folder, an EngineCache, True or None. Received: cache={place!r}")
-        if type(self.device) is not int or self.device < 0:
-            raise ValueError(f"`device` is the index of a GPU, 0 or more. Received: device={self.device!r}")
+        devices = tuple(self.device) if isinstance(self.device, list | tuple) else (self.device,)
+        numbers = all(type(one) is int and one >= 0 for one in devices)
+        if not devices or not numbers or len(set(devices)) < len(devices):
+            raise ValueError(
+                "`device` is the index of a GPU, 0 or more, or a list of the indices of several. "
+                f"Received: device={self.device!r}"
+            )
+
+    @property
+    def devices(self) -> tuple[int, ...]:
+        """The indices of the GPUs."""
+        return (self.device,) if isinstance(self.device, int) else tuple(self.device)
 
     @classmethod
     def of(cls, options: BuildOptions | None, keywords: Mapping[str, Any]) -> BuildOptions:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterable, Sequence
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from .errors import FallbackWarning
 from .head import Head
 from .inputs import Array, is_arrays, standardize
 from .runtime import Session
+from .source import own
 from .specs import Signature, flatten, pack
 
 # These are arrays gone wrong: `standardize` says what of them, which no adapter of Keras could.
@@ -39,6 +41,11 @@ class Predictor:
         self._regroups = session.rows_independent and (head is None or head.rows_independent)
         self._warned: set[str] = set()
         self._warn_lock = threading.Lock()
+
+    @property
+    def signature(self) -> Signature:
+        """Inputs and outputs of the whole model."""
+        return self._signature
 
     def predict(
         self, owner: Any, x: Any, batch_size: int | None, verbose: Any, steps: int | None, callbacks: Any
@@ -68,6 +75,11 @@ class Predictor:
     def predict_on_batch(self, x: Any) -> Any:
         """Return what `keras.Model.predict_on_batch` would."""
         return self._pack(self._run(standardize(x, self._signature)))
+
+    @property
+    def _steps_per_execution(self) -> int:
+        """How many batches Keras runs between two calls of callbacks."""
+        return getattr(self._source, "steps_per_execution", None) or 1
 
     def warn_once(self, kind: str, message: str) -> None:
         """Warn that something runs otherwise than asked, the first time that this kind of thing does."""
@@ -102,14 +114,17 @@ class Predictor:
         owner.stop_predicting = False
         if watchers is not None:
             watchers.on_predict_begin()
-        for step, batch in enumerate(batches):
+        step, remaining = 0, iter(batches)
+        while group := list(islice(remaining, self._steps_per_execution)):
             if watchers is not None:
                 watchers.on_predict_batch_begin(step)
-            outputs = self._run(batch)
-            for part, output in zip(parts, outputs, strict=True):
-                part.append(output)
+            step += self._steps_per_execution
+            done = [self._run(batch) for batch in group]
+            for part, *outputs in zip(parts, *done, strict=True):
+                part += outputs
             if watchers is not None:
-                watchers.on_predict_batch_end(step, {"outputs": self._pack(outputs)})
+                joined = [data.concatenate(list(outputs)) for outputs in zip(*done, strict=True)]
+                watchers.on_predict_batch_end(step - 1, {"outputs": self._pack(joined)})
             if owner.stop_predicting:
                 break
         if watchers is not None:
@@ -151,7 +166,7 @@ class Predictor:
         return [np.empty((0, *(axis or 0 for axis in spec.shape[1:])), spec.dtype) for spec in outputs]
 
     def _by_keras(self, inputs: Sequence[Array]) -> list[Any]:
-        return flatten(self._source.predict_on_batch(pack(self._signature.input_structure, inputs)))
+        return flatten(own(self._source, "predict_on_batch")(pack(self._signature.input_structure, inputs)))
 
     def _pack(self, outputs: Sequence[Any]) -> Any:
         return pack(self._signature.output_structure, outputs)

@@ -20,9 +20,10 @@ from . import artifact, errors, fingerprint
 from ._version import __version__
 from .backends import Backend, Judge
 from .cache import EngineCache, digest, nearest
-from .engines import Check, Engines, Made, Wanted, profile
+from .engines import Check, Engines, Made, Wanted, costs_of, profile
 from .errors import (
     BuildError,
+    CacheError,
     ExportError,
     KerasTRTError,
     PlanError,
@@ -153,7 +154,11 @@ class _Provision:
         """Say in one line why the engine is not in the cache."""
         if self.cache is None or self.fields is None:
             return
-        found = nearest(self.cache.items(), self.model.name, self.fields)
+        try:
+            found = nearest(self.cache.items(), self.model.name, self.fields)
+        except CacheError as error:
+            _logger.info("'%s' has no engine in the cache: %s", self.model.name, error)
+            return
         if found is None:
             _logger.info("'%s' has no engine in the cache: none of this model is there", self.model.name)
         else:
@@ -185,7 +190,11 @@ class _Provision:
         try:
             with self.engines.timed("load"):
                 session = self.engines.load(
-                    entry.payload, signature, self.ranges, rows_independent=record["rows_independent"]
+                    entry.payload,
+                    signature,
+                    self.ranges,
+                    rows_independent=record["rows_independent"],
+                    costs=costs_of(entry),
                 )
         except PlanError as error:
             _logger.warning("An engine in the cache cannot be loaded and is built anew: %s", error)

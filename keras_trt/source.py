@@ -15,6 +15,21 @@ from .specs import Signature, flatten, pack
 Array = np.ndarray[Any, np.dtype[Any]]
 
 
+#: What runs on the engine once a model is compiled for it.
+ON_ENGINE = ("predict", "predict_on_batch", "evaluate", "test_on_batch")
+
+
+def placed(model: Any, method: str) -> Any:
+    """Return what someone has put in a method's place on a model itself, but for what `compile_trt` has; or `None`."""
+    found = vars(model).get(method)
+    return getattr(found, "in_place_of", None) if hasattr(found, "in_place_of") else found
+
+
+def own(model: Any, method: str) -> Any:
+    """Return a method as the model has it without `compile_trt`."""
+    return placed(model, method) or getattr(type(model), method).__get__(model)
+
+
 def ensure_built(model: Any, sample: Any) -> None:
     """Build a model by calling it on the sample, if it is not built yet.
 
@@ -25,7 +40,7 @@ def ensure_built(model: Any, sample: Any) -> None:
         return
     if sample is None:
         raise unbuilt(model)
-    model.predict_on_batch(sample)
+    own(model, "predict_on_batch")(sample)
 
 
 def only_keras_can(model: Any) -> Iterator[Finding]:
@@ -36,7 +51,7 @@ def only_keras_can(model: Any) -> Iterator[Finding]:
     import keras
 
     for method in ("predict", "predict_step", "predict_on_batch", "make_predict_function"):
-        if method in vars(model) or getattr(type(model), method) is not getattr(keras.Model, method):
+        if placed(model, method) or getattr(type(model), method) is not getattr(keras.Model, method):
             forward = (
                 " keras.Model(model.input, model.output) is its forward pass alone, which an engine runs."
                 if getattr(model, "inputs", None)

@@ -34,14 +34,18 @@ LAYERS = [
     ["precision"],
     ["backends"],
     ["runtime"],
-    ["source", "data", "head", "graph_source"],
+    ["source", "data", "head", "graph_source", "watch"],
     ["verify"],
     ["gate", "report"],
     ["engines"],
     ["provision", "predictor"],
+    ["evaluation"],
+    ["face"],
     ["model", "diagnosis"],
     ["api"],
-    ["loaded"],
+    ["attach", "loaded"],
+    ["callbacks"],
+    ["_hook"],
     ["cli_cache"],
     ["cli"],
 ]
@@ -123,6 +127,8 @@ def test_import_loads_nothing_heavy() -> None:
 @pytest.mark.parametrize("module", modules())
 def test_every_module_imports_where_nothing_but_numpy_is_installed(module: str) -> None:
     barred = {*HEAVY, "filelock", "platformdirs"} - {"numpy"}
+    if module.startswith("keras_trt.callbacks"):
+        pytest.skip("its classes extend Keras's: loaded with the first use of one")
     if module.startswith("keras_trt.export.graph"):
         barred.remove("onnx")  # its passes are written on onnx-ir; `export` loads them when it is called
     child(

@@ -116,7 +116,13 @@ class DeviceContext(Protocol):
 
 @runtime_checkable
 class DeviceEngine(Protocol):
-    """An engine that reads and writes device memory."""
+    """An engine that reads and writes device memory.
+
+    Attributes:
+        device: index of its GPU.
+        plan_bytes: size of its plan.
+        context_bytes: what each of its contexts takes on the GPU for activations.
+    """
 
     @property
     def input_names(self) -> Sequence[str]: ...
@@ -124,6 +130,10 @@ class DeviceEngine(Protocol):
     def output_names(self) -> Sequence[str]: ...
     @property
     def device(self) -> int: ...
+    @property
+    def plan_bytes(self) -> int: ...
+    @property
+    def context_bytes(self) -> int: ...
 
     def dtype(self, name: str) -> np.dtype[Any]:
         """Return the type of an input or output as the engine has it."""
@@ -143,7 +153,7 @@ class Backend(Judge, Protocol):
 
     Attributes:
         name: the `backend=` that selects it.
-        device: `"cpu"`, or as `"cuda:0"`.
+        device: `"cpu"`, or as `"cuda:0"`, or as `"cuda:0,1"`.
         device_name: product name of the device.
         refit_costs: whether an engine that can be refitted is slower than one that cannot.
     """
@@ -185,8 +195,8 @@ class Backend(Judge, Protocol):
             EngineLoadError: if the plan cannot be loaded.
         """
 
-    def load(self, plan: bytes) -> HostEngine | DeviceEngine:
-        """Load a plan.
+    def load(self, plan: bytes) -> Sequence[HostEngine | DeviceEngine]:
+        """Load a plan, on each device.
 
         Raises:
             EngineLoadError: if it cannot be used here.

@@ -65,14 +65,14 @@ class OnnxRuntimeBackend:
             raise UnsupportedOperatorError(f"ONNX Runtime refused the graph: {findings[0].reason}")
         return onnx
 
-    def load(self, plan: bytes) -> OnnxRuntimeEngine:
+    def load(self, plan: bytes) -> list[OnnxRuntimeEngine]:
         """Load a graph.
 
         Raises:
             PlanError: if ONNX Runtime does not take it.
         """
         try:
-            return OnnxRuntimeEngine(self._session(plan))
+            return [OnnxRuntimeEngine(self._session(plan))]
         except Exception as error:  # its exceptions share no base class
             raise PlanError(f"ONNX Runtime could not load the graph: {error}") from error
 

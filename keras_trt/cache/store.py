@@ -230,8 +230,15 @@ class EngineCache:
                     path.unlink()
 
     def items(self) -> list[Item]:
-        """Return all entries and records, least recently used first. Their payloads are not read."""
-        return upkeep.items(self._path)
+        """Return all entries and records, least recently used first. Their payloads are not read.
+
+        Raises:
+            CacheError: if the folder cannot be read.
+        """
+        try:
+            return upkeep.items(self._path)
+        except OSError as error:
+            raise CacheError(f"The engine cache {self._path} cannot be read: {error}") from error
 
     def prune(self, max_bytes: int) -> list[Item]:
         """Delete what was used least recently until the rest is within a size; what others hold the lock of stays.

@@ -14,9 +14,10 @@ from .._warn import warn
 from ..backends.base import Array, DeviceEngine, HostEngine
 from ..errors import CudaError, FallbackWarning
 from ..specs import OptimizationProfile, Signature
-from .gpu import GpuRunner
+from .gpu import GpuRunner, Usage
 from .host import HostRunner
 from .plan import USUAL_SIZES, Batch, BatchPlan
+from .replicas import Replicas
 from .results import Results
 
 
@@ -37,24 +38,25 @@ class Session:
     """Runs a loaded engine on any number of rows. Safe to call from many threads.
 
     Args:
-        engine: a loaded engine. `close` closes it too.
+        engines: a loaded engine, or one on each of several GPUs. `close` closes them too.
         signature: names in it are the engine's.
         profile: the shapes that the engine was built for.
         rows_independent: whether a row's answer does not depend on the other rows of its batch. Where it does,
             batches are run as they come, never cut or padded.
-        costs: seconds that a batch takes by its size, as `measure` gives them. Defaults to `None`: not known.
+        costs: seconds that a batch takes by its size, as another session of the engine has measured them. Defaults to
+            `None`: not known.
     """
 
     def __init__(
         self,
-        engine: HostEngine | DeviceEngine,
+        engines: Sequence[HostEngine | DeviceEngine],
         signature: Signature,
         profile: OptimizationProfile,
         *,
         rows_independent: bool,
         costs: Mapping[int, float] | None = None,
     ) -> None:
-        self._runner = GpuRunner(engine) if isinstance(engine, DeviceEngine) else HostRunner(engine)
+        self._runner = _runner(engines)
         self._inputs = signature.inputs
         self._names = [spec.name for spec in signature.inputs]
         self._dtypes = [np.dtype(spec.dtype) for spec in signature.outputs]
@@ -65,7 +67,7 @@ class Session:
         self._plan = BatchPlan(self._smallest, self._largest, self._costs)
         self._rows_before = 0
         self._users = 0
-        self._closed = False
+        self._closed = self._retired = False
         self._changed = threading.Condition()
         self.profile = profile
         self.rows_independent = rows_independent
@@ -73,7 +75,7 @@ class Session:
     @property
     def keeps_state(self) -> bool:
         """Whether later runs of a shape take another way than the first: on a GPU, slots and CUDA graphs."""
-        return isinstance(self._runner, GpuRunner)
+        return not isinstance(self._runner, HostRunner)
 
     def reserve(self) -> None:
         """Take now the memory that the largest batch needs.
@@ -81,7 +83,7 @@ class Session:
         Raises:
             CudaError, EngineLoadError: if there is not so much.
         """
-        if isinstance(self._runner, GpuRunner):
+        if not isinstance(self._runner, HostRunner):
             shapes = {name: self.profile.shapes[name].max for name in self._names}
             self._runner.reserve({name: shapes[name] for name in self._runner.input_names})
 
@@ -91,8 +93,12 @@ class Session:
         Raises:
             EngineLoadError: if it cannot be written as one.
         """
-        with self._in_use():
-            return self._runner.plan() if isinstance(self._runner, GpuRunner) else None
+        with self.in_use():
+            return None if isinstance(self._runner, HostRunner) else self._runner.plan()
+
+    def usage(self) -> list[Usage]:
+        """Return what is held on each GPU; nothing of an engine on the host."""
+        return [] if isinstance(self._runner, HostRunner) else self._runner.usage()
 
     def takes(self, inputs: Sequence[Array]) -> Objection | None:
         """Return why the engine cannot run `inputs`, or `None` if it can.
@@ -131,7 +137,7 @@ class Session:
             inputs: one array for each input of the signature; `takes` must have no objection.
             progress: called with the number of rows done, after each batch.
         """
-        with self._in_use():
+        with self.in_use():
             while True:
                 try:
                     return self._run(inputs, progress)
@@ -139,14 +145,19 @@ class Session:
                     if not error.out_of_memory or not self._halve():
                         raise
 
-    def measure(self) -> dict[int, float]:
-        """Return seconds that a batch takes, by its size, and cut rows by that from now on.
+    @property
+    def costs(self) -> dict[int, float]:
+        """Seconds that a batch takes, by its size; empty where it was not measured."""
+        return dict(self._costs)
+
+    def measure(self) -> None:
+        """Find out how long batches take, and cut rows by that from now on.
 
         Batches of zeros are run with the smallest, the usual and the largest size, each three times; the last, which
         a CUDA graph runs, counts. Without a GPU nothing is measured: no graph, and no size, is better prepared there.
         """
-        if not isinstance(self._runner, GpuRunner) or not self.rows_independent:
-            return {}
+        if isinstance(self._runner, HostRunner) or not self.rows_independent:
+            return
         sizes = {self._smallest, *USUAL_SIZES, self._largest}
         for size in sorted(size for size in sizes if self._smallest <= size <= self._largest):
             shapes = [self.profile.shapes[spec.name].opt for spec in self._inputs]
@@ -156,7 +167,6 @@ class Session:
                 self._run_batches(zeros, [Batch(0, size, size)], None)
                 self._costs[size] = time.perf_counter() - began
         self._plan = BatchPlan(self._smallest, self._largest, self._costs)
-        return dict(self._costs)
 
     def _run(self, inputs: Sequence[Array], progress: Callable[[int], None] | None) -> list[Array]:
         rows = len(inputs[0])
@@ -186,6 +196,15 @@ class Session:
         warn(f"The GPU's memory does not suffice for {2 * largest} rows: running {largest} at a time.", FallbackWarning)
         return True
 
+    def retire(self) -> None:
+        """Close once no call is under way: now, or when the last one ends. Does not wait."""
+        with self._changed:
+            self._retired = True
+            closed = self._closed
+        if not closed:
+            with self.in_use():
+                pass
+
     def close(self) -> None:
         """Free the engine and all memory that its calls used, after the calls under way."""
         with self._changed:
@@ -194,7 +213,12 @@ class Session:
         self._runner.close()
 
     @contextmanager
-    def _in_use(self) -> Iterator[None]:
+    def in_use(self) -> Iterator[None]:
+        """Keep the engine open while the block runs.
+
+        Raises:
+            RuntimeError: if it is closed.
+        """
         with self._changed:
             if self._closed:
                 raise RuntimeError("This engine is closed.")
@@ -204,4 +228,16 @@ class Session:
         finally:
             with self._changed:
                 self._users -= 1
+                last = self._retired and self._users == 0 and not self._closed
+                self._closed |= last
                 self._changed.notify_all()
+            if last:
+                self._runner.close()
+
+
+def _runner(engines: Sequence[HostEngine | DeviceEngine]) -> HostRunner | GpuRunner | Replicas:
+    on_gpus = [GpuRunner(engine) for engine in engines if isinstance(engine, DeviceEngine)]
+    if on_gpus:
+        return Replicas(on_gpus) if len(on_gpus) > 1 else on_gpus[0]
+    (engine,) = (engine for engine in engines if not isinstance(engine, DeviceEngine))
+    return HostRunner(engine)

@@ -33,14 +33,13 @@ _EFFICIENT |= {"stackwise_squeeze_and_excite_ratios": [0.25, 0.25], "stackwise_b
 _EFFICIENT |= {"stackwise_width_coefficients": [1.0, 1.0], "stackwise_depth_coefficients": [1.0, 1.0]}
 _EFFICIENT |= {"stackwise_force_input_filters": [0, 0], "stackwise_nores_option": [False, False]}
 _EFFICIENT |= {"input_shape": (32, 32, 3), "num_features": 32}
-_CSP = {"stem_filters": 8, "stem_kernel_size": 3, "stem_strides": 1, "stackwise_depth": [1, 1], "groups": 2}
+_CSP = {"stem_filters": 16, "stem_kernel_size": 3, "stem_strides": 1, "stackwise_depth": [1, 2], **_IMAGE}
 _CSP |= {
     "stackwise_strides": [1, 2],
-    "stackwise_num_filters": [8, 16],
-    "block_type": "bottleneck_block",
-    "stage_type": "csp",
+    "stackwise_num_filters": [16, 32],
+    "block_type": "dark_block",
+    "stage_type": "dark",
 }
-_CSP |= {"bottle_ratio": [0.5, 1.0], "block_ratio": [0.5, 1.0], "expand_ratio": [1.0, 1.0], "output_strides": 32}
 _SWIN = {"embed_dim": 8, "depths": [2, 2], "num_heads": [2, 2], "window_size": 4, "patch_size": 2, **_IMAGE}
 _DEBERTA = {**_ENCODER, "bucket_size": 8}
 
@@ -50,7 +49,7 @@ _ARGUMENTS: dict[str, dict[str, Any]] = {
     "Bart": _ENCODER,
     "Bert": _ENCODER,
     "Bloom": _NO_POSITIONS,
-    "CSPNet": {**_CSP, **_IMAGE},
+    "CSPNet": _CSP,
     "DINOV2": {**_VIT, "intermediate_dim": 32, "position_embedding_shape": (32, 32, 3)},
     "DebertaV3": _DEBERTA,
     "DeiT": {**_VIT, "intermediate_dim": 32},

@@ -1,0 +1,228 @@
+"""`EngineCheckpoint`: the best engine of a training, in a file, while the training goes on."""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, Literal
+
+import keras
+from keras.src.utils import io_utils  # what Keras's callbacks print with, public in no version
+
+from .._warn import warn
+from ..attach import follow
+from ..errors import FallbackWarning
+from ..model import TRTModel
+from ..options import BuildOptions
+from .background import Background
+
+_logger = logging.getLogger("keras_trt")
+
+
+class EngineCheckpoint(keras.callbacks.ModelCheckpoint):  # type: ignore[misc]
+    """Save the model's engine as a `.ktrt` file during `fit`, at the times at which `ModelCheckpoint` saves the model.
+
+    At a checkpoint the weights are copied, and training goes on while the engine is made in the background: of a
+    clone of the model with these weights, verified as by `accelerate`, and written to the file in one step. Whatever
+    interrupts the training, the file is the last good one. `fit` ends when the last engine is saved.
+
+    What is known of the newest engine is put into `logs` at the end of each epoch, so that it reaches the history and
+    the callbacks listed after this one (`TensorBoard`, `CSVLogger`): `engine_epoch`, of whose weights it is;
+    `engine_latency_ms` for one row; `engine_difference`, the largest relative difference to Keras; and with
+    `validation_data` the compiled loss and metrics of the engine, such as `engine_loss`. Before there is one
+    they are NaN.
+
+    A failed engine is a `FallbackWarning`, and the training goes on. A model that cannot be cloned (a subclassed one
+    without `get_config`) is not trained on while its engine is made. Of several workers only the chief makes engines.
+
+    Args:
+        filepath: a path that ends in `.ktrt`, with the placeholders of `ModelCheckpoint`, such as
+            `"{epoch:02d}-{val_loss:.2f}.ktrt"`.
+        monitor: name of the metric. Defaults to `"val_loss"`.
+        verbose: 0 or 1. Defaults to `0`.
+        save_best_only: whether only an improvement of `monitor` is a checkpoint. Defaults to `False`.
+        mode: `"auto"`, `"min"` or `"max"`. Defaults to `"auto"`.
+        save_freq: `"epoch"`, or a number of batches. Defaults to `"epoch"`.
+        initial_value_threshold: what must be improved on at first. Defaults to `None`.
+        refit: whether new weights may be put into the engine of the checkpoint before. Defaults to `True`.
+        validation_data: `(x, y)`, `(x, y, sample_weight)` or a dataset, for the metrics of the engine. Defaults to
+            `None`: none.
+        raise_on_failure: whether an engine that cannot be made ends the training. Defaults to `False`.
+        options: a `BuildOptions`. Defaults to `None`: its defaults.
+        **keywords: fields of `BuildOptions`, put over `options`.
+
+    Raises:
+        ValueError: for a path that does not end in `.ktrt`, and as `ModelCheckpoint`.
+        TypeError: for an unknown option.
+        OSError: when training begins, if no file can be written there.
+
+    Example:
+    >>> best = keras_trt.EngineCheckpoint("best.ktrt", monitor="val_accuracy", save_best_only=True)
+    >>> model.fit(x, y, validation_split=0.1, epochs=10, callbacks=[best])
+    >>> fast = keras_trt.load("best.ktrt")
+    """
+
+    def __init__(
+        self,
+        filepath: str | os.PathLike[str],
+        monitor: str = "val_loss",
+        verbose: int = 0,
+        save_best_only: bool = False,
+        mode: Literal["auto", "min", "max"] = "auto",
+        save_freq: str | int = "epoch",
+        initial_value_threshold: float | None = None,
+        refit: bool = True,
+        validation_data: Any = None,
+        raise_on_failure: bool = False,
+        options: BuildOptions | None = None,
+        **keywords: Any,
+    ) -> None:
+        path = os.fspath(filepath)
+        if not path.endswith(".ktrt"):
+            raise ValueError(f"The filepath of an EngineCheckpoint ends in `.ktrt`. Received: filepath={path}")
+        super().__init__(
+            path.removesuffix(".ktrt") + ".keras",  # what Keras allows
+            monitor,
+            verbose,
+            save_best_only,
+            mode=mode,
+            save_freq=save_freq,
+            initial_value_threshold=initial_value_threshold,
+        )
+        self.filepath = path
+        self._options = BuildOptions.of(options, {"verbose": 0, **keywords})
+        self._refit, self._validation_data, self._raise = refit, validation_data, raise_on_failure
+        self._background = Background(limit=2)
+        self._clone: Any = None
+        self._fast: TRTModel | None = None
+        self._failure: Exception | None = None
+        self._known: dict[str, float] = {}
+
+    def on_train_begin(self, logs: Any = None) -> None:
+        """Check that a file can be written, before time is spent."""
+        super().on_train_begin(logs)
+        folder = Path(self.filepath).parent
+        if "{" not in str(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            tempfile.TemporaryFile(dir=folder).close()
+        self._end()  # of a training that was interrupted
+        self._known, self._failure = {}, None
+
+    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+        """Make a checkpoint, if `save_freq` says so."""
+        self._raise_failure()
+        super().on_train_batch_end(batch, logs)
+
+    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+        """Make a checkpoint, if it is time, and put what is known of the newest engine into `logs`."""
+        self._raise_failure()
+        metrics = list(self.model.get_metrics_result()) if self._validation_data is not None else []
+        super().on_epoch_end(epoch, logs)
+        if logs is not None:
+            names = ["epoch", "latency_ms", "difference", *metrics]
+            logs.update({f"engine_{name}": self._known.get(name, math.nan) for name in names})
+
+    def on_train_end(self, logs: Any = None) -> None:
+        """Wait for the last engine, and free it."""
+        super().on_train_end(logs)
+        self._end()
+        self._raise_failure()
+
+    def _save_model(self, epoch: int, batch: int | None, logs: Any) -> None:
+        """Do, in its place, what the method of `ModelCheckpoint` does for models."""
+        path = self._get_file_path(epoch, batch, logs)
+        if not self._should_save_model(epoch, batch, logs, path) or not _is_chief(self.model):
+            return
+        if self._clone is None:
+            self._clone = self._cloned(self.model)
+        if self._clone is self.model:
+            # In the middle of an epoch, evaluating it would reset the metrics of the training.
+            self._make(path, epoch, measured=batch is None)
+            return
+        weights = self.model.get_weights()
+
+        def make() -> None:
+            self._clone.set_weights(weights)
+            self._make(path, epoch, measured=True)
+
+        self._background.submit(path, make)
+
+    def _cloned(self, model: Any) -> Any:
+        """Return a clone of a model with a loss and metrics of its own, or the model itself if it has none."""
+        try:
+            # In a thread of its own, where no distribution strategy is in scope that would mirror its variables.
+            with ThreadPoolExecutor(1) as thread:
+                return thread.submit(_clone, model, self._validation_data is not None).result()
+        except Exception as error:  # a user's `get_config` and `__init__` may raise anything
+            why = f"{type(error).__name__}: {error}"
+            warn(
+                f"'{model.name}' cannot be cloned, so training waits for its engines to be made: {why}", FallbackWarning
+            )
+            return model
+
+    def _make(self, path: str, epoch: int, *, measured: bool) -> None:
+        try:
+            Path(path).parent.mkdir(parents=True, exist_ok=True)
+            if self._fast is None or self._fast.backend == "keras":
+                self._fast = follow(self._clone, self._options, "refit" if self._refit else "rebuild")
+            self._fast.save(path)  # it follows the weights first
+            known = {"epoch": epoch + 1, **_figures(self._fast)}
+            if measured and self._validation_data is not None:
+                known |= self._fast.evaluate(**arguments(self._validation_data), verbose=0, return_dict=True)
+            self._known = known
+            if self.verbose:
+                io_utils.print_msg(f"\nEpoch {epoch + 1}: finished saving engine to {path}")
+        except Exception as error:  # whatever it is, the training goes on unless it was to end
+            self._failure = error
+            text = f"The engine of epoch {epoch + 1} could not be made: {type(error).__name__}: {error}"
+            _logger.info(text, exc_info=error)
+            if not self._raise:
+                warn(text, FallbackWarning)
+
+    def _raise_failure(self) -> None:
+        if self._raise and self._failure is not None:
+            raise self._failure
+
+    def _end(self) -> None:
+        self._background.wait()
+        if self._fast is not None:
+            self._fast.close()
+        self._fast = self._clone = None
+
+
+def _clone(model: Any, compiled: bool) -> Any:
+    clone = keras.models.clone_model(model)
+    if not clone.built:
+        clone.build_from_config(model.get_build_config())
+    found, wanted = ([tuple(weight.shape) for weight in one.weights] for one in (clone, model))
+    if found != wanted:
+        raise ValueError("its clone has other weights")
+    if compiled:
+        clone.compile_from_config(model.get_compile_config())
+    return clone
+
+
+def _figures(fast: TRTModel) -> dict[str, float]:
+    difference = max((one.relative_l2 for one in fast.report().differences), default=math.nan)
+    return {"difference": difference, "latency_ms": 1000 * fast._seconds_a_call()}
+
+
+def arguments(validation_data: Any) -> dict[str, Any]:
+    """Return what `evaluate` takes for what `fit` calls `validation_data`."""
+    if isinstance(validation_data, tuple):
+        return dict(zip(("x", "y", "sample_weight"), validation_data, strict=False))
+    return {"x": validation_data}
+
+
+def _is_chief(model: Any) -> bool:
+    """Tell whether this process is the one that writes files, of all that train the model together."""
+    resolver = getattr(getattr(model, "distribute_strategy", None), "cluster_resolver", None)
+    if resolver is None or not getattr(resolver, "task_type", None):
+        return True
+    return resolver.task_type == "chief" or (
+        resolver.task_type == "worker" and resolver.task_id == 0 and "chief" not in resolver.cluster_spec().as_dict()
+    )

@@ -1,0 +1,150 @@
+"""Keras's own `evaluate` and `test_on_batch`, with an engine for the forward pass."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from types import FunctionType, MethodType
+from typing import Any
+
+from .predictor import Predictor
+from .source import own, placed
+from .specs import Signature, describe, flatten, pack
+
+#: What a test function is traced for; another loss, other metrics or another way of running need another one.
+_TRACED_FOR = ("_compile_loss", "_compile_metrics", "_loss_tracker", "run_eagerly", "steps_per_execution")
+
+
+class Evaluator:
+    """Evaluates a compiled Keras model on an engine.
+
+    Keras's trainer does all of it (data, loss, metrics, weights, callbacks, the progress bar, and a user's own
+    `test_step`), on a stand-in for the model that differs from it in one thing: calling it runs the engine.
+
+    Losses and metrics are those of the Keras model, which hold their state, so that one evaluation runs at a time.
+
+    Args:
+        source: the Keras model.
+        predictor: runs its engine.
+    """
+
+    def __init__(self, source: Any, predictor: Predictor) -> None:
+        self._stand_in = _stand_in(source, predictor)
+        self._source, self._predictor = source, predictor
+        self._one_at_a_time = threading.RLock()
+        self._only_keras: list[str] | None = None
+
+    def evaluate(self, **arguments: Any) -> Any:
+        """Return what `keras.Model.evaluate` would."""
+        return self._run("evaluate", arguments)
+
+    def test_on_batch(self, **arguments: Any) -> Any:
+        """Return what `keras.Model.test_on_batch` would."""
+        return self._run("test_on_batch", arguments)
+
+    def _run(self, method: str, arguments: dict[str, Any]) -> Any:
+        with self._one_at_a_time:
+            if self._only_keras is None:
+                self._only_keras = list(only_keras_evaluates(self._source, self._predictor.signature))
+            for why in self._only_keras:
+                self._predictor.warn_once("evaluate", f"Keras evaluates '{self._source.name}' itself: {why}.")
+                return own(self._source, method)(**arguments)
+            failures = self._stand_in.failures
+            failures.clear()
+            try:
+                return getattr(self._stand_in, method)(**arguments)
+            except Exception:
+                if failures:  # TensorFlow makes an error of its own of what the engine raised
+                    raise failures[0] from None
+                raise
+
+
+def only_keras_evaluates(model: Any, signature: Signature) -> Iterator[str]:
+    """Yield why the loss of a model needs more of its forward pass than the outputs, which is all an engine gives.
+
+    The model is traced once to see it.
+
+    Args:
+        model: a built `keras.Model`.
+        signature: its inputs.
+    """
+    import tensorflow as tf
+    from keras.src.backend import get_keras_mask  # public in no version
+
+    keywords = {"training": False} if model._call_has_training_arg else {}
+    found = []
+
+    def call(*tensors: Any) -> None:
+        outputs = model(pack(signature.input_structure, tensors), **keywords)
+        if any(get_keras_mask(output) is not None for output in flatten(outputs)):
+            found.append("its outputs carry a mask, which its loss leaves steps out by")
+        if any(layer._losses for layer in model._flatten_layers()):
+            found.append("its layers add to the loss when they run (`add_loss`, `activity_regularizer`)")
+
+    try:
+        specs = [tf.TensorSpec(spec.shape, spec.dtype) for spec in signature.inputs]
+        tf.function(call, autograph=False).get_concrete_function(*specs)
+    finally:
+        model._clear_losses()
+    yield from found
+
+
+def _stand_in(source: Any, predictor: Predictor) -> Any:
+    """Return an object that is `source` to Keras's trainer, but whose call runs an engine."""
+    import tensorflow as tf
+
+    own = ("stop_evaluating", "test_function")
+    specs = predictor.signature.outputs
+
+    class StandIn:
+        # For `super()` in the methods of the model's class that run on this object.
+        __class__ = property(lambda _: type(source))
+
+        def __init__(self) -> None:
+            self.__dict__.update(failures=[], test_function=None, traced_for=None)
+
+        def __getattr__(self, name: str) -> Any:
+            method = next((vars(kind)[name] for kind in type(source).__mro__ if name in vars(kind)), None)
+            if isinstance(method, FunctionType) and placed(source, name) is None:
+                return MethodType(method, self)
+            return getattr(source, name)
+
+        def __setattr__(self, name: str, value: Any) -> None:
+            if name in own:
+                self.__dict__[name] = value
+            else:
+                setattr(source, name, value)
+
+        @property
+        def jit_compile(self) -> bool:
+            return False  # an engine is no part of an XLA program
+
+        def make_test_function(self, force: bool = False) -> None:
+            wanted = [getattr(source, name) for name in _TRACED_FOR]
+            if force or self.traced_for != wanted:
+                self.__dict__.update(test_function=None, traced_for=wanted)
+                type(source).make_test_function(self)
+
+        def __call__(self, x: Any, *others: Any, **keywords: Any) -> Any:
+            leaves = flatten(x)
+            plain = all(isinstance(leaf, tf.Tensor) for leaf in leaves)
+            if others or not plain or any(value for value in keywords.values()):
+                why = "the model with more than its inputs" if plain else "data that is not dense tensors"
+                predictor.warn_once(why, f"Keras runs {why}, as in an evaluation: the engine takes neither.")
+                return source(x, *others, **keywords)
+            nesting = describe(x)
+
+            def run(*arrays: Any) -> list[Any]:
+                try:
+                    return flatten(predictor.predict_on_batch(pack(nesting, arrays)))
+                except Exception as error:
+                    self.failures.append(error)
+                    raise
+
+            outputs = tf.numpy_function(run, leaves, [tf.as_dtype(spec.dtype) for spec in specs])
+            outputs = [outputs] if tf.is_tensor(outputs) else outputs  # so it is outside of a graph, for one output
+            for output, spec in zip(outputs, specs, strict=True):
+                output.set_shape(spec.shape)
+            return pack(predictor.signature.output_structure, outputs)
+
+    return StandIn()

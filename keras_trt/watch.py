@@ -1,0 +1,134 @@
+"""Whether a Keras model is still what it was: noticed in microseconds, decided by the content of its weights."""
+
+from __future__ import annotations
+
+import math
+import weakref
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any, Literal
+
+from . import fingerprint
+
+Change = Literal["weights", "structure"]
+
+#: What writes to a `tf.Variable`. Keras's `assign`, `set_weights` and `load_weights` end here, and eager optimizers.
+_WRITES = ("assign", "assign_add", "assign_sub", "scatter_add", "scatter_sub", "scatter_update")
+_WATCHES = "_keras_trt_watches"
+
+
+class Watch:
+    """Watches the weights and layers of a model.
+
+    What is written through a variable in Python is seen as it happens. What a `tf.function` writes, as that of `fit`
+    does, is seen at the next look by its pulse: the steps that the model's optimizers have made, and a small weight of
+    the last layer, which hardly any training leaves as it is. Layers are told by Keras's own bookkeeping.
+
+    Args:
+        model: a built `keras.Model` on TensorFlow.
+        check: `"writes"`, or `"content"` to compare all weights at every look.
+    """
+
+    def __init__(self, model: Any, check: Literal["writes", "content"] = "writes") -> None:
+        self._model, self._check = model, check
+        self._hooked: list[Any] = []
+        self.settle()
+
+    def settle(self) -> None:
+        """Take the model as it is now for what it is compared with from here on."""
+        self.close()
+        self._weights = list(self._model.weights)
+        for weight in self._weights:
+            self._hook(weight.value)
+        self._key = fingerprint.weights_key(self._model)
+        self._change: Change | None = None
+        self._sequentials = [layer for layer in self._model._flatten_layers() if hasattr(layer, "_functional")]
+        self._graphs = self._layers()
+        self._remember()
+
+    def change(self) -> Change | None:
+        """Return what of the model is not as it was, or `None`."""
+        quiet = not self._written and self._check == "writes"
+        if quiet and self._marks == self._look() and self._pulse == self._beat():
+            return self._change
+        self._remember()
+        weights = self._model.weights
+        rebuilt = len(weights) != len(self._weights) or any(map(_differ, weights, self._weights))
+        if rebuilt or any(map(_differ, self._layers(), self._graphs)):
+            self._change = "structure"
+        else:
+            self._change = "weights" if fingerprint.weights_key(self._model) != self._key else None
+        return self._change
+
+    def distrust(self) -> None:
+        """Say from here on that the weights are not as they were, until it is settled again."""
+        self._key, self._change = "", self._change or "weights"
+
+    def close(self) -> None:
+        """Leave the model's variables as they were."""
+        for variable in self._hooked:
+            watches = variable.__dict__[_WATCHES]
+            watches.discard(self)
+            if not watches:
+                for name in (*_WRITES, _WATCHES):
+                    variable.__dict__.pop(name, None)
+        self._hooked = []
+
+    def _remember(self) -> None:
+        steps = [held.iterations for held in vars(self._model).values() if hasattr(held, "iterations")]
+        small = sorted(self._model.trainable_weights[-2:], key=lambda weight: math.prod(weight.shape))
+        self._pulse_of = [_reader(variable) for variable in (*steps, *small[:1])]
+        self._written = False
+        self._marks, self._pulse = self._look(), self._beat()
+
+    def _beat(self) -> list[bytes]:
+        return [read().numpy().tobytes() for read in self._pulse_of]
+
+    def _look(self) -> list[Any]:
+        """Return objects that Keras replaces when layers are added or the model is compiled or quantized."""
+        model = self._model
+        return [getattr(model, "optimizer", None), model.predict_function, *self._layers()]
+
+    def _layers(self) -> list[Any]:
+        return [layer._functional for layer in self._sequentials]
+
+    def _hook(self, variable: Any) -> None:
+        watches = variable.__dict__.get(_WATCHES)
+        if watches is None:
+            variable.__dict__[_WATCHES] = watches = weakref.WeakSet()
+            variable.__dict__.update(_noticing(variable, watches))
+        watches.add(self)
+        self._hooked.append(variable)
+
+
+def _differ(one: Any, other: Any) -> bool:
+    return one is not other
+
+
+def _reader(variable: Any) -> Callable[[], Any]:
+    """Return what reads a variable of Keras: in the shortest way, since it is read at every call."""
+    import tensorflow as tf
+
+    held = variable.value
+    if isinstance(held, tf.distribute.DistributedValues):
+        return held.read_value  # type: ignore[no-any-return]
+    return partial(tf.raw_ops.ReadVariableOp, resource=held.handle, dtype=held.dtype)
+
+
+def _noticing(variable: Any, watches: weakref.WeakSet[Watch]) -> Iterator[tuple[str, Any]]:
+    """Yield the methods that write to a variable, by name, as they are but that all watches learn of it."""
+    import tensorflow as tf
+
+    of = weakref.ref(variable)  # the methods are kept by the variable itself
+
+    def noticing(method: Any) -> Any:
+        def write(*arguments: Any, **keywords: Any) -> Any:
+            for watch in watches:
+                watch._written = True
+            return method(of(), *arguments, **keywords)
+
+        return tf.autograph.experimental.do_not_convert(write)
+
+    for name in _WRITES:
+        if hasattr(type(variable), name):
+            yield name, noticing(getattr(type(variable), name))

@@ -1,0 +1,323 @@
+"""`EngineCheckpoint` and `EngineValidation` in `fit`: on small networks and real digits, with ONNX Runtime."""
+
+from __future__ import annotations
+
+import csv
+import math
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import keras_trt
+
+from .models import floats, keras, kl, recorded, same, tf, warns_once
+
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+
+QUIET: dict[str, Any] = {"backend": "onnxruntime", "cache": None, "batch_sizes": (1, 8, 32)}
+X, Y = floats(4)(60), floats(3)(60)[::-1] * 0.3
+
+
+def network(**settings: Any) -> Any:
+    model = keras.Sequential([keras.Input((4,)), kl.Dense(8, activation="tanh"), kl.BatchNormalization(), kl.Dense(3)])
+    model.compile(**{"optimizer": "adam", "loss": "mse", "metrics": ["mae"], **settings})
+    return model
+
+
+def loaded(path: Path) -> keras_trt.TRTModel:
+    return keras_trt.load(path, backend="onnxruntime", cache=None, verbose=0)
+
+
+class Weights(keras.callbacks.Callback):
+    """Keeps the model's answers at the end of each epoch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.answers: list[Any] = []
+
+    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:  # noqa: ARG002
+        self.answers.append(np.asarray(self.model(X, training=False)))
+
+
+def test_each_epochs_engine_is_that_of_its_weights(tmp_path: Path) -> None:
+    model, weights = network(), Weights()
+    checkpoint = keras_trt.EngineCheckpoint(tmp_path / "deep" / "{epoch:02d}-{val_loss:.3f}.ktrt", **QUIET)
+    model.fit(X, Y, validation_split=0.2, epochs=4, callbacks=[weights, checkpoint], verbose=0)
+    files = sorted((tmp_path / "deep").iterdir())
+    assert [file.name[:3] for file in files] == ["01-", "02-", "03-", "04-"]
+    assert np.abs(weights.answers[0] - weights.answers[3]).max() > 1e-3
+    for file, expected in zip(files, weights.answers, strict=True):
+        same(expected, loaded(file).predict(X, verbose=0))
+    assert not any("keras_trt" in thread.name for thread in threading.enumerate())
+
+
+def test_only_the_best_is_kept_as_model_checkpoint_does(tmp_path: Path) -> None:
+    model, weights = network(optimizer=keras.optimizers.SGD(0.8)), Weights()
+    keras_saves = keras.callbacks.ModelCheckpoint(tmp_path / "best.keras", save_best_only=True)
+    engine = keras_trt.EngineCheckpoint(tmp_path / "best.ktrt", save_best_only=True, **QUIET)
+    history = model.fit(
+        X, Y, validation_split=0.2, epochs=8, callbacks=[weights, keras_saves, engine], verbose=0, shuffle=False
+    ).history
+    best = int(np.argmin(history["val_loss"]))
+    assert best < 7, "the last must not be the best for this to prove anything"
+    found = loaded(tmp_path / "best.ktrt").predict(X, verbose=0)
+    same(weights.answers[best], found)
+    same(np.asarray(keras.saving.load_model(tmp_path / "best.keras")(X)), found)
+
+
+def test_figures_of_the_engine_reach_history_and_csv(tmp_path: Path) -> None:
+    model = network()
+    checkpoint = keras_trt.EngineCheckpoint(tmp_path / "e.ktrt", validation_data=(X, Y), **QUIET)
+
+    class Slow(keras.callbacks.Callback):
+        def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:  # noqa: ARG002
+            checkpoint._background.wait()
+
+    history = model.fit(
+        X, Y, epochs=3, callbacks=[Slow(), checkpoint, keras.callbacks.CSVLogger(tmp_path / "log.csv")], verbose=0,
+        validation_data=(X, Y),
+    ).history  # fmt: skip
+    assert math.isnan(history["engine_loss"][0])
+    assert history["engine_epoch"][1:] == [1, 2]
+    np.testing.assert_allclose(history["engine_loss"][1:], history["val_loss"][:2], rtol=1e-4)
+    np.testing.assert_allclose(history["engine_mae"][1:], history["val_mae"][:2], rtol=1e-4)
+    assert all(0 < value < 1000 for value in history["engine_latency_ms"][1:])
+    assert all(value < 1e-4 for value in history["engine_difference"][1:])
+    rows = list(csv.DictReader((tmp_path / "log.csv").read_text().splitlines()))
+    assert float(rows[2]["engine_loss"]) == pytest.approx(history["engine_loss"][2], rel=1e-4)
+
+
+def test_by_batches(tmp_path: Path) -> None:
+    checkpoint = keras_trt.EngineCheckpoint(tmp_path / "{epoch}-{batch}.ktrt", save_freq=2, **QUIET)
+    network().fit(X, Y, batch_size=10, epochs=1, callbacks=[checkpoint], verbose=0)
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["1-2.ktrt", "1-4.ktrt", "1-6.ktrt"]
+
+
+def test_training_is_the_same_with_and_without(tmp_path: Path) -> None:
+    def history(*callbacks: Any) -> Any:
+        keras.utils.set_random_seed(5)
+        return network().fit(X, Y, epochs=3, validation_split=0.2, callbacks=list(callbacks), verbose=0).history
+
+    expected = history()
+    found = history(keras_trt.EngineCheckpoint(tmp_path / "a.ktrt", **QUIET))
+    assert {key: found[key] for key in expected} == expected
+
+
+class NoConfig(keras.Model):
+    """Cannot be cloned: its configuration is not known."""
+
+    def __init__(self, units: Any) -> None:
+        super().__init__()
+        self.dense = kl.Dense(units[0])
+
+    def call(self, x: Any) -> Any:
+        return self.dense(x)
+
+    def get_config(self) -> Any:
+        raise NotImplementedError("no configuration")
+
+
+def test_a_model_that_cannot_be_cloned_waits_for_its_engines(tmp_path: Path) -> None:
+    model, weights = NoConfig([3]), Weights()
+    model(X)
+    model.compile("adam", "mse")
+    checkpoint = keras_trt.EngineCheckpoint(tmp_path / "{epoch}.ktrt", validation_data=(X, Y), **QUIET)
+    with recorded() as records:
+        history = model.fit(X, Y, epochs=2, callbacks=[weights, checkpoint], validation_data=(X, Y), verbose=0).history
+    warns_once(records, "cannot be cloned", "no configuration")
+    np.testing.assert_allclose(history["engine_loss"], history["val_loss"], rtol=1e-4)
+    for epoch, expected in enumerate(weights.answers):
+        same(expected, loaded(tmp_path / f"{epoch + 1}.ktrt").predict(X, verbose=0))
+
+
+# Failures.
+
+
+class NoOnnx(kl.Layer):
+    def call(self, x: Any) -> Any:
+        return tf.py_function(lambda y: y * 2, [x], tf.float32)
+
+    def compute_output_shape(self, shape: Any) -> Any:
+        return shape
+
+
+def hopeless() -> Any:
+    model = keras.Sequential([keras.Input((4,)), kl.Dense(3), NoOnnx()])
+    model.compile("adam", "mse", run_eagerly=True)
+    return model
+
+
+def test_training_goes_on_without_an_engine(tmp_path: Path) -> None:
+    checkpoint = keras_trt.EngineCheckpoint(tmp_path / "a.ktrt", **QUIET, fallback="raise")
+    with recorded() as records:
+        history = hopeless().fit(X, Y, epochs=2, callbacks=[checkpoint], verbose=0).history
+    assert len(history["loss"]) == 2
+    assert all(map(math.isnan, history["engine_epoch"]))
+    texts = [str(record.message) for record in records if record.category is keras_trt.FallbackWarning]
+    assert texts
+    assert all("could not be made" in text for text in texts)
+    assert not (tmp_path / "a.ktrt").exists()
+
+
+def test_unless_it_is_asked_to_end(tmp_path: Path) -> None:
+    checkpoint = keras_trt.EngineCheckpoint(tmp_path / "a.ktrt", raise_on_failure=True, fallback="raise", **QUIET)
+    with pytest.raises(keras_trt.ExportError):
+        hopeless().fit(X, Y, epochs=3, callbacks=[checkpoint], verbose=0)
+
+
+def test_a_failure_leaves_the_last_good_file_and_the_next_engine_replaces_it(tmp_path: Path) -> None:
+    model, weights, path = network(), Weights(), tmp_path / "a.ktrt"
+    checkpoint = keras_trt.EngineCheckpoint(path, **QUIET)
+    seen = []
+
+    class Breaks(keras.callbacks.Callback):
+        def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:  # noqa: ARG002
+            checkpoint._background.wait()
+            if epoch:
+                seen.append(loaded(path).predict(X, verbose=0))
+            checkpoint.filepath = str(tmp_path / "none" / "a.ktrt") if epoch == 1 else str(path)
+            if epoch == 1:
+                (tmp_path / "none").write_text("a file where a folder should be")
+
+    with recorded() as records:
+        model.fit(X, Y, epochs=3, callbacks=[Breaks(), weights, checkpoint], verbose=0)
+    warns_once(records, "epoch 2 could not be made")
+    same(weights.answers[0], seen[0])
+    same(weights.answers[0], seen[1])
+    same(weights.answers[2], loaded(path).predict(X, verbose=0))
+
+
+def test_bad_arguments_are_answered_as_keras_does(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"ends in `\.ktrt`"):
+        keras_trt.EngineCheckpoint("a.keras")
+    with pytest.raises(ValueError, match="Unrecognized save_freq"):
+        keras_trt.EngineCheckpoint("a.ktrt", save_freq="day")
+    with pytest.raises(TypeError, match="Unknown option colour"):
+        keras_trt.EngineCheckpoint("a.ktrt", colour="red")
+    with pytest.raises(ValueError, match="isn't able to automatically determine"):
+        network().fit(
+            X, Y, verbose=0, callbacks=[keras_trt.EngineCheckpoint(tmp_path / "a.ktrt", monitor="beauty", **QUIET)]
+        )
+    missing = keras_trt.EngineCheckpoint(
+        tmp_path / "a.ktrt", monitor="beauty", mode="max", save_best_only=True, **QUIET
+    )
+    with pytest.warns(UserWarning, match="Can save best model only with beauty available"):
+        network().fit(X, Y, verbose=0, callbacks=[missing])
+    assert (tmp_path / "a.ktrt").exists()
+    model = network()
+    (tmp_path / "file").write_text("")
+    before = model.get_weights()
+    with pytest.raises(OSError, match="file"):
+        model.fit(X, Y, verbose=0, callbacks=[keras_trt.EngineCheckpoint(tmp_path / "file" / "a.ktrt", **QUIET)])
+    same(before, model.get_weights())
+
+
+INTERRUPTED = """
+    import sys, warnings; warnings.simplefilter("ignore")
+    import numpy as np, keras, keras_trt
+    x = np.random.default_rng(0).standard_normal((64, 4), np.float32)
+    model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)])
+    model.compile("adam", "mse")
+    class Tells(keras.callbacks.Callback):
+        def on_epoch_end(self, epoch, logs=None):
+            if logs["engine_epoch"] > 1:
+                print("saved", flush=True)
+    engine = keras_trt.EngineCheckpoint(sys.argv[1], backend="onnxruntime", cache=None)
+    model.fit(x, x[:, :3], epochs=100000, callbacks=[engine, Tells()], verbose=0)
+"""
+
+
+@pytest.mark.parametrize("with_", [signal.SIGINT, signal.SIGKILL])
+def test_an_interrupted_training_leaves_the_last_good_engine(with_: signal.Signals, tmp_path: Path) -> None:
+    path = tmp_path / "a.ktrt"
+    child = subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(INTERRUPTED), str(path)], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    assert child.stdout is not None
+    assert child.stdout.readline() == b"saved\n"
+    time.sleep(0.2)
+    os.kill(child.pid, with_)
+    child.communicate(timeout=60)
+    assert child.returncode != 0
+    found = loaded(path).predict(X, verbose=0)
+    assert found.shape == (60, 3)
+    assert np.isfinite(found).all()
+
+
+def test_under_a_mirrored_strategy(tmp_path: Path) -> None:
+    code = """
+        import sys, warnings; warnings.simplefilter("ignore")
+        import numpy as np, tensorflow as tf, keras, keras_trt
+        cpu = tf.config.list_physical_devices("CPU")[0]
+        tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
+        strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
+        x = np.random.default_rng(0).standard_normal((64, 4), np.float32)
+        quiet = dict(backend="onnxruntime", cache=None)
+        with strategy.scope():
+            model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)])
+            model.compile("adam", "mse")
+            engine = keras_trt.EngineCheckpoint(sys.argv[1], **quiet)
+            validation = keras_trt.EngineValidation((x, x[:, :3]), **quiet)
+            history = model.fit(x, x[:, :3], epochs=2, callbacks=[validation, engine], verbose=0).history
+        expected = model.evaluate(x, x[:, :3], verbose=0)
+        assert abs(history["val_loss"][1] - expected) < 1e-4, (history, expected)
+        wanted = x @ model.layers[0].kernel.numpy() + model.layers[0].bias.numpy()
+        found = keras_trt.load(sys.argv[1], backend="onnxruntime", verbose=0).predict(x, verbose=0)
+        assert np.allclose(wanted, found, atol=1e-5)
+        with model.compile_trt(**quiet, verbose=0):
+            model.layers[0].bias.assign([1, 2, 3])
+            wanted = x @ model.layers[0].kernel.numpy() + [1, 2, 3]
+            assert np.allclose(wanted, model.predict(x, verbose=0), atol=1e-5)
+        print("same")
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code), str(tmp_path / "a.ktrt")],
+        capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert done.stdout.strip() == "same", done.stderr[-3000:]
+
+
+# Validation.
+
+
+def test_validation_on_the_engine_gives_what_fit_gives() -> None:
+    def history(engine: bool) -> Any:
+        keras.utils.set_random_seed(5)
+        x, y, weight = X[:40], Y[:40], np.linspace(0, 1, 40)
+        validation = keras_trt.EngineValidation((x, y, weight), validation_batch_size=16, **QUIET)
+        arguments = {"callbacks": [validation]} if engine else {
+            "validation_data": (x, y, weight), "validation_batch_size": 16}  # fmt: skip
+        return network(weighted_metrics=["mse"]).fit(X, Y, epochs=3, verbose=0, **arguments).history
+
+    expected, found = history(False), history(True)
+    assert expected.keys() == found.keys()
+    for name, values in expected.items():
+        np.testing.assert_allclose(found[name], values, rtol=1e-4, err_msg=name)
+    assert len(set(np.round(expected["val_loss"], 6))) == 3
+
+
+def test_other_callbacks_monitor_it() -> None:
+    dataset = tf.data.Dataset.from_tensor_slices((X, Y)).batch(20)
+    validation = keras_trt.EngineValidation(dataset, validation_steps=2, validation_freq=2, **QUIET)
+    stop = keras.callbacks.EarlyStopping("val_loss", patience=0, mode="max")  # stops as soon as it gets better
+    with pytest.warns(UserWarning, match="conditioned on metric `val_loss` which is not available"):
+        history = network().fit(X, Y, epochs=9, callbacks=[validation, stop], verbose=0).history
+    assert len(history["loss"]) == 4
+    assert len(history["val_loss"]) == 2
+
+
+def test_where_there_is_no_engine_keras_validates() -> None:
+    model = hopeless()
+    with recorded() as records:
+        history = model.fit(X, Y, epochs=2, callbacks=[keras_trt.EngineValidation((X, Y), **QUIET)], verbose=0).history
+    warns_once(records, "Keras runs")
+    assert history["val_loss"][1] == pytest.approx(model.evaluate(X, Y, verbose=0), rel=1e-5)
