@@ -180,7 +180,7 @@ class Engines:
         try:
             with self.timed("refit"):
                 plan = self.backend.refit(base.payload, wanted.graph, wanted.weights)
-            session = self._load(plan, wanted)
+            session = self._load(plan, wanted, costs_of(base))  # other weights take no other time
             return _New(plan, session, "refitted", self.checked(session, check))
         except (BuildError, PlanError, VerificationError) as error:
             _logger.warning("An engine could not be refitted, and is built: %s", error)

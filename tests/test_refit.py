@@ -224,3 +224,15 @@ def test_a_model_without_a_structure_key_is_refitted_too(cache: EngineCache) -> 
     assert "export" in steps(fast)
     x = floats(4)(6)
     same(model.predict(x, verbose=0), fast.predict(x, verbose=0))
+
+
+def test_a_compiled_model_is_refitted_at_the_next_call(cache: EngineCache) -> None:
+    model, x = CASES["image"].build(), CASES["image"].data(10)
+    fast = model.compile_trt(backend="onnxruntime", cache=cache, batch_sizes=(1, 8, 32), verbose=0)
+    assert fast.report().origin == "built"
+    other_weights(model)
+    answer = model.predict(x, verbose=0)
+    assert fast.report().origin == "refitted"
+    assert "export" not in steps(fast)
+    model.uncompile_trt()
+    same(model.predict(x, verbose=0), answer)
