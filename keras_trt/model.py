@@ -167,7 +167,7 @@ class TRTModel(KerasFace):
         outputs = self._source(x, **keywords)
         return outputs if symbolic else self._as_given(outputs, leaves)
 
-    def save(self, filepath: str | os.PathLike[str]) -> None:
+    def save(self, filepath: str | os.PathLike[str], *, key: bytes | None = None) -> None:
         """Write the engine and the graph that it was built of to one file, which `keras_trt.load` reads.
 
         It is read without TensorFlow and Keras. A drop-in that was itself loaded keeps the plans of its file and adds
@@ -176,6 +176,8 @@ class TRTModel(KerasFace):
 
         Args:
             filepath: where to write, by custom `….ktrt`.
+            key: a secret that signs the file (HMAC-SHA256): `load` with the same key takes no file without it.
+                Defaults to `None`: not signed.
 
         Raises:
             ExportError: if no engine runs the model, or TensorFlow runs a part of it in front of the engine.
@@ -195,7 +197,7 @@ class TRTModel(KerasFace):
                 raise StaleEngineError(
                     f"The engine of '{self.name}' is not that of its weights of now: nothing is saved."
                 )
-            artifact.write(filepath, self._contents())
+            artifact.write(filepath, self._contents(), key)
 
     def close(self) -> None:
         """Free the engine and its memory, after the calls under way. Further calls raise `RuntimeError`."""
