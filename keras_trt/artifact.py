@@ -23,7 +23,7 @@ import struct
 import tempfile
 import zipfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import IO, Any, get_args
 
@@ -50,10 +50,12 @@ class Plan:
     Attributes:
         identity: what it depends on, as `Backend.identity` says it.
         data: the plan.
+        costs: seconds that a batch takes there, by its size; empty where that was not measured.
     """
 
     identity: Mapping[str, Any]
     data: bytes
+    costs: Mapping[int, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -118,10 +120,10 @@ def write(path: str | os.PathLike[str], contents: Contents, key: bytes | None = 
         "rows_independent": contents.rows_independent,
         "versions": dict(contents.versions),
         "golden": {kind: [[a.dtype.name, list(a.shape)] for a in values] for kind, values in arrays.items()},
-        "plans": [documents.plain(plan.identity, "plans") for plan in contents.plans],
+        "plans": [{"identity": plan.identity, "costs": list(plan.costs.items())} for plan in contents.plans],
         "members": {name: [hashlib.sha256(data).hexdigest(), len(data)] for name, data in members.items()},
     }
-    sealed = documents.seal(manifest)
+    sealed = documents.seal(documents.plain(manifest, "manifest"))
     members = {_MANIFEST: sealed, **members}
     if key is not None:
         members[_SIGNATURE] = _signature(sealed, key)
@@ -170,7 +172,8 @@ class Artifact:
             self.optimization_level: int | None = self._manifest["optimization_level"]
             self.rows_independent: bool = bool(self._manifest["rows_independent"])
             self.versions: dict[str, str] = dict(self._manifest["versions"])
-            self.identities: list[dict[str, Any]] = list(self._manifest["plans"])
+            self.identities: list[dict[str, Any]] = [plan["identity"] for plan in self._manifest["plans"]]
+            self._costs = [{int(n): float(cost) for n, cost in plan["costs"]} for plan in self._manifest["plans"]]
             self._check()
         except _MALFORMED as error:
             raise ArtifactError(f"'{self.path}' cannot be loaded: {_why(error)}. Save the model again.") from error
@@ -193,14 +196,17 @@ class Artifact:
         )
         return inputs, outputs
 
-    def plan(self, identity: Mapping[str, Any]) -> bytes | None:
+    def plan(self, identity: Mapping[str, Any]) -> Plan | None:
         """Return the plan that was built for `identity`, a machine as `Backend.identity` says it, if there is one."""
         wanted = documents.plain(identity, "identity")
-        return self._member(f"plans/{self.identities.index(wanted)}") if wanted in self.identities else None
+        return self._plan(self.identities.index(wanted)) if wanted in self.identities else None
 
     def plans(self) -> list[Plan]:
         """Return all plans."""
-        return [Plan(identity, self._member(f"plans/{i}")) for i, identity in enumerate(self.identities)]
+        return [self._plan(i) for i in range(len(self.identities))]
+
+    def _plan(self, i: int) -> Plan:
+        return Plan(self.identities[i], self._member(f"plans/{i}"), self._costs[i])
 
     def _check(self) -> None:
         """Raise a `ValueError` if what the manifest says does not fit together."""

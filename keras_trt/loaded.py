@@ -129,12 +129,18 @@ def _engine(file: Artifact, backend: Backend, options: BuildOptions) -> tuple[En
                 )
             return found
 
-        if (plan := file.plan(backend.identity())) is not None:
+        stored = file.plan(backend.identity())
+        host = backend.name == "onnxruntime"  # its plan is the graph itself
+        plan = artifact.Plan(backend.identity(), file.graph()) if host and stored is None else stored
+        if plan is not None:
+            independent, costs = file.rows_independent, plan.costs or None
             try:
                 with engines.timed("load"):
-                    session = engines.load(plan, file.signature, ranges, rows_independent=file.rows_independent)
+                    session = engines.load(plan.data, file.signature, ranges, rows_independent=independent, costs=costs)
                 return engines, Made("", session, "cache", engines.checked(session, check), file.graph), "artifact"
             except (PlanError, VerificationError) as error:
+                if stored is None:
+                    raise
                 warn(f"The plan in '{file.path}' for this GPU is of no use: {error}", FallbackWarning)
         wanted = Wanted(
             file.graph(), file.signature, _precision(file), ranges, file.optimization_level, file.rows_independent
@@ -150,7 +156,7 @@ def _contents(file: Artifact, backend: Backend, session: Session) -> artifact.Co
     plans = file.plans()
     own = session.plan()
     if own is not None and backend.identity() not in file.identities:
-        plans.append(artifact.Plan(backend.identity(), own))
+        plans.append(artifact.Plan(backend.identity(), own, session.costs))
     return artifact.Contents(
         name=file.name,
         signature=file.signature,
