@@ -6,21 +6,25 @@ import hashlib
 import logging
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from ._version import __version__
 from ._warn import warn
-from .backends import Backend, BuildSpec
+from .backends import Backend, BuildSpec, child
 from .cache import EngineCache, Entry, digest
 from .errors import BuildError, CacheError, FallbackWarning, PlanError, VerificationError
-from .options import Precision
+from .options import BuildOptions, Precision
+from .progress import Progress
 from .runtime import Session
 from .specs import OptimizationProfile, ShapeRange, Signature
 from .verify import Difference
 
 _logger = logging.getLogger("keras_trt")
+
+#: The steps that may take long, as they are shown.
+_SHOWN = {"export": "exporting", "build": "building", "verify": "verifying"}
 
 Check = Callable[[Session], tuple[Difference, ...]]
 Origin = Literal["built", "cache", "refitted"]
@@ -38,7 +42,7 @@ class Wanted:
         optimization_level: TensorRT's, or `None` for its default.
         rows_independent: whether batches may be regrouped.
         refittable: whether the engine is to be one whose weights can be changed later.
-        weights: the initializers that follow from the model's weights, by name.
+        weights: names of the initializers that follow from the model's weights; others than the graph's do no harm.
     """
 
     graph: bytes
@@ -101,7 +105,12 @@ class Engines:
         seconds: wall time of each step so far, by name.
     """
 
-    def __init__(self, backend: Backend, cache: EngineCache | None) -> None:
+    def __init__(
+        self, backend: Backend, cache: EngineCache | None, options: BuildOptions | None = None, title: str = ""
+    ) -> None:
+        how = options or BuildOptions(verbose=0)
+        self._in_process, self._timeout = how.build == "process", how.build_timeout
+        self._progress = Progress(title, show=bool(how.verbose))
         self.backend = backend
         self.cache = cache
         self.seconds: dict[str, float] = {}
@@ -165,7 +174,7 @@ class Engines:
     def _built(self, wanted: Wanted, check: Check) -> _New:
         with self.timed("build"):
             spec = BuildSpec(wanted.precision, wanted.profile, wanted.optimization_level, wanted.refittable)
-            plan = self.backend.build(wanted.graph, spec, self._timings())
+            plan = self._plan(wanted.graph, spec)
         session = self._load(plan, wanted)
         return _New(plan, session, "built", self.checked(session, check))
 
@@ -196,6 +205,11 @@ class Engines:
         independent = wanted.rows_independent
         with self.timed("load"):
             return self.load(plan, wanted.signature, wanted.ranges, rows_independent=independent, costs=costs)
+
+    def _plan(self, graph: bytes, spec: BuildSpec) -> bytes:
+        if self._in_process:
+            return child.build(self.backend, graph, spec, self._timings(), self._timeout, self._progress.at)
+        return self.backend.build(graph, spec, self._timings(), report=self._progress.at)
 
     def graph(self, key: str, sha256: str) -> Callable[[], bytes]:
         """Return what gets the graph of a stored engine from the cache, as it is needed for saving alone."""
@@ -256,10 +270,11 @@ class Engines:
 
     @contextmanager
     def timed(self, step: str) -> Iterator[None]:
-        """Add the time that a block takes to a step's."""
+        """Add the time that a block takes to a step's, and show the step if it is one that takes long."""
         start = time.perf_counter()
         try:
-            yield
+            with self._progress.step(_SHOWN[step]) if step in _SHOWN else nullcontext():
+                yield
         finally:
             self.seconds[step] = self.seconds.get(step, 0.0) + time.perf_counter() - start
 

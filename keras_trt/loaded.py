@@ -115,7 +115,7 @@ def load(
 def _engine(file: Artifact, backend: Backend, options: BuildOptions) -> tuple[Engines, Made, Any]:
     """Return the engine of an artifact on a backend: its own plan, or one that is built."""
     # ONNX Runtime's plan is the graph itself: nothing to keep.
-    engines = Engines(backend, None if backend.name == "onnxruntime" else cache_of(options))
+    engines = Engines(backend, None if backend.name == "onnxruntime" else cache_of(options), options, file.name)
     ranges = tuple(file.profile.shapes[spec.name] for spec in file.signature.inputs)
     with engines.timed("total"):
         inputs, outputs = file.golden()

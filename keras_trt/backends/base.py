@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -12,6 +12,7 @@ from ..options import Precision
 from ..specs import OptimizationProfile
 
 Array = np.ndarray[Any, np.dtype[Any]]
+Report = Callable[[float], None]
 
 
 @dataclass(frozen=True)
@@ -66,6 +67,7 @@ class Judge(Protocol):
         title: name and version for people.
         default_precision: what `precision=None` means.
         precisions: the precisions that it can run.
+        beside_8_bits: the precision of what is not quantized in an int8 or fp8 graph.
     """
 
     @property
@@ -74,6 +76,8 @@ class Judge(Protocol):
     def default_precision(self) -> Precision: ...
     @property
     def precisions(self) -> Sequence[Precision]: ...
+    @property
+    def beside_8_bits(self) -> Literal["fp16", "fp32"]: ...
 
     def supports(self, onnx: bytes) -> list[Finding]:
         """Return what it refuses in a typed graph; nothing is built.
@@ -170,13 +174,16 @@ class Backend(Judge, Protocol):
     def identity(self) -> dict[str, Any]:
         """Return all of this backend, system and device that an engine depends on, for the engine key."""
 
-    def build(self, onnx: bytes, spec: BuildSpec, timings: Timings | None = None) -> bytes:
+    def build(
+        self, onnx: bytes, spec: BuildSpec, timings: Timings | None = None, *, report: Report | None = None
+    ) -> bytes:
         """Build a plan.
 
         Args:
             onnx: the typed graph.
             spec: what to build for.
             timings: where what is measured is kept; a backend that measures nothing leaves it alone.
+            report: called with the share that is done, from 0 to 1, where the builder says it.
 
         Raises:
             BuildError: with the builder's log.

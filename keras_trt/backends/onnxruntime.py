@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Collection, Mapping
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from .._require import require
 from ..errors import PlanError, UnsupportedOperatorError
 from ..options import Precision
-from .base import Array, BuildSpec, Finding, Timings
+from .base import Array, BuildSpec, Finding, Report, Timings
 
 
 class OnnxRuntimeBackend:
@@ -22,7 +22,8 @@ class OnnxRuntimeBackend:
 
     name = "onnxruntime"
     default_precision: Precision = "fp32"
-    precisions: tuple[Precision, ...] = ("fp16", "fp32")
+    precisions: tuple[Precision, ...] = ("int8", "fp16", "fp32")
+    beside_8_bits: Literal["fp16", "fp32"] = "fp32"
     device = "cpu"
     refit_costs = False
 
@@ -45,7 +46,14 @@ class OnnxRuntimeBackend:
             return [Finding("", "", str(error))]
         return []
 
-    def build(self, onnx: bytes, spec: BuildSpec, timings: Timings | None = None) -> bytes:  # noqa: ARG002 (the graph says it all)
+    def build(
+        self,
+        onnx: bytes,
+        spec: BuildSpec,  # noqa: ARG002 (the graph says it all)
+        timings: Timings | None = None,  # noqa: ARG002 (it measures nothing)
+        *,
+        report: Report | None = None,  # noqa: ARG002 (it takes no time)
+    ) -> bytes:
         """Return the graph, once ONNX Runtime has taken it.
 
         Raises:

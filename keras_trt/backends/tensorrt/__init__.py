@@ -12,7 +12,7 @@ from typing import Any
 from ... import cuda
 from ...errors import BuildError, EngineLoadError, PlanError
 from ...options import Precision
-from ..base import BuildSpec, Finding, Timings
+from ..base import BuildSpec, Finding, Report, Timings
 from .builder import PlanBuilder
 from .engine import TensorRTEngine
 from .flavor import FlavorName, flavor
@@ -34,7 +34,6 @@ class TensorRTBackend:
     """
 
     default_precision: Precision = PlanBuilder.default_precision
-    precisions: tuple[Precision, ...] = PlanBuilder.precisions
     refit_costs = True
 
     def __init__(self, name: FlavorName, devices: Sequence[int]) -> None:
@@ -60,12 +59,16 @@ class TensorRTBackend:
                     f"Replicas of an engine need GPUs of one kind. Received: device={self._devices}, of which "
                     f"{self._device} is {self._info} and {other} is {info}."
                 )
+        capability = self._info.compute_capability
+        lacking = {name for name, least in (("bf16", (8, 0)), ("fp8", (8, 9))) if capability < least}
+        self.precisions: tuple[Precision, ...] = tuple(one for one in self._flavor.precisions if one not in lacking)
         trt = self._flavor.trt
         if hasattr(trt, "ComputeCapability"):
             # TensorRT-RTX lists the GPUs that it supports, and no data-centre GPU is among them.
             wanted = "SM{}{}".format(*self._info.compute_capability)
             if wanted not in trt.ComputeCapability.__members__:
                 raise EngineLoadError(f"{self.title} does not support {self.device_name} ({wanted}).")
+        self.beside_8_bits = self._flavor.beside_8_bits
         self._builder: PlanBuilder | None = None
 
     def identity(self) -> dict[str, Any]:
@@ -87,7 +90,9 @@ class TensorRTBackend:
         with cuda.current_device(self._device):
             return self._plan_builder().supports(onnx)
 
-    def build(self, onnx: bytes, spec: BuildSpec, timings: Timings | None = None) -> bytes:
+    def build(
+        self, onnx: bytes, spec: BuildSpec, timings: Timings | None = None, *, report: Report | None = None
+    ) -> bytes:
         """Build a plan for this GPU.
 
         Raises:
@@ -95,7 +100,7 @@ class TensorRTBackend:
         """
         with cuda.current_device(self._device):
             try:
-                return self._plan_builder().build(onnx, spec, timings, for_this_gpu=True)
+                return self._plan_builder().build(onnx, spec, timings, for_this_gpu=True, report=report)
             except BuildError as error:
                 if (hint := self._memory_hint(self._device)) is not None:
                     error.add_note(hint)

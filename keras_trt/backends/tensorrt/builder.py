@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 from ...errors import BuildError, KerasTRTError, UnsupportedOperatorError
 from ...options import Precision
 from ...precision import tensor_types
-from ..base import BuildSpec, Finding, Timings
-from . import timing, types
+from ..base import BuildSpec, Finding, Report, Timings
+from . import monitor, timing, types
 from .flavor import Flavor
 
 _logger = logging.getLogger("keras_trt.tensorrt")
@@ -27,11 +27,12 @@ class PlanBuilder:
     """
 
     default_precision: Precision = "fp16"
-    precisions: tuple[Precision, ...] = ("fp16", "tf32", "fp32")
 
     def __init__(self, flavor: Flavor) -> None:
         self._flavor = flavor
         self.title: str = flavor.title
+        self.precisions: tuple[Precision, ...] = flavor.precisions
+        self.beside_8_bits: Literal["fp16", "fp32"] = flavor.beside_8_bits
         trt = flavor.trt
         with flavor.log() as log:
             try:
@@ -45,7 +46,15 @@ class PlanBuilder:
             _network, parser = self._parse(graph)
             return _findings(parser, graph)
 
-    def build(self, graph: bytes, spec: BuildSpec, timings: Timings | None = None, *, for_this_gpu: bool) -> bytes:
+    def build(
+        self,
+        graph: bytes,
+        spec: BuildSpec,
+        timings: Timings | None = None,
+        *,
+        for_this_gpu: bool,
+        report: Report | None = None,
+    ) -> bytes:
         """Build a plan.
 
         Args:
@@ -54,24 +63,26 @@ class PlanBuilder:
             timings: where what TensorRT measures is kept, or `None`.
             for_this_gpu: whether TensorRT-RTX may build for the GPU at hand alone. Without it, the plan runs on
                 every GPU from compute capability 8.0 on that RTX supports, and no GPU is needed to build it.
+            report: called with the share that is done, where TensorRT says it.
 
         Raises:
             UnsupportedOperatorError: names the nodes that the parser refuses.
             PrecisionError: if the engine would not have the types of the graph.
             BuildError: with TensorRT's log, for a build that fails, as for want of GPU memory.
+            KeyboardInterrupt: after Ctrl-C, once TensorRT has stopped.
         """
         with self._flavor.log() as log:
             try:
                 if self._flavor.strongly_typed or spec.precision != "fp16":
-                    return self._build(graph, spec, timings, for_this_gpu=for_this_gpu, obey=True)
+                    return self._build(graph, spec, timings, for_this_gpu=for_this_gpu, obey=True, report=report)
                 try:
-                    return self._build(graph, spec, timings, for_this_gpu=for_this_gpu, obey=True)
+                    return self._build(graph, spec, timings, for_this_gpu=for_this_gpu, obey=True, report=report)
                 except BuildError as error:
                     if isinstance(error, UnsupportedOperatorError):
                         raise
                     # A layer without a form in half precision fails the whole build where the builder must obey.
                     _logger.info("Built again with types preferred, not obeyed: %s", error)
-                    return self._build(graph, spec, timings, for_this_gpu=for_this_gpu, obey=False)
+                    return self._build(graph, spec, timings, for_this_gpu=for_this_gpu, obey=False, report=report)
             except KerasTRTError as error:
                 if isinstance(error, BuildError) and not error.log:
                     raise type(error)(str(error), log="\n".join(log)) from error
@@ -80,7 +91,14 @@ class PlanBuilder:
                 raise BuildError(f"{self._flavor.title} failed: {error!r}", log="\n".join(log)) from error
 
     def _build(
-        self, graph: bytes, spec: BuildSpec, timings: Timings | None, *, for_this_gpu: bool, obey: bool
+        self,
+        graph: bytes,
+        spec: BuildSpec,
+        timings: Timings | None,
+        *,
+        for_this_gpu: bool,
+        obey: bool,
+        report: Report | None,
     ) -> bytes:
         flavor, trt, builder = self._flavor, self._flavor.trt, self._builder
         network, parser = self._parse(graph)
@@ -108,20 +126,21 @@ class PlanBuilder:
         profile = self._profile(network, spec)
         if config.add_optimization_profile(profile) < 0:
             raise BuildError(f"{flavor.title} refused the profile {spec.profile}.")
-        halves = 0
+        told = 0
         if flavor.strongly_typed:
             types.prove_network_types(network, asked)
         else:
-            halves = self._choose_types(config, network, spec, asked, obey=obey)
+            told = self._choose_types(config, network, spec, asked, obey=obey)
         if timings is not None and flavor.measures:
             timing.attach(flavor, config, timings.read())
-        plan = builder.build_serialized_network(network, config)
+        with monitor.watched(flavor, config, report or (lambda _: None)):
+            plan = builder.build_serialized_network(network, config)
         if plan is None:
             raise BuildError(f"{flavor.title} could not build the engine.")
         if timings is not None and flavor.measures:
             timings.update(lambda stored: timing.merged(flavor, config, stored))
-        if halves:
-            types.prove_engine_types(self._inspect(plan), obeyed=obey)
+        if told:
+            types.prove_engine_types(self._inspect(plan), spec.precision, obeyed=obey)
         return bytes(plan)
 
     def _parse(self, graph: bytes) -> tuple[Any, Any]:
@@ -144,14 +163,18 @@ class PlanBuilder:
         return network, parser
 
     def _choose_types(self, config: Any, network: Any, spec: BuildSpec, asked: dict[str, str], *, obey: bool) -> int:
-        """Bring a weakly typed network to the types of the graph; return how many layers were told to be half."""
+        """Bring a weakly typed network to the types of the graph; return how many layers were told to be lower."""
         trt = self._flavor.trt
         if hasattr(trt, "PreviewFeature") and hasattr(trt.PreviewFeature, "PROFILE_SHARING_0806"):
             # Without it only one context may use the engine's profile: a second one answers garbage.
             config.set_preview_feature(trt.PreviewFeature.PROFILE_SHARING_0806, True)
-        if spec.precision != "fp16" or not hasattr(trt.BuilderFlag, "FP16"):
+        if spec.precision not in ("fp16", "int8") or not hasattr(trt.BuilderFlag, "FP16"):
             return 0
         config.set_flag(trt.BuilderFlag.FP16)
+        if spec.precision == "int8" and hasattr(trt.BuilderFlag, "INT8"):
+            # What is quantized says so by itself, and an order for any layer would hinder its fusion.
+            config.set_flag(trt.BuilderFlag.INT8)
+            return sum(kind == "int8" for kind in asked.values())
         if obey and hasattr(trt.BuilderFlag, "OBEY_PRECISION_CONSTRAINTS"):
             config.set_flag(trt.BuilderFlag.OBEY_PRECISION_CONSTRAINTS)
         elif hasattr(trt.BuilderFlag, "PREFER_PRECISION_CONSTRAINTS"):

@@ -1,0 +1,154 @@
+"""Progress that shows, and builds in a process of their own that may crash, hang or be interrupted."""
+
+from __future__ import annotations
+
+import io
+import os
+import signal
+import sys
+import threading
+import time
+from typing import Any
+
+import numpy as np
+import psutil
+import pytest
+
+import keras_trt
+from keras_trt import progress
+from keras_trt.backends import BuildSpec, child
+from keras_trt.backends.onnxruntime import OnnxRuntimeBackend
+from keras_trt.cache import EngineCache
+from keras_trt.progress import Progress
+from keras_trt.specs import OptimizationProfile, ShapeRange
+
+from .models import CASES, accelerate, floats, recorded, same, warns_once
+
+# A build in a process.
+
+
+def test_a_process_builds_what_a_thread_builds(cache: EngineCache) -> None:
+    model, x = CASES["sequential"].build(), floats(4)(40)
+    fast = accelerate(model, build="process", cache=cache)
+    assert fast.report().origin == "built"
+    same(model.predict(x, verbose=0), fast.predict(x, verbose=0))
+    assert accelerate(model, cache=cache).report().origin == "cache", "how it is built is no part of the key"
+
+
+def test_a_builder_that_crashes_is_an_error_and_keras_runs() -> None:
+    model, x = CASES["sequential"].build(), floats(4)(40)
+    stop = threading.Event()
+
+    def crash() -> None:
+        while not stop.is_set():
+            for process in psutil.Process().children():
+                if any("keras_trt.backends.child" in word for word in process.cmdline()):
+                    process.send_signal(signal.SIGSEGV)
+            time.sleep(0.01)
+
+    killer = threading.Thread(target=crash)
+    killer.start()
+    try:
+        with pytest.raises(keras_trt.BuildError, match="ended with status -11"):
+            accelerate(model, build="process", fallback="raise")
+        with recorded() as records:
+            fast = accelerate(model, build="process")
+    finally:
+        stop.set()
+        killer.join()
+    warns_once(records, "ended with status")
+    same(model.predict(x, verbose=0), fast.predict(x, verbose=0))
+
+
+def test_a_build_that_takes_too_long_is_ended() -> None:
+    with pytest.raises(keras_trt.BuildError, match=r"longer than 0.05 s and was ended \(see `build_timeout`\)"):
+        accelerate(CASES["sequential"].build(), build="process", build_timeout=0.05, fallback="raise")
+    assert not [one for one in psutil.Process().children() if "keras_trt" in " ".join(one.cmdline())]
+
+
+def test_errors_of_the_child_are_those_of_the_backend() -> None:
+    profile = OptimizationProfile({"x": ShapeRange((1, 2), (1, 2), (1, 2))})
+    with pytest.raises(keras_trt.UnsupportedOperatorError, match="ONNX Runtime refused the graph"):
+        child.build(OnnxRuntimeBackend(), b"no graph", BuildSpec("fp32", profile), None, 60, lambda _: None)
+
+
+def test_ctrl_c_ends_the_child() -> None:
+    timer = threading.Timer(0.3, lambda: os.kill(os.getpid(), signal.SIGINT))
+    profile = OptimizationProfile({"x": ShapeRange((1, 2), (1, 2), (1, 2))})
+    timer.start()
+    with pytest.raises(KeyboardInterrupt):
+        child.build(OnnxRuntimeBackend(), bytes(10), BuildSpec("fp32", profile), None, 60, lambda _: None)
+    assert not [one for one in psutil.Process().children() if "keras_trt" in " ".join(one.cmdline())]
+
+
+@pytest.mark.parametrize(
+    "options", [{"build": "fork"}, {"build_timeout": 5}, {"build": "process", "build_timeout": 0}], ids=str
+)
+def test_wrong_options(options: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="`build"):
+        keras_trt.BuildOptions(**options)
+
+
+# What shows.
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(progress, "_SECONDS", {True: 0.01, False: 0.01})
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_terminal_has_a_bar_that_goes_away(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdout", out := Terminal())
+    shown = Progress("digits", show=True)
+    with shown.step("building"):
+        _until(out, "building 'digits' 0 s")
+        shown.at(0.5)
+        shown.at(0.25)  # never back
+        _until(out, "━━━━━━━━━━━━──────────── 50% 0 s")
+    assert out.getvalue().endswith("\r\x1b[K")
+    assert "\n" not in out.getvalue()
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_log_file_has_lines(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdout", out := io.StringIO())
+    shown = Progress("digits", show=True)
+    with shown.step("building"):
+        shown.at(0.4)
+        _until(out, "keras_trt: building 'digits': 40% after 0 s\n")
+    assert not set("\r\x1b━") & set(out.getvalue())
+
+
+def test_short_work_and_silence_leave_no_trace(monkeypatch: pytest.MonkeyPatch) -> None:
+    for show, stream in ((True, io.StringIO()), (False, Terminal())):
+        monkeypatch.setattr(sys, "stdout", stream)
+        with Progress("digits", show=show).step("building"):
+            pass
+        assert stream.getvalue() == ""
+
+
+@pytest.mark.usefixtures("quick")
+def test_accelerate_shows_its_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = CASES["image"].build()
+    monkeypatch.setattr(sys, "stdout", out := Terminal())
+    accelerate(model, verbose=1)
+    assert f"exporting '{model.name}'" in out.getvalue()
+    assert out.getvalue().endswith("s).\n")
+    monkeypatch.setattr(sys, "stdout", out := Terminal())
+    accelerate(model, verbose=0)
+    assert out.getvalue() == ""
+    assert np.isfinite(model.predict(floats(8, 8, 3)(2), verbose=0)).all()
+
+
+def _until(out: io.StringIO, text: str) -> None:
+    for _ in range(1000):
+        if text in out.getvalue():
+            return
+        time.sleep(0.01)
+    raise AssertionError(f"{text!r} is not in {out.getvalue()!r}")
