@@ -41,7 +41,7 @@ from .head import Head
 from .inputs import digest_of
 from .ladder import Ladder, Rung, lacks, planned
 from .options import BuildOptions, Precision, precision_of, shapes_for
-from .precision import Quantization, calibrate
+from .precision import Quantization, calibrate, lowered
 from .report import Report
 from .runtime import Session
 from .specs import ShapeRange, Signature, TensorSpec
@@ -292,9 +292,8 @@ class _Provision:
             graph = rung.graph(exported)
         signature = exported.signature
         level = self.options.optimization_level
-        wanted = Wanted(
-            graph, signature, precision, self.ranges, level, independent, self.refittable, exported.recipe.names
-        )
+        weights = lowered(exported.recipe.names)
+        wanted = Wanted(graph, signature, precision, self.ranges, level, independent, self.refittable, weights)
         made = self.engines.make(
             wanted,
             self._check(signature, precision) if self.options.verify else lambda _: (),
@@ -381,7 +380,7 @@ class _Provision:
             graph=made.graph(),
             inputs=rows,
             outputs=made.session.run(rows),
-            plans=[] if plan is None else [artifact.Plan(self.backend.identity(), plan)],
+            plans=[] if plan is None else [artifact.Plan(self.backend.identity(), plan, made.session.costs)],
         )
 
     def _store_record(self, key: str, record: Mapping[str, Any]) -> None:
