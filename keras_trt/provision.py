@@ -40,6 +40,7 @@ from .gate import Gate, user_sample
 from .head import Head
 from .inputs import digest_of
 from .ladder import Ladder, Rung, lacks, planned
+from .measure import Measurement, weights_of
 from .options import BuildOptions, Precision, precision_of, shapes_for
 from .precision import Quantization, calibrate, lowered
 from .report import Report
@@ -346,6 +347,17 @@ class _Provision:
             fell_back=fell_back,
             kept_float32=kept,
             on_cpu=self.head.layers if self.head is not None else (),
+            measure=Measurement(
+                self.model,
+                backend,
+                made.session,
+                made.graph,
+                signature,
+                self.gate,
+                precision,
+                self.options.sample,
+                weights_of(self.model) if self.fields is None else self.fields["weights"],
+            ),
         )
         contents = partial(self._contents, made, signature, precision)
         return Provisioned(made.session, signature.with_inputs_of(self.live), report, contents)

@@ -60,6 +60,23 @@ class Finding:
         return f"{self.operator} (node '{self.node}'): {self.reason}" if self.operator else self.reason
 
 
+@dataclass(frozen=True)
+class EngineLayer:
+    """One of the pieces that an engine runs.
+
+    Attributes:
+        name: the engine's own name for it.
+        nodes: names of the ONNX nodes that it does the work of, in their order; empty for what only moves data.
+        microseconds: time of one run.
+        types: the types that it reads and writes, as the engine calls them.
+    """
+
+    name: str
+    nodes: tuple[str, ...]
+    microseconds: float
+    types: tuple[str, ...]
+
+
 class Judge(Protocol):
     """Tells what of a graph can be built, without building it: a backend, or a parser alone.
 
@@ -187,6 +204,18 @@ class Backend(Judge, Protocol):
 
         Raises:
             BuildError: with the builder's log.
+        """
+
+    def profile(self, plan: bytes, feeds: Mapping[str, Array], calls: int) -> list[EngineLayer]:
+        """Return what an engine runs, in order, with the usual time of some calls.
+
+        Args:
+            plan: the engine; it is loaded once more.
+            feeds: one batch.
+            calls: how many are measured, after one that is not.
+
+        Raises:
+            EngineLoadError: if it cannot be used here.
         """
 
     def refit(self, plan: bytes, onnx: bytes, names: Collection[str]) -> bytes:

@@ -7,10 +7,19 @@ from collections.abc import Collection
 from ..options import Precision
 from .lower import lower, lowered
 from .quantize import Quantization, calibrate, even_thresholds, quantized
-from .ranges import overflowing
+from .ranges import overflowing, values_of
 from .types import tensor_types
 
-__all__ = ["Quantization", "calibrate", "even_thresholds", "lowered", "overflowing", "tensor_types", "typed"]
+__all__ = [
+    "Quantization",
+    "calibrate",
+    "even_thresholds",
+    "lowered",
+    "overflowing",
+    "tensor_types",
+    "typed",
+    "values_of",
+]
 
 
 def typed(

@@ -39,6 +39,9 @@ class ReferenceBackend:
     def build(self, onnx: bytes, spec: BuildSpec) -> bytes:  # noqa: ARG002
         return onnx
 
+    def profile(self, plan: bytes, feeds: Mapping[str, Array], calls: int) -> Any:
+        raise NotImplementedError
+
     def load(self, plan: bytes) -> Any:
         return ReferenceEngine(plan)
 

@@ -132,7 +132,7 @@ def prove_engine_types(report: str, precision: Precision, *, obeyed: bool) -> No
     """
     computing, opaque = 0, 0
     for entry in _entries(report):
-        kind, formats = _kind(entry), " ".join(_strings(entry)).lower()
+        kind, formats = _kind(entry), " ".join(strings_of(entry)).lower()
         if any(word in kind for word in _OPAQUE):
             opaque += 1
         elif not any(word in kind for word in _MOVES):
@@ -170,14 +170,14 @@ def _layers(network: Any) -> Iterator[Any]:
     return (network.get_layer(index) for index in range(network.num_layers))
 
 
-def _strings(node: Any) -> Iterator[str]:
+def strings_of(node: Any) -> Iterator[str]:
     """Yield the formats in the inspector's JSON, whose keys differ between versions, but no layer's name."""
     if isinstance(node, str):
         yield node
     elif isinstance(node, list):
         for child in node:
-            yield from _strings(child)
+            yield from strings_of(child)
     elif isinstance(node, dict):
         for key, child in node.items():
             if key not in ("Name", "Metadata"):
-                yield from _strings(child)
+                yield from strings_of(child)
