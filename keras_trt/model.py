@@ -224,7 +224,7 @@ class TRTModel(KerasFace):
         self._check_usable()
         return [] if self._session is None else self._session.usage()
 
-    def save(self, filepath: str | os.PathLike[str]) -> None:
+    def save(self, filepath: str | os.PathLike[str], *, key: bytes | None = None) -> None:
         """Write the engine and the graph that it was built of to one file, which `keras_trt.load` reads.
 
         It is read without TensorFlow and Keras. A drop-in that was itself loaded keeps the plans of its file and adds
@@ -233,6 +233,8 @@ class TRTModel(KerasFace):
 
         Args:
             filepath: where to write, by custom `….ktrt`.
+            key: a secret that signs the file (HMAC-SHA256): `load` with the same key takes no file without it.
+                Defaults to `None`: not signed.
 
         Raises:
             ExportError: if no engine runs the model, or TensorFlow runs a part of it in front of the engine.
@@ -252,7 +254,7 @@ class TRTModel(KerasFace):
                 raise StaleEngineError(
                     f"The engine of '{self.name}' is not that of its weights of now: nothing is saved."
                 )
-            artifact.write(filepath, self._contents())
+            artifact.write(filepath, self._contents(), key)
 
     def close(self) -> None:
         """Free the engine and its memory, after all calls that were made. Further calls raise `RuntimeError`."""
