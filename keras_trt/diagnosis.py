@@ -17,7 +17,7 @@ from .export.signature import input_signature
 from .findings import Finding
 from .gate import Gate, user_sample
 from .head import Head, split
-from .ladder import LADDER, Rung, lacks
+from .ladder import LADDER, Rung, default_precision, lacks
 from .loading import keras_model
 from .options import BuildOptions, precision_of, shapes_for, unknown_sizes
 from .precision import Quantization, even_thresholds
@@ -186,7 +186,7 @@ def _sizes_and_rows(
 
 
 def _judged(model: Any, exported: ExportedModel, options: BuildOptions, judge: Judge) -> Iterator[Finding]:
-    ladder = LADDER[precision_of(options, judge.default_precision)]
+    ladder = LADDER[precision_of(options, default_precision(model, judge))]
     for i, precision in enumerate(ladder):
         below = [other for other in ladder[i + 1 :] if lacks(judge, other) is None]
         cost = f"runs in {below[0]}" if below else Finding.cost

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any
 
+from . import policies
 from . import precision as types
 from ._subgraphs import subgraphs
 from .backends import Judge
@@ -90,6 +91,13 @@ class Ladder:
             feeds = {spec.name: array for spec, array in zip(exported.signature.inputs, rows, strict=True)}
             if more := types.overflowing(exported.onnx, feeds) - self._keep:
                 self._waiting.insert(0, Rung("fp16", self._keep | more))
+
+
+def default_precision(model: Any, judge: Judge) -> Precision:
+    """Return the precision where none is asked for: the backend's, in the half type that the model's policy has."""
+    if judge.default_precision == "fp16" and "bf16" in judge.precisions and policies.computes_in_bfloat16(model):
+        return "bf16"
+    return judge.default_precision
 
 
 def planned(plan: Mapping[str, str] | None, model: Any, exported: ExportedModel) -> frozenset[str]:

@@ -12,7 +12,7 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -39,7 +39,7 @@ from .export.stored import pack, unpack
 from .gate import Gate, user_sample
 from .head import Head
 from .inputs import digest_of
-from .ladder import Ladder, Rung, lacks, planned
+from .ladder import Ladder, Rung, default_precision, lacks, planned
 from .measure import Measurement, weights_of
 from .options import BuildOptions, Precision, precision_of, shapes_for
 from .precision import Quantization, calibrate, lowered
@@ -115,7 +115,7 @@ class _Provision:
             self.sample = given if given is None or self.head is None else self.head(given)
             self.ranges: tuple[ShapeRange, ...] = shapes_for(self.live, self.options, self.sample)
             self.gate = Gate(self.model, self.takes, self.ranges, given, self.head)
-            self.asked: Precision = precision_of(self.options, self.backend.default_precision)
+            self.asked: Precision = precision_of(self.options, default_precision(self.model, self.backend))
             self.refittable = self.options.refittable or not self.backend.refit_costs
             with self.engines.timed("keys"):
                 self.fields = self._record_fields()
@@ -346,6 +346,7 @@ class _Provision:
             rows_independent=made.session.rows_independent,
             fell_back=fell_back,
             kept_float32=kept,
+            compared_on=self._compared_on() if made.differences else "",
             on_cpu=self.head.layers if self.head is not None else (),
             measure=Measurement(
                 self.model,
@@ -361,6 +362,11 @@ class _Provision:
         )
         contents = partial(self._contents, made, signature, precision)
         return Provisioned(made.session, signature.with_inputs_of(self.live), report, contents)
+
+    def _compared_on(self) -> Literal["sample", "calibration data", "random rows"]:
+        if self.options.sample is not None:
+            return "sample"
+        return "random rows" if self.calibration is None else "calibration data"
 
     def _contents(self, made: Made, signature: Signature, precision: Precision) -> artifact.Contents:
         """Return what an artifact of an engine holds.
