@@ -6,6 +6,7 @@ import shutil
 import textwrap
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import Any
 
 from . import backends, fingerprint, source
@@ -195,7 +196,7 @@ def _judged(model: Any, exported: ExportedModel, options: BuildOptions, judge: J
                 yield Finding(f"{why}.", cost=cost)
                 continue
             # Which ranges numbers have is nothing to a parser.
-            eight_bits = Quantization(judge.beside_8_bits, even_thresholds(exported.onnx))
+            eight_bits = partial(Quantization, judge.beside_8_bits, even_thresholds(exported.onnx))
             graph = Rung(precision, quantization=eight_bits).graph(exported)
         except BuildError as error:
             yield Finding(str(error), cost=cost)

@@ -219,7 +219,7 @@ class _Provision:
         fell_back: list[tuple[str, str]] = []  # error class and reason
         failures: list[KerasTRTError] = []
         keep = planned(self.options.precision_plan, self.model, exported)
-        ladder = Ladder(self.asked, self._quantization(exported), keep)
+        ladder = Ladder(self.asked, partial(self._quantization, exported), keep)
         for rung in ladder:
             if (why := lacks(self.backend, rung.precision)) is not None:
                 if rung.precision == self.asked:
@@ -271,10 +271,8 @@ class _Provision:
                 f"{why}. Received: precision={self.asked!r}, allowed: {', '.join(self.backend.precisions)}."
             )
 
-    def _quantization(self, exported: ExportedModel) -> Quantization | None:
-        if self.calibration is None or lacks(self.backend, self.asked):
-            return None
-        feeds = {spec.name: rows for spec, rows in zip(exported.signature.inputs, self.calibration, strict=True)}
+    def _quantization(self, exported: ExportedModel) -> Quantization:
+        feeds = {spec.name: rows for spec, rows in zip(exported.signature.inputs, self.calibration or (), strict=True)}
         # For floats of 8 bits no range is finer than another.
         method = "minmax" if self.asked == "fp8" else self.options.calibration_method
         with self.engines.timed("calibrate"):

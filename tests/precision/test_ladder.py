@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from keras_trt import errors, provision
+from keras_trt.backends.onnxruntime import OnnxRuntimeBackend
 from keras_trt.cache import EngineCache
 from keras_trt.options import BuildOptions
 from keras_trt.precision import tensor_types
@@ -98,6 +99,16 @@ def test_bfloat16_has_the_range_of_float32() -> None:
     ready = provisioned(model, precision="bf16")
     assert (ready.report.precision, ready.report.fell_back) == ("bf16", ())
     agrees(model, ready, floats(6)(9))
+
+
+def test_calibration_that_fails_is_a_step_of_the_ladder(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: Any) -> Any:
+        raise RuntimeError("no such kernel")
+
+    monkeypatch.setattr(provision, "calibrate", broken)
+    ready = provisioned(zoo.make("mlp"), OnnxRuntimeBackend(), precision="int8", calibration_data=floats(6)(32))
+    assert ready.report.precision == "fp16"
+    assert "converted to int8: no such kernel" in ready.report.fell_back[0]
 
 
 def test_a_mask_of_a_billion_is_right_in_half() -> None:
