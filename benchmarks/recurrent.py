@@ -44,7 +44,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--precision", default="tf32", choices=["fp16", "tf32", "fp32"])
     precision = parser.parse_args().precision
-    backend = TensorRTBackend("tensorrt", 0)
+    backend = TensorRTBackend("tensorrt", [0])
     rows = []
     for kind in LAYERS:
         keras.utils.set_random_seed(0)

@@ -33,7 +33,7 @@ def accelerate(model: Any, *, options: BuildOptions | None = None, **keywords: A
             SavedModel folder.
         options: a `BuildOptions`. Defaults to `None`: its defaults.
         **keywords: fields of `BuildOptions`, put over `options`: `precision`, `backend`, `batch_sizes`,
-            `profiles`, `sample`, `optimization_level`, `verify`, `fallback`, `cache`, `device`, `build`,
+            `profiles`, `sample`, `optimization_level`, `refittable`, `verify`, `fallback`, `cache`, `device`, `build`,
             `build_timeout`, `verbose`.
 
     Returns:
@@ -58,9 +58,9 @@ def accelerate(model: Any, *, options: BuildOptions | None = None, **keywords: A
     model = keras_model(model)
     source.ensure_built(model, chosen.sample)
     # What is asked for by name is an error where it cannot be used, whatever `fallback` says.
-    named = None if chosen.backend == "auto" else backends.choose(chosen.backend, chosen.device)
+    named = None if chosen.backend == "auto" else backends.choose(chosen.backend, chosen.devices)
     try:
-        backend, unusable = named or backends.choose("auto", chosen.device)
+        backend, unusable = named or backends.choose("auto", chosen.devices)
         if unusable and chosen.fallback == "raise":
             raise EngineLoadError(" ".join(unusable))
         refuse(source.only_keras_can(model))

@@ -103,7 +103,7 @@ def doctor(model: Any, *, options: BuildOptions | None = None, **keywords: Any) 
 
 def _backend(options: BuildOptions) -> tuple[Backend | None, list[Finding]]:
     try:
-        backend, unusable = backends.choose(options.backend, options.device)
+        backend, unusable = backends.choose(options.backend, options.devices)
     except EngineLoadError as error:
         return None, [Finding(str(error), action="refused", cost=_RAISES)]
     # Under fallback="keras" this is no matter of the model: the diagnosis says what runs it here.

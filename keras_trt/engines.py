@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -13,17 +14,20 @@ from ._version import __version__
 from ._warn import warn
 from .backends import Backend, BuildSpec, child
 from .cache import EngineCache, Entry, digest
-from .errors import CacheError, FallbackWarning
+from .errors import BuildError, CacheError, FallbackWarning, PlanError, VerificationError
 from .options import BuildOptions, Precision
 from .progress import Progress
 from .runtime import Session
 from .specs import OptimizationProfile, ShapeRange, Signature
 from .verify import Difference
 
+_logger = logging.getLogger("keras_trt")
+
 #: The steps that may take long, as they are shown.
 _SHOWN = {"export": "exporting", "build": "building", "verify": "verifying"}
 
-Origin = Literal["built", "cache"]
+Check = Callable[[Session], tuple[Difference, ...]]
+Origin = Literal["built", "cache", "refitted"]
 
 
 @dataclass(frozen=True)
@@ -37,6 +41,8 @@ class Wanted:
         ranges: the shapes to build for, one for each input.
         optimization_level: TensorRT's, or `None` for its default.
         rows_independent: whether batches may be regrouped.
+        refittable: whether the engine is to be one whose weights can be changed later.
+        weights: the initializers that follow from the model's weights, by name.
     """
 
     graph: bytes
@@ -45,6 +51,8 @@ class Wanted:
     ranges: tuple[ShapeRange, ...]
     optimization_level: int | None
     rows_independent: bool
+    refittable: bool = False
+    weights: frozenset[str] = frozenset()
 
     @property
     def graph_sha256(self) -> str:
@@ -76,6 +84,16 @@ class Made:
     graph: Callable[[], bytes]
 
 
+@dataclass(frozen=True)
+class _New:
+    """An engine that is not in the cache yet."""
+
+    plan: bytes
+    session: Session
+    origin: Origin
+    differences: tuple[Difference, ...]
+
+
 class Engines:
     """Makes the engines of one backend, and keeps them in a cache. The cache may fail: engines run all the same.
 
@@ -99,7 +117,12 @@ class Engines:
         self._warned = False
 
     def options(
-        self, precision: Precision, ranges: Sequence[ShapeRange], optimization_level: int | None
+        self,
+        precision: Precision,
+        ranges: Sequence[ShapeRange],
+        optimization_level: int | None,
+        *,
+        refittable: bool = False,
     ) -> dict[str, Any]:
         """Return all but the graph that an engine depends on. Inputs are told by place: names may be generated."""
         return {
@@ -109,14 +132,13 @@ class Engines:
                 **{f"input {i}": [list(r.min[1:]), list(r.opt[1:]), list(r.max[1:])] for i, r in enumerate(ranges)},
             },
             "optimization_level": optimization_level,
+            "refittable": refittable,
             "keras_trt": __version__,
             "backend": self.backend.identity(),
         }
 
-    def make(
-        self, wanted: Wanted, check: Callable[[Session], tuple[Difference, ...]], manifest: Mapping[str, Any]
-    ) -> Made:
-        """Return an engine, from the cache or built.
+    def make(self, wanted: Wanted, check: Check, manifest: Mapping[str, Any]) -> Made:
+        """Return an engine: from the cache; else one of the same graph with other weights, refitted; else built.
 
         Args:
             wanted: what it is made of.
@@ -127,39 +149,67 @@ class Engines:
             BuildError, EngineLoadError, CudaError: if it cannot be had.
             Exception: what `check` raises; the engine is closed then, and not kept if it is new.
         """
-        options = self.options(wanted.precision, wanted.ranges, wanted.optimization_level)
+        options = self.options(wanted.precision, wanted.ranges, wanted.optimization_level, refittable=wanted.refittable)
         key = digest("engine", {"onnx": wanted.graph_sha256, **options})
         # Its own lock: a model without a structure key has no other, and two records may lead to one engine.
         with self.one_builder(key):
             entry = self.cache.get(key) if self.cache is not None else None
-            if entry is None:
-                with self.timed("build"):
-                    spec = BuildSpec(wanted.precision, wanted.profile, wanted.optimization_level)
-                    plan = self._plan(wanted.graph, spec)
-            else:
-                plan = entry.payload
-            costs = None if entry is None else costs_of(entry)
-            with self.timed("load"):
-                session = self.load(
-                    plan, wanted.signature, wanted.ranges, rows_independent=wanted.rows_independent, costs=costs
-                )
-            differences = self.checked(session, check)
-            if entry is None:
-                measured = [list(pair) for pair in session.costs.items()]
-                everything = {**manifest, **options, "graph": wanted.graph_sha256, "costs": measured}
-                kept = self.store(lambda cache: cache.put(key, plan, everything))
-                if plan != wanted.graph:  # where they are one, as with ONNX Runtime, it is there now
-                    at = graph_key(wanted.graph_sha256)
-                    kept = kept and self.store(lambda cache: cache.put(at, wanted.graph, {"graph_of": key}))
-            else:
-                kept = True
+            if entry is not None:
+                session = self._load(entry.payload, wanted, costs_of(entry))
+                differences = self.checked(session, check)
+                return Made(key, session, "cache", differences, self.graph(key, wanted.graph_sha256))
+            family = self._family(wanted, options)
+            new = self._refitted(family, wanted, check) or self._built(wanted, check)
+            costs = [list(pair) for pair in new.session.costs.items()]
+            about = {**manifest, **options, "graph": wanted.graph_sha256, "origin": new.origin, "costs": costs}
+            kept = self.store(lambda cache: cache.put(key, new.plan, about))
+            if new.plan != wanted.graph:  # where they are one, as with ONNX Runtime, it is there now
+                at = graph_key(wanted.graph_sha256)
+                kept = kept and self.store(lambda cache: cache.put(at, wanted.graph, {"graph_of": key}))
+            if family is not None and new.origin == "built":
+                self.store(lambda cache: cache.put_record(family, {"engine": key}))
         graph = self.graph(key, wanted.graph_sha256) if kept else lambda: wanted.graph
-        return Made(key, session, "built" if entry is None else "cache", differences, graph)
+        return Made(key, new.session, new.origin, new.differences, graph)
+
+    def _built(self, wanted: Wanted, check: Check) -> _New:
+        with self.timed("build"):
+            spec = BuildSpec(wanted.precision, wanted.profile, wanted.optimization_level, wanted.refittable)
+            plan = self._plan(wanted.graph, spec)
+        session = self._load(plan, wanted)
+        return _New(plan, session, "built", self.checked(session, check))
+
+    def _refitted(self, family: str | None, wanted: Wanted, check: Check) -> _New | None:
+        """Return an engine of the same graph with other weights, refitted and checked; `None` where there is none."""
+        if family is None or self.cache is None:
+            return None
+        record = self.cache.get_record(family)
+        base = self.cache.get(record["engine"]) if record is not None else None
+        if base is None:
+            return None
+        try:
+            with self.timed("refit"):
+                plan = self.backend.refit(base.payload, wanted.graph, wanted.weights)
+            session = self._load(plan, wanted)
+            return _New(plan, session, "refitted", self.checked(session, check))
+        except (BuildError, PlanError, VerificationError) as error:
+            _logger.warning("An engine could not be refitted, and is built: %s", error)
+            return None
+
+    def _family(self, wanted: Wanted, options: Mapping[str, Any]) -> str | None:
+        """Return the key of all engines that differ in their weights alone; `None` of one that cannot be refitted."""
+        if not wanted.refittable or self.cache is None:
+            return None
+        return digest("family", {"skeleton": skeleton(wanted.graph, wanted.weights), **options})
+
+    def _load(self, plan: bytes, wanted: Wanted, costs: Mapping[int, float] | None = None) -> Session:
+        independent = wanted.rows_independent
+        with self.timed("load"):
+            return self.load(plan, wanted.signature, wanted.ranges, rows_independent=independent, costs=costs)
 
     def _plan(self, graph: bytes, spec: BuildSpec) -> bytes:
         if self._in_process:
-            return child.build(self.backend, graph, spec, self._timeout, self._progress.at)
-        return self.backend.build(graph, spec, report=self._progress.at)
+            return child.build(self.backend, graph, spec, self._timings(), self._timeout, self._progress.at)
+        return self.backend.build(graph, spec, self._timings(), report=self._progress.at)
 
     def graph(self, key: str, sha256: str) -> Callable[[], bytes]:
         """Return what gets the graph of a stored engine from the cache, as it is needed for saving alone."""
@@ -197,9 +247,9 @@ class Engines:
         Raises:
             EngineLoadError, CudaError: if it cannot be used here.
         """
-        engine = self.backend.load(plan)
+        engines = self.backend.load(plan)
         shapes = profile(signature, ranges)
-        session = Session(engine, signature, shapes, rows_independent=rows_independent, costs=costs)
+        session = Session(engines, signature, shapes, rows_independent=rows_independent, costs=costs)
         try:
             session.reserve()  # want of memory shows here, where something else can still run the model
             if costs is None:
@@ -209,7 +259,7 @@ class Engines:
             raise
         return session
 
-    def checked(self, session: Session, check: Callable[[Session], tuple[Difference, ...]]) -> tuple[Difference, ...]:
+    def checked(self, session: Session, check: Check) -> tuple[Difference, ...]:
         """Return what a check finds; an engine that it raises for is closed."""
         try:
             with self.timed("verify"):
@@ -250,6 +300,9 @@ class Engines:
             return False
         return True
 
+    def _timings(self) -> CachedTimings | None:
+        return None if self.cache is None else CachedTimings(self.cache, self.backend.identity(), self.store)
+
     def _warn_uncached(self, error: CacheError) -> None:
         if not self._warned:
             self._warned = True
@@ -262,9 +315,53 @@ def costs_of(entry: Entry) -> dict[int, float] | None:
     return None if costs is None else {int(size): float(seconds) for size, seconds in costs}
 
 
+class CachedTimings:
+    """See `Timings`: kept in the cache, by TensorRT's full version, the GPU and the driver.
+
+    Args:
+        cache: the cache.
+        identity: what the measurements hold for.
+        store: writes to the cache where that can be done.
+    """
+
+    def __init__(
+        self, cache: EngineCache, identity: Mapping[str, Any], store: Callable[[Callable[[EngineCache], None]], bool]
+    ) -> None:
+        self._cache = cache
+        self._identity = identity
+        self._store = store
+        self._key = digest("timings", identity)
+
+    def read(self) -> bytes:
+        """Return what is stored; empty where nothing is."""
+        entry = self._cache.get(self._key)
+        return entry.payload if entry is not None else b""
+
+    def update(self, merge: Callable[[bytes], bytes]) -> None:
+        """Store what `merge` makes of what is stored now, under the lock of it."""
+
+        def write(cache: EngineCache) -> None:
+            with cache.lock(self._key):
+                cache.put(self._key, merge(self.read()), {"timings_of": self._identity})
+
+        self._store(write)
+
+
 def graph_key(graph_sha256: str) -> str:
     """Return the key under which a typed graph lies in the cache."""
     return digest("graph", {"onnx": graph_sha256})
+
+
+def skeleton(graph: bytes, weights: Collection[str]) -> str:
+    """Return the digest of a graph without the values of some initializers."""
+    import onnx
+
+    proto = onnx.load_from_string(graph)
+    for initializer in proto.graph.initializer:
+        if initializer.name in weights:
+            for field in ("raw_data", "float_data", "int32_data", "int64_data", "double_data", "uint64_data"):
+                initializer.ClearField(field)
+    return hashlib.sha256(proto.SerializeToString(deterministic=True)).hexdigest()
 
 
 def profile(signature: Signature, ranges: Sequence[ShapeRange]) -> OptimizationProfile:

@@ -28,6 +28,12 @@ class GraphSource:
         self._signature = signature
         self._engine: Any = None
 
+    def __getattr__(self, name: str) -> Any:
+        raise AttributeError(
+            f"'{self.__dict__.get('name')}' was loaded from a file, which holds inference alone: `{name}` is the Keras "
+            "model's, and there is none."
+        )
+
     def predict_on_batch(self, x: Any) -> Any:
         """Return the outputs for a batch that the engine does not take.
 
@@ -35,7 +41,7 @@ class GraphSource:
             InputError: if the graph does not take it either.
         """
         if self._engine is None:
-            self._engine = OnnxRuntimeBackend().load(self._file.graph())  # seldom needed, so not before
+            (self._engine,) = OnnxRuntimeBackend().load(self._file.graph())  # seldom needed, so not before
         specs = self._file.signature
         feeds = dict(zip((spec.name for spec in specs.inputs), map(np.asarray, flatten(x)), strict=True))
         try:

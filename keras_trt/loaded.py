@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from typing import Any, Literal, cast
 
 from . import artifact, backends
@@ -26,7 +27,7 @@ def load(
     filepath: str | os.PathLike[str],
     *,
     backend: BackendName = "auto",
-    device: int = 0,
+    device: int | Sequence[int] = 0,
     fallback: Literal["onnxruntime", "raise"] = "onnxruntime",
     cache: Any = True,
     verbose: Literal["auto", 0, 1] = "auto",
@@ -43,7 +44,7 @@ def load(
     Args:
         filepath: a `.ktrt` file.
         backend: as for `accelerate`. Defaults to `"auto"`.
-        device: index of the GPU. Defaults to `0`.
+        device: index of the GPU, or of several GPUs of one kind. Defaults to `0`.
         fallback: `"onnxruntime"`, or `"raise"` to raise instead. Defaults to `"onnxruntime"`.
         cache: where an engine is kept that must be built, as for `accelerate`. Defaults to `True`: the user's cache.
         verbose: `"auto"`, 0 or 1: whether a line says what was done. Defaults to `"auto"`.
@@ -67,8 +68,8 @@ def load(
         raise ValueError(f"`fallback` is one of 'onnxruntime', 'raise'. Received: fallback={fallback!r}")
     options = BuildOptions(backend=backend, device=device, cache=cache, verbose=verbose)
     file = Artifact(filepath)
-    named = None if backend == "auto" else backends.choose(backend, device)
-    chosen, unusable = named or backends.choose("auto", device)
+    named = None if backend == "auto" else backends.choose(backend, options.devices)
+    chosen, unusable = named or backends.choose("auto", options.devices)
     if unusable and fallback == "raise":
         raise EngineLoadError(" ".join(unusable))
     reasons = list(unusable)

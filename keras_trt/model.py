@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import statistics
 import sys
@@ -9,6 +10,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from typing import Any, Literal, Protocol
 
@@ -21,7 +23,7 @@ from .face import KerasFace
 from .graph_source import GraphSource
 from .predictor import Predictor
 from .report import Report
-from .runtime import Session
+from .runtime import MAX_SLOTS, Session, Usage
 from .source import own
 from .specs import flatten
 
@@ -68,6 +70,7 @@ class TRTModel(KerasFace):
         self._closed = False
         self._following: Following | None = None
         self._changing = threading.RLock()
+        self._workers: ThreadPoolExecutor | None = None
         self.stop_predicting = False  # a callback may set it, as on a Keras model
         self._put(predictor, session, report, contents)
 
@@ -167,6 +170,60 @@ class TRTModel(KerasFace):
         outputs = self._source(x, **keywords)
         return outputs if symbolic else self._as_given(outputs, leaves)
 
+    def submit(self, x: Any) -> Future[Any]:
+        """Start predicting one batch and return at once. Batches that are under way together share the engine's slots.
+
+        Args:
+            x: arrays or tensors in the nesting of the model's inputs, each `(rows, …)`. They must not be changed before
+                the result is there.
+
+        Returns:
+            A `concurrent.futures.Future` of what `predict_on_batch` returns or raises.
+
+        Raises:
+            RuntimeError: after `close`, or in a process forked from the one that made it.
+
+        Example:
+        >>> futures = [fast.submit(batch) for batch in batches]
+        >>> predictions = [future.result() for future in futures]
+        """
+        self._check_usable()
+        with self._changing:
+            if self._workers is None:
+                # One more than slots: while the others wait for the GPU, it brings the next rows into shape.
+                self._workers = ThreadPoolExecutor(MAX_SLOTS + 1, thread_name_prefix="keras_trt-submit")
+            return self._workers.submit(self.predict_on_batch, x)
+
+    async def predict_async(self, x: Any) -> Any:
+        """Return predictions for one batch without blocking the event loop of `asyncio`.
+
+        Args:
+            x: as for `submit`.
+
+        Returns:
+            What `predict_on_batch` returns.
+
+        Raises:
+            InputError: if the data does not fit the model.
+            RuntimeError: after `close`.
+
+        Example:
+        >>> predictions = await fast.predict_async(batch)
+        """
+        return await asyncio.wrap_future(self.submit(x))
+
+    def memory(self) -> list[Usage]:
+        """Return what the engine holds on each GPU, and on the host for it: see `Usage`.
+
+        Returns:
+            One `Usage` for each GPU, all sizes in bytes; nothing where the CPU runs the engine, or Keras the model.
+
+        Example:
+        >>> sum(use.context_bytes for use in fast.memory())
+        """
+        self._check_usable()
+        return [] if self._session is None else self._session.usage()
+
     def save(self, filepath: str | os.PathLike[str]) -> None:
         """Write the engine and the graph that it was built of to one file, which `keras_trt.load` reads.
 
@@ -198,7 +255,11 @@ class TRTModel(KerasFace):
             artifact.write(filepath, self._contents())
 
     def close(self) -> None:
-        """Free the engine and its memory, after the calls under way. Further calls raise `RuntimeError`."""
+        """Free the engine and its memory, after all calls that were made. Further calls raise `RuntimeError`."""
+        with self._changing:
+            workers = self._workers
+        if workers is not None:
+            workers.shutdown()  # what was submitted is still answered
         self._closed = True
         if self._following is not None:
             self._following.end()

@@ -17,7 +17,7 @@ Precision = Literal["fp16", "tf32", "fp32"]
 BackendName = Literal["auto", "tensorrt", "tensorrt_rtx", "onnxruntime"]
 
 #: Options that end up in the engine itself. Each is part of the engine key; changing one means another engine.
-ENGINE_OPTIONS = frozenset({"precision", "batch_sizes", "profiles", "optimization_level"})
+ENGINE_OPTIONS = frozenset({"precision", "batch_sizes", "profiles", "optimization_level", "refittable"})
 #: Options that choose where, whether and how loudly, but never which numbers come out. `backend` and `device`
 #: enter the key through the identity of what they choose, `sample` through the shapes that follow from it.
 OTHER_OPTIONS = frozenset(
@@ -43,11 +43,14 @@ class BuildOptions:
             Defaults to `None`: random inputs.
         optimization_level: TensorRT's builder optimization level, 0 (fast build) to 5 (fast engine). Defaults to
             `None`: TensorRT's own default.
+        refittable: whether the engine can take other weights of the same model in seconds, without a build. TensorRT's
+            may be slower for it; ONNX Runtime's can always. Defaults to `False`.
         verify: whether an engine is compared with Keras before it is used. Defaults to `True`.
         fallback: `"keras"` runs the Keras model, with one warning that says why, where no engine can be had;
             `"raise"` raises instead. Defaults to `"keras"`.
         cache: a folder or an `EngineCache`; `True` is the user's cache, `None` no cache. Defaults to `True`.
-        device: index of the GPU. Defaults to `0`.
+        device: index of the GPU, or of several GPUs of one kind, which then share the batches of each call. Defaults
+            to `0`.
         build: `"process"` builds in a process of its own, so that a builder that crashes or hangs is a `BuildError`
             and not the end of the program. Defaults to `"thread"`: in the thread that asks.
         build_timeout: seconds after which such a process is ended. Defaults to `None`: never.
@@ -68,10 +71,11 @@ class BuildOptions:
     profiles: OptimizationProfile | None = None
     sample: Any = None
     optimization_level: int | None = None
+    refittable: bool = False
     verify: bool = True
     fallback: Literal["keras", "raise"] = "keras"
     cache: bool | str | os.PathLike[str] | EngineCache | None = True
-    device: int = 0
+    device: int | Sequence[int] = 0
     build: Literal["thread", "process"] = "thread"
     build_timeout: float | None = None
     verbose: Literal["auto", 0, 1] = "auto"
@@ -87,6 +91,7 @@ class BuildOptions:
                 f"Received: build_timeout={self.build_timeout!r}, build={self.build!r}"
             )
         _choice("verbose", self.verbose, ("auto", 0, 1))
+        _choice("refittable", self.refittable, (True, False))
         _choice("verify", self.verify, (True, False))
         _choice("optimization_level", self.optimization_level, (None, 0, 1, 2, 3, 4, 5))
         sizes = tuple(self.batch_sizes) if isinstance(self.batch_sizes, Iterable) else ()
@@ -102,8 +107,18 @@ class BuildOptions:
         folder = place is None or isinstance(place, bool | os.PathLike) or (isinstance(place, str) and bool(place))
         if not folder and not hasattr(place, "get_record"):
             raise ValueError(f"`cache` is a folder, an EngineCache, True or None. Received: cache={place!r}")
-        if type(self.device) is not int or self.device < 0:
-            raise ValueError(f"`device` is the index of a GPU, 0 or more. Received: device={self.device!r}")
+        devices = tuple(self.device) if isinstance(self.device, list | tuple) else (self.device,)
+        numbers = all(type(one) is int and one >= 0 for one in devices)
+        if not devices or not numbers or len(set(devices)) < len(devices):
+            raise ValueError(
+                "`device` is the index of a GPU, 0 or more, or a list of the indices of several. "
+                f"Received: device={self.device!r}"
+            )
+
+    @property
+    def devices(self) -> tuple[int, ...]:
+        """The indices of the GPUs."""
+        return (self.device,) if isinstance(self.device, int) else tuple(self.device)
 
     @classmethod
     def of(cls, options: BuildOptions | None, keywords: Mapping[str, Any]) -> BuildOptions:

@@ -20,7 +20,7 @@ from . import artifact, errors, fingerprint
 from ._version import __version__
 from .backends import Backend, Judge
 from .cache import EngineCache, digest, nearest
-from .engines import Engines, Made, Wanted, costs_of, profile
+from .engines import Check, Engines, Made, Wanted, costs_of, profile
 from .errors import (
     BuildError,
     CacheError,
@@ -33,6 +33,7 @@ from .errors import (
 )
 from .export import ExportedModel, export
 from .export.signature import input_signature
+from .export.stored import pack, unpack
 from .gate import Gate, user_sample
 from .head import Head
 from .options import BuildOptions, Precision, shapes_for
@@ -113,6 +114,7 @@ class _Provision:
             self.ranges: tuple[ShapeRange, ...] = shapes_for(self.live, self.options, self.sample)
             self.gate = Gate(self.model, self.takes, self.ranges, given, self.head)
             self.asked: Precision = self.options.precision or self.backend.default_precision
+            self.refittable = self.options.refittable or not self.backend.refit_costs
             with self.engines.timed("keys"):
                 self.fields = self._record_fields()
                 key = None if self.fields is None else digest("record", self.fields)
@@ -142,7 +144,9 @@ class _Provision:
             "input structure": self.takes.input_structure,
             "types guessed": self.takes.types_guessed,
             "sample": self._sample_digest(),  # an engine is trusted on the rows that it was compared on
-            **self.engines.options(self.asked, self.ranges, self.options.optimization_level),
+            **self.engines.options(
+                self.asked, self.ranges, self.options.optimization_level, refittable=self.refittable
+            ),
             "versions": _versions(),
         }
 
@@ -211,8 +215,7 @@ class _Provision:
 
     def _cold(self, key: str | None) -> Provisioned:
         self._explain_miss()
-        with self.engines.timed("export"):
-            exported = export(self.model, self.options.sample)
+        exported = self._exported()
         with self.engines.timed("verify"):
             independent = not self.gate.rows_depend(exported.signature)
         fell_back: list[tuple[str, str]] = []  # error class and reason
@@ -237,6 +240,25 @@ class _Provision:
         reasons = "; ".join(why for _, why in fell_back)
         raise VerificationError(f"No engine of '{self.model.name}' is close enough to Keras: {reasons}")
 
+    def _exported(self) -> ExportedModel:
+        """Return the model as ONNX: an export of other weights with those of now, or a new one."""
+        if self.cache is None or self.fields is None:
+            with self.engines.timed("export"):
+                return export(self.model, self.options.sample)
+        names = ("structure", "inputs", "input structure", "types guessed", "versions")
+        key = digest("export", {name: self.fields[name] for name in names})
+        with self.engines.timed("weights"):
+            values = [np.asarray(variable) for variable in self.model.variables]
+            entry = self.cache.get(key)
+            found = unpack(entry.payload, entry.manifest["export"], values) if entry is not None else None
+        if found is not None:
+            return found
+        with self.engines.timed("export"):
+            exported = export(self.model, self.options.sample)
+        data, about = pack(exported, values)
+        self.engines.store(lambda cache: cache.put(key, data, {"export_of": self.model.name, "export": about}))
+        return exported
+
     def _refuse_precision(self, why: str) -> None:
         if self.options.fallback == "raise":
             raise PrecisionError(
@@ -255,7 +277,9 @@ class _Provision:
             graph = typed_graph(exported, precision)
         signature = exported.signature
         level = self.options.optimization_level
-        wanted = Wanted(graph, signature, precision, self.ranges, level, independent)
+        wanted = Wanted(
+            graph, signature, precision, self.ranges, level, independent, self.refittable, exported.recipe.names
+        )
         made = self.engines.make(
             wanted,
             self._check(signature, precision) if self.options.verify else lambda _: (),
@@ -282,7 +306,7 @@ class _Provision:
 
     # Parts of both.
 
-    def _check(self, signature: Signature, precision: Precision) -> Callable[[Session], tuple[Difference, ...]]:
+    def _check(self, signature: Signature, precision: Precision) -> Check:
         return lambda session: self.gate.check(session, signature, precision)
 
     def _ready(self, made: Made, signature: Signature, precision: Precision, fell_back: tuple[str, ...]) -> Provisioned:

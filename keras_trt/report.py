@@ -11,6 +11,7 @@ from .verify import Difference
 _HOW = {
     "built": "engine built",
     "cache": "engine found in the cache, nothing exported or built",
+    "refitted": "an engine in the cache refitted with the weights of now, nothing built",
     "artifact": "engine loaded from its file, nothing built",
 }
 
@@ -25,10 +26,10 @@ class Report:
         device: `"cpu"`, or as `"cuda:0"`.
         device_name: product name of the device.
         precision: the precision that runs: `"fp16"`, `"tf32"` or `"fp32"`; `"keras"` where Keras runs.
-        origin: `"built"`, `"cache"`, `"artifact"` where the plan or graph of a loaded file runs as it is, or `"keras"`
-            where there is no engine.
-        seconds: wall time of each step that was taken, by name: `keys`, `export`, `precision`, `build`, `load`,
-            `verify`, and `total`.
+        origin: `"built"`; `"cache"`; `"refitted"` where an engine in the cache was given other weights; `"artifact"`
+            where the plan or graph of a loaded file runs as it is; `"keras"` where there is no engine.
+        seconds: wall time of each step that was taken, by name: `keys`, `weights` (put into a stored export), `export`,
+            `precision`, `refit`, `build`, `load`, `verify`, and `total`.
         differences: the engine against Keras, per output, when it was verified; empty where it was not.
         rows_independent: whether a row's answer does not depend on its batch, so that batches may be regrouped.
         fell_back: why each thing that was tried first does not run, in order.
@@ -41,7 +42,7 @@ class Report:
     device: str
     device_name: str
     precision: str
-    origin: Literal["built", "cache", "artifact", "keras"]
+    origin: Literal["built", "cache", "refitted", "artifact", "keras"]
     seconds: Mapping[str, float] = field(default_factory=dict)
     differences: tuple[Difference, ...] = ()
     rows_independent: bool = False

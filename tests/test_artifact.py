@@ -170,6 +170,35 @@ print(json.dumps(sorted(sys.modules)))
     assert (tmp_path / "again.ktrt").read_bytes() == (tmp_path / "model.ktrt").read_bytes()
 
 
+@pytest.mark.long
+def test_an_empty_environment_loads_it(tmp_path: Path) -> None:
+    """What `pip install keras-trt` puts into a new environment is enough: nothing of this one can be seen there."""
+    model, fast = pair("dict outputs")
+    x = CASES["dict outputs"].data(10)
+    fast.save(tmp_path / "model.ktrt")
+    np.save(tmp_path / "x.npy", x)
+    run = {
+        "check": True,
+        "cwd": tmp_path,
+        "timeout": 500,
+        "env": {k: v for k, v in os.environ.items() if "PYTHON" not in k},
+    }
+    subprocess.run([sys.executable, "-m", "venv", "empty"], **run)  # type: ignore[call-overload]
+    python = str(tmp_path / "empty" / "bin" / "python")
+    subprocess.run([python, "-m", "pip", "install", "--quiet", str(PACKAGE.parent)], **run)  # type: ignore[call-overload]
+    code = (
+        "import numpy as np, keras_trt\n"
+        "fast = keras_trt.load('model.ktrt', cache='cache')\n"
+        "np.savez('y.npz', **fast.predict(np.load('x.npy')))\n"
+    )
+    subprocess.run([python, "-W", "error", "-c", code], **run)  # type: ignore[call-overload]
+    names = subprocess.run([python, "-m", "pip", "list"], capture_output=True, text=True, **run).stdout  # type: ignore[call-overload]
+    assert not {"tensorflow", "keras", "tensorrt"} & set(names.split())
+    expected = model.predict(x, verbose=0)
+    for name, answer in np.load(tmp_path / "y.npz").items():
+        same(expected[name], answer)
+
+
 # Damage.
 
 
@@ -433,6 +462,8 @@ def test_calls_that_need_keras(saved: Path) -> None:
         loaded(x, training=True)
     with pytest.raises(NotImplementedError, match="mask"):
         loaded(x, mask=None)
+    with pytest.raises(AttributeError, match=r"loaded from a file.*`compute_metrics`"):
+        loaded._source.compute_metrics  # noqa: B018 (what a method of `TRTModel` may ask its Keras model for)
 
 
 def test_options_of_load(saved: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -4,23 +4,24 @@ from __future__ import annotations
 
 import importlib.util
 import logging
+from collections.abc import Sequence
 from typing import Literal
 
 from ..errors import KerasTRTError
 from ..options import BackendName
-from .base import Backend, BuildSpec, Finding, Judge
+from .base import Backend, BuildSpec, Finding, Judge, Timings
 
 _logger = logging.getLogger("keras_trt")
 
-__all__ = ["Backend", "BuildSpec", "Finding", "Judge", "choose", "judge"]
+__all__ = ["Backend", "BuildSpec", "Finding", "Judge", "Timings", "choose", "judge"]
 
 
-def choose(name: BackendName, device: int) -> tuple[Backend, list[str]]:
+def choose(name: BackendName, devices: Sequence[int]) -> tuple[Backend, list[str]]:
     """Return a backend that can be used here.
 
     Args:
         name: the backend, or `"auto"` for TensorRT, then TensorRT-RTX, then ONNX Runtime.
-        device: index of the GPU.
+        devices: indices of the GPUs that are to run it.
 
     Returns:
         The backend, and why each backend that is installed and comes before it cannot be used.
@@ -30,16 +31,16 @@ def choose(name: BackendName, device: int) -> tuple[Backend, list[str]]:
         EngineLoadError: if it is asked for by name and cannot be used on this machine.
     """
     if name != "auto":
-        return _make(name, device), []
+        return _make(name, devices), []
     reasons: list[str] = []
     for candidate in ("tensorrt", "tensorrt_rtx"):
         if importlib.util.find_spec(candidate) is None:
             continue
         try:
-            return _make(candidate, device), reasons
+            return _make(candidate, devices), reasons
         except KerasTRTError as error:
             reasons.append(str(error))
-    return _make("onnxruntime", device), reasons
+    return _make("onnxruntime", devices), reasons
 
 
 def judge(backend: Backend | None) -> Judge:
@@ -65,10 +66,10 @@ def judge(backend: Backend | None) -> Judge:
             return PlanBuilder(flavor(name))
         except KerasTRTError as error:
             _logger.info("The parser of '%s' cannot be used here: %s", name, error)
-    return backend or _make("onnxruntime", 0)
+    return backend or _make("onnxruntime", [0])
 
 
-def _make(name: str, device: int) -> Backend:
+def _make(name: str, devices: Sequence[int]) -> Backend:
     # Imported late: neither TensorRT nor CUDA is loaded where it is not used.
     if name == "onnxruntime":
         from .onnxruntime import OnnxRuntimeBackend
@@ -76,4 +77,4 @@ def _make(name: str, device: int) -> Backend:
         return OnnxRuntimeBackend()
     from .tensorrt import TensorRTBackend
 
-    return TensorRTBackend("tensorrt_rtx" if name == "tensorrt_rtx" else "tensorrt", device)
+    return TensorRTBackend("tensorrt_rtx" if name == "tensorrt_rtx" else "tensorrt", devices)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
@@ -23,11 +23,23 @@ class BuildSpec:
         precision: the precision of the typed graph; `"tf32"` and `"fp32"` differ only here.
         profile: the shapes to build for.
         optimization_level: TensorRT's builder optimization level, or `None` for its default.
+        refittable: whether the engine's weights can be changed later.
     """
 
     precision: Precision
     profile: OptimizationProfile
     optimization_level: int | None = None
+    refittable: bool = False
+
+
+class Timings(Protocol):
+    """What builds have measured of a GPU, shared by all builds with one TensorRT: bytes that only it can read."""
+
+    def read(self) -> bytes:
+        """Return what is stored; empty where nothing is."""
+
+    def update(self, merge: Callable[[bytes], bytes]) -> None:
+        """Store what `merge` makes of what is stored now. No other process stores meanwhile."""
 
 
 @dataclass(frozen=True)
@@ -105,7 +117,13 @@ class DeviceContext(Protocol):
 
 @runtime_checkable
 class DeviceEngine(Protocol):
-    """An engine that reads and writes device memory."""
+    """An engine that reads and writes device memory.
+
+    Attributes:
+        device: index of its GPU.
+        plan_bytes: size of its plan.
+        context_bytes: what each of its contexts takes on the GPU for activations.
+    """
 
     @property
     def input_names(self) -> Sequence[str]: ...
@@ -113,6 +131,10 @@ class DeviceEngine(Protocol):
     def output_names(self) -> Sequence[str]: ...
     @property
     def device(self) -> int: ...
+    @property
+    def plan_bytes(self) -> int: ...
+    @property
+    def context_bytes(self) -> int: ...
 
     def dtype(self, name: str) -> np.dtype[Any]:
         """Return the type of an input or output as the engine has it."""
@@ -132,8 +154,9 @@ class Backend(Judge, Protocol):
 
     Attributes:
         name: the `backend=` that selects it.
-        device: `"cpu"`, or as `"cuda:0"`.
+        device: `"cpu"`, or as `"cuda:0"`, or as `"cuda:0,1"`.
         device_name: product name of the device.
+        refit_costs: whether an engine that can be refitted is slower than one that cannot.
     """
 
     @property
@@ -142,24 +165,42 @@ class Backend(Judge, Protocol):
     def device(self) -> str: ...
     @property
     def device_name(self) -> str: ...
+    @property
+    def refit_costs(self) -> bool: ...
 
     def identity(self) -> dict[str, Any]:
         """Return all of this backend, system and device that an engine depends on, for the engine key."""
 
-    def build(self, onnx: bytes, spec: BuildSpec, *, report: Report | None = None) -> bytes:
+    def build(
+        self, onnx: bytes, spec: BuildSpec, timings: Timings | None = None, *, report: Report | None = None
+    ) -> bytes:
         """Build a plan.
 
         Args:
             onnx: the typed graph.
             spec: what to build for.
+            timings: where what is measured is kept; a backend that measures nothing leaves it alone.
             report: called with the share that is done, from 0 to 1, where the builder says it.
 
         Raises:
             BuildError: with the builder's log.
         """
 
-    def load(self, plan: bytes) -> HostEngine | DeviceEngine:
-        """Load a plan.
+    def refit(self, plan: bytes, onnx: bytes, names: Collection[str]) -> bytes:
+        """Return a plan with other weights.
+
+        Args:
+            plan: a plan that was built refittable.
+            onnx: the typed graph that it was built of, with other values of some initializers.
+            names: these initializers.
+
+        Raises:
+            BuildError: if the engine cannot take them; it is to be built anew then.
+            EngineLoadError: if the plan cannot be loaded.
+        """
+
+    def load(self, plan: bytes) -> Sequence[HostEngine | DeviceEngine]:
+        """Load a plan, on each device.
 
         Raises:
             EngineLoadError: if it cannot be used here.

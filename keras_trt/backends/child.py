@@ -13,24 +13,28 @@ import subprocess
 import sys
 import tempfile
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any
 
 from .. import errors
 from ..errors import BuildError, KerasTRTError
 from ..specs import OptimizationProfile
-from .base import Backend, BuildSpec, Report
+from .base import Backend, BuildSpec, Report, Timings
 
-_GRAPH, _ASKED, _PLAN, _ERROR = "graph.onnx", "asked.json", "plan", "error.json"
+_GRAPH, _ASKED, _PLAN, _ERROR, _TIMINGS = "graph.onnx", "asked.json", "plan", "error.json", "timings"
 
 
-def build(backend: Backend, graph: bytes, spec: BuildSpec, timeout: float | None, report: Report) -> bytes:
+def build(
+    backend: Backend, graph: bytes, spec: BuildSpec, timings: Timings | None, timeout: float | None, report: Report
+) -> bytes:
     """Build a plan in a child process.
 
     Args:
         backend: what builds.
         graph: the typed ONNX graph.
         spec: what to build for.
+        timings: where what is measured is kept.
         timeout: seconds after which the child is killed, or `None`.
         report: called with the share that is done.
 
@@ -42,17 +46,23 @@ def build(backend: Backend, graph: bytes, spec: BuildSpec, timeout: float | None
         (folder / _GRAPH).write_bytes(graph)
         asked = {
             "backend": backend.name,
-            "device": int(backend.device.rpartition(":")[2]) if ":" in backend.device else 0,
+            "device": int(backend.device.rpartition(":")[2].partition(",")[0]) if ":" in backend.device else 0,
             "precision": spec.precision,
             "profile": spec.profile.to_json(),
             "optimization_level": spec.optimization_level,
+            "refittable": spec.refittable,
         }
+        if timings is not None:
+            (folder / _TIMINGS).write_bytes(timings.read())
         (folder / _ASKED).write_text(json.dumps(asked))
         _run(folder, timeout, report)
         if (folder / _ERROR).exists():
             error = json.loads((folder / _ERROR).read_text())
             kind = getattr(errors, error["kind"])
             raise kind(error["message"], **({"log": error["log"]} if error["log"] else {}))
+        if timings is not None:
+            # What others have measured meanwhile is lost, and measured again by who needs it.
+            timings.update(lambda _: (folder / _TIMINGS).read_bytes())
         return (folder / _PLAN).read_bytes()
 
 
@@ -96,15 +106,30 @@ def _tell(share: float) -> None:
     print(share, flush=True)  # noqa: T201 (the parent listens)
 
 
+class _Timings:
+    """See `Timings`: in a file of the folder that parent and child share."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def read(self) -> bytes:
+        return self._path.read_bytes()
+
+    def update(self, merge: Callable[[bytes], bytes]) -> None:
+        self._path.write_bytes(merge(self.read()))
+
+
 def main(folder: Path) -> None:
     """Do in the child what the parent asks for."""
     from . import choose
 
     asked: dict[str, Any] = json.loads((folder / _ASKED).read_text())
-    spec = BuildSpec(asked["precision"], OptimizationProfile.from_json(asked["profile"]), asked["optimization_level"])
+    profile = OptimizationProfile.from_json(asked["profile"])
+    spec = BuildSpec(asked["precision"], profile, asked["optimization_level"], asked["refittable"])
+    timings = _Timings(folder / _TIMINGS) if (folder / _TIMINGS).exists() else None
     try:
-        backend, _ = choose(asked["backend"], asked["device"])
-        plan = backend.build((folder / _GRAPH).read_bytes(), spec, report=_tell)
+        backend, _ = choose(asked["backend"], [asked["device"]])
+        plan = backend.build((folder / _GRAPH).read_bytes(), spec, timings, report=_tell)
     except KerasTRTError as error:
         about = {"kind": type(error).__name__, "message": str(error.args[0]), "log": getattr(error, "log", "")}
         (folder / _ERROR).write_text(json.dumps(about))

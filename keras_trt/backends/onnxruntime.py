@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import numpy as np
@@ -11,7 +11,7 @@ import numpy as np
 from .._require import require
 from ..errors import PlanError, UnsupportedOperatorError
 from ..options import Precision
-from .base import Array, BuildSpec, Finding, Report
+from .base import Array, BuildSpec, Finding, Report, Timings
 
 
 class OnnxRuntimeBackend:
@@ -24,6 +24,7 @@ class OnnxRuntimeBackend:
     default_precision: Precision = "fp32"
     precisions: tuple[Precision, ...] = ("fp16", "fp32")
     device = "cpu"
+    refit_costs = False
 
     def __init__(self) -> None:
         self._ort = require(
@@ -48,6 +49,7 @@ class OnnxRuntimeBackend:
         self,
         onnx: bytes,
         spec: BuildSpec,  # noqa: ARG002 (the graph says it all)
+        timings: Timings | None = None,  # noqa: ARG002 (it measures nothing)
         *,
         report: Report | None = None,  # noqa: ARG002 (it takes no time)
     ) -> bytes:
@@ -60,14 +62,24 @@ class OnnxRuntimeBackend:
             raise UnsupportedOperatorError(f"ONNX Runtime refused the graph: {findings[0].reason}")
         return onnx
 
-    def load(self, plan: bytes) -> OnnxRuntimeEngine:
+    def refit(self, plan: bytes, onnx: bytes, names: Collection[str]) -> bytes:  # noqa: ARG002 (the graph says it all)
+        """Return the new graph, once ONNX Runtime has taken it: a plan is the graph itself.
+
+        Raises:
+            UnsupportedOperatorError: if it does not.
+        """
+        if findings := self.supports(onnx):
+            raise UnsupportedOperatorError(f"ONNX Runtime refused the graph: {findings[0].reason}")
+        return onnx
+
+    def load(self, plan: bytes) -> list[OnnxRuntimeEngine]:
         """Load a graph.
 
         Raises:
             PlanError: if ONNX Runtime does not take it.
         """
         try:
-            return OnnxRuntimeEngine(self._session(plan))
+            return [OnnxRuntimeEngine(self._session(plan))]
         except Exception as error:  # its exceptions share no base class
             raise PlanError(f"ONNX Runtime could not load the graph: {error}") from error
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from .gpu import MAX_SLOTS, Usage
 from .session import Session
 
-__all__ = ["Session"]
+__all__ = ["MAX_SLOTS", "Session", "Usage"]

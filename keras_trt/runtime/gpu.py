@@ -7,6 +7,7 @@ import threading
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
 from typing import Literal, overload
 
 from .. import cuda
@@ -21,6 +22,27 @@ _logger = logging.getLogger("keras_trt")
 #: Execution contexts of one engine. Each holds TensorRT's activation memory for the largest batch, so few of them:
 #: enough for the batch sizes in use (the largest, the tail's, 1) or for as many threads.
 MAX_SLOTS = 4
+
+
+@dataclass(frozen=True)
+class Usage:
+    """What an engine holds on one GPU, and on the host for it.
+
+    Attributes:
+        device: the GPU, as `"cuda:0"`.
+        slots: how many batches can be under way.
+        engine_bytes: the size of the plan, most of which are weights.
+        context_bytes: memory for activations, of all slots.
+        buffer_bytes: inputs and outputs on the GPU.
+        pinned_bytes: inputs and outputs on the host, page-locked.
+    """
+
+    device: str
+    slots: int
+    engine_bytes: int
+    context_bytes: int
+    buffer_bytes: int
+    pinned_bytes: int
 
 
 class GpuRunner:
@@ -96,6 +118,24 @@ class GpuRunner:
         wanted: Shapes = tuple((name, shapes[name]) for name in self.input_names)
         with cuda.current_device(self._engine.device):
             self._give(self._take(wanted, wait=True))
+
+    def usage(self) -> list[Usage]:
+        """Return what is held on the GPU; slots that are in use now count as those that are idle."""
+        with self._changed:
+            idle, made = list(self._idle), self._made
+        buffers = sum(slot.buffer_bytes for slot in idle)
+        if idle:
+            buffers = buffers * made // len(idle)
+        return [
+            Usage(
+                f"cuda:{self._engine.device}",
+                made,
+                self._engine.plan_bytes,
+                made * self._engine.context_bytes,
+                buffers,
+                buffers,
+            )
+        ]
 
     def plan(self) -> bytes:
         """Return the engine as a plan.

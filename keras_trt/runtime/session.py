@@ -14,9 +14,10 @@ from .._warn import warn
 from ..backends.base import Array, DeviceEngine, HostEngine
 from ..errors import CudaError, FallbackWarning
 from ..specs import OptimizationProfile, Signature
-from .gpu import GpuRunner
+from .gpu import GpuRunner, Usage
 from .host import HostRunner
 from .plan import USUAL_SIZES, Batch, BatchPlan
+from .replicas import Replicas
 from .results import Results
 
 
@@ -37,7 +38,7 @@ class Session:
     """Runs a loaded engine on any number of rows. Safe to call from many threads.
 
     Args:
-        engine: a loaded engine. `close` closes it too.
+        engines: a loaded engine, or one on each of several GPUs. `close` closes them too.
         signature: names in it are the engine's.
         profile: the shapes that the engine was built for.
         rows_independent: whether a row's answer does not depend on the other rows of its batch. Where it does,
@@ -48,14 +49,14 @@ class Session:
 
     def __init__(
         self,
-        engine: HostEngine | DeviceEngine,
+        engines: Sequence[HostEngine | DeviceEngine],
         signature: Signature,
         profile: OptimizationProfile,
         *,
         rows_independent: bool,
         costs: Mapping[int, float] | None = None,
     ) -> None:
-        self._runner = GpuRunner(engine) if isinstance(engine, DeviceEngine) else HostRunner(engine)
+        self._runner = _runner(engines)
         self._inputs = signature.inputs
         self._names = [spec.name for spec in signature.inputs]
         self._dtypes = [np.dtype(spec.dtype) for spec in signature.outputs]
@@ -74,7 +75,7 @@ class Session:
     @property
     def keeps_state(self) -> bool:
         """Whether later runs of a shape take another way than the first: on a GPU, slots and CUDA graphs."""
-        return isinstance(self._runner, GpuRunner)
+        return not isinstance(self._runner, HostRunner)
 
     def reserve(self) -> None:
         """Take now the memory that the largest batch needs.
@@ -82,7 +83,7 @@ class Session:
         Raises:
             CudaError, EngineLoadError: if there is not so much.
         """
-        if isinstance(self._runner, GpuRunner):
+        if not isinstance(self._runner, HostRunner):
             shapes = {name: self.profile.shapes[name].max for name in self._names}
             self._runner.reserve({name: shapes[name] for name in self._runner.input_names})
 
@@ -93,7 +94,11 @@ class Session:
             EngineLoadError: if it cannot be written as one.
         """
         with self.in_use():
-            return self._runner.plan() if isinstance(self._runner, GpuRunner) else None
+            return None if isinstance(self._runner, HostRunner) else self._runner.plan()
+
+    def usage(self) -> list[Usage]:
+        """Return what is held on each GPU; nothing of an engine on the host."""
+        return [] if isinstance(self._runner, HostRunner) else self._runner.usage()
 
     def takes(self, inputs: Sequence[Array]) -> Objection | None:
         """Return why the engine cannot run `inputs`, or `None` if it can.
@@ -151,7 +156,7 @@ class Session:
         Batches of zeros are run with the smallest, the usual and the largest size, each three times; the last, which
         a CUDA graph runs, counts. Without a GPU nothing is measured: no graph, and no size, is better prepared there.
         """
-        if not isinstance(self._runner, GpuRunner) or not self.rows_independent:
+        if isinstance(self._runner, HostRunner) or not self.rows_independent:
             return
         sizes = {self._smallest, *USUAL_SIZES, self._largest}
         for size in sorted(size for size in sizes if self._smallest <= size <= self._largest):
@@ -228,3 +233,11 @@ class Session:
                 self._changed.notify_all()
             if last:
                 self._runner.close()
+
+
+def _runner(engines: Sequence[HostEngine | DeviceEngine]) -> HostRunner | GpuRunner | Replicas:
+    on_gpus = [GpuRunner(engine) for engine in engines if isinstance(engine, DeviceEngine)]
+    if on_gpus:
+        return Replicas(on_gpus) if len(on_gpus) > 1 else on_gpus[0]
+    (engine,) = (engine for engine in engines if not isinstance(engine, DeviceEngine))
+    return HostRunner(engine)

@@ -68,6 +68,11 @@ class Slot:
         self._stream.synchronize()
 
     @property
+    def buffer_bytes(self) -> int:
+        """How much its inputs and outputs take on the GPU, and as much again on the host."""
+        return sum(buffer.device.size_bytes for buffer in self._buffers.values())
+
+    @property
     def outputs(self) -> list[Array]:
         """What was inferred: views of the slot's memory, right from `wait` until the next start."""
         return [self._buffers[name].array for name in self._engine.output_names]

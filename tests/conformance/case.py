@@ -163,7 +163,7 @@ def compare(case: Case, model: Any, exported: ExportedModel) -> float:
     """Return the largest difference between Keras and ONNX Runtime on fresh inputs, with one row and with five."""
     signature, worst = exported.signature, 0.0
     try:
-        engine = OnnxRuntimeBackend().load(exported.onnx)
+        (engine,) = OnnxRuntimeBackend().load(exported.onnx)
     except PlanError as error:
         raise WrongAnswerError(str(error)) from error
     for rows in (5, 1):

@@ -417,6 +417,9 @@ class HostEngineOnDevice:
         self.can_capture = True
         self._lock = threading.Lock()
 
+    plan_bytes = 1000
+    context_bytes = 300
+
     def dtype(self, name: str) -> np.dtype[Any]:
         return DTYPES[name]
 

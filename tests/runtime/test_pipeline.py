@@ -101,7 +101,7 @@ INPUTS = (TensorSpec("x", (None, None), "float32"), TensorSpec("k", (None,), "in
 OUTPUTS = (TensorSpec("y", (None, None), "float32"), TensorSpec("sums", (None,), "float32"))
 
 
-def session(engine: Any, smallest: int = 1, largest: int = 8, costs: dict[int, float] | None = None) -> Session:
+def session(*engines: Any, smallest: int = 1, largest: int = 8, costs: dict[int, float] | None = None) -> Session:
     profile = OptimizationProfile(
         {
             "x": ShapeRange((smallest, 1), (largest, 5), (largest, 64)),
@@ -109,7 +109,7 @@ def session(engine: Any, smallest: int = 1, largest: int = 8, costs: dict[int, f
         }
     )
     signature = Signature(INPUTS, OUTPUTS, {"list": [0, 1]}, {"list": [0, 1]})
-    return Session(engine, signature, profile, rows_independent=True, costs=costs)
+    return Session(engines, signature, profile, rows_independent=True, costs=costs)
 
 
 def inputs(rows: int, width: int = 5, seed: int = 0) -> list[Array]:
@@ -139,7 +139,7 @@ def test_any_rows_come_back_in_order(
 ) -> None:
     with installed() as cuda:
         engine = HostEngineOnDevice(cuda)
-        one = session(engine, smallest, smallest + more, costs)
+        one = session(engine, smallest=smallest, largest=smallest + more, costs=costs)
         for seed, (rows, width) in enumerate(calls):
             assert_right(one, inputs(rows, width, seed))
         assert len(engine.contexts) <= MAX_SLOTS
@@ -247,6 +247,77 @@ def test_threads_with_many_batches_each(host_cuda: HostCuda) -> None:
     one.close()
 
 
+# Several GPUs.
+
+
+@pytest.fixture
+def engines(host_cuda: HostCuda) -> list[HostEngineOnDevice]:
+    return [HostEngineOnDevice(host_cuda, device) for device in range(2)]
+
+
+@given(calls=st.lists(st.integers(1, 150), min_size=1, max_size=4), costs=costs)
+@settings(max_examples=20, deadline=None)
+def test_rows_from_several_gpus_come_back_in_order(calls: list[int], costs: dict[int, float]) -> None:
+    with installed() as cuda:
+        engines = [HostEngineOnDevice(cuda, device) for device in range(2)]
+        one = session(*engines, costs=costs)
+        for seed, rows in enumerate(calls):
+            assert_right(one, inputs(rows, seed=seed))
+        one.close()
+        assert all(engine.closed for engine in engines)
+
+
+def test_batches_are_spread_over_gpus(host_cuda: HostCuda, engines: list[HostEngineOnDevice]) -> None:
+    for engine in engines:
+        engine.slow = 0.001
+    one = session(*engines)
+    done: list[int] = []
+    one.run(inputs(8 * 40), done.append)
+    assert done == [8 * count for count in range(1, 41)]
+    assert all(engine.contexts for engine in engines)
+    assert {host_cuda.streams[stream].device for stream in host_cuda.streams} == {0, 1}
+    one.close()
+
+
+def test_single_batches_go_to_the_gpu_that_is_free(engines: list[HostEngineOnDevice]) -> None:
+    for engine in engines:
+        engine.slow = 0.002
+    one = session(*engines)
+
+    def work(seed: int) -> Any:
+        def calls() -> None:
+            for number in range(10):
+                assert_right(one, inputs(8, seed=100 * seed + number))
+
+        return calls
+
+    in_threads([work(seed) for seed in range(6)])
+    assert all(engine.contexts for engine in engines)
+    one.close()
+
+
+@pytest.mark.parametrize("place", [0, 1])
+def test_an_error_on_one_gpu_ends_the_call(engines: list[HostEngineOnDevice], place: int) -> None:
+    one = session(*engines)
+    engines[place].faults["enqueue"] = (0, EngineLoadError("TensorRT did not start."))
+    with pytest.raises(EngineLoadError, match="did not start"):  # noqa: PT012 (the other GPU may take all of a call)
+        for _ in range(50):
+            one.run(inputs(8 * 30))
+    assert_right(one, inputs(100))
+    one.close()
+
+
+def test_memory_on_each_gpu_is_told(host_cuda: HostCuda, engines: list[HostEngineOnDevice]) -> None:
+    one = session(*engines)
+    assert [use.slots for use in one.usage()] == [0, 0]
+    one.reserve()
+    for number, use in enumerate(one.usage()):
+        buffers = sum(memory.size for memory in host_cuda.live("device") if memory.device == number)
+        assert (use.device, use.slots, use.engine_bytes, use.context_bytes) == (f"cuda:{number}", 1, 1000, 300)
+        assert use.buffer_bytes == use.pinned_bytes == buffers > 0
+    one.close()
+
+
 # Memory that does not suffice.
 
 
@@ -261,7 +332,7 @@ def test_memory_that_runs_out_halves_the_batch(host_cuda: HostCuda) -> None:
 
 
 def test_memory_that_does_not_suffice_for_the_smallest_batch(host_cuda: HostCuda) -> None:
-    one = session(HostEngineOnDevice(host_cuda), smallest=4, largest=8)
+    one = session(HostEngineOnDevice(host_cuda), smallest=4)
     host_cuda.device_limit = 16
     with pytest.raises(CudaError, match="cudaErrorMemoryAllocation"), pytest.warns(FallbackWarning):
         one.run(inputs(20))

@@ -56,7 +56,7 @@ def session(
     usual = (smallest + largest) // 2
     profile = OptimizationProfile({s.name: ShapeRange((smallest, 4), (usual, 4), (largest, 4)) for s in inputs})
     signature = Signature(tuple(inputs), OUTPUTS, {"list": list(range(len(inputs)))}, {"list": [0, 1]})
-    return Session(engine, signature, profile, rows_independent=independent)
+    return Session([engine], signature, profile, rows_independent=independent)
 
 
 def rows_of_inputs(rows: int, seed: int = 0) -> list[Array]:
@@ -135,7 +135,7 @@ def test_dependent_rows_are_never_cut_or_padded(rows: int, taken: bool) -> None:
 @pytest.mark.parametrize(("width", "taken"), [(2, False), (3, True), (5, True), (6, False)])
 def test_axes_outside_the_profile_are_refused_by_name(width: int, taken: bool) -> None:
     profile = OptimizationProfile({"a": ShapeRange((1, 3), (2, 4), (4, 5)), "b": ShapeRange((1, 4), (2, 4), (4, 4))})
-    one = Session(NumpyEngine(1, 4), Signature(INPUTS, OUTPUTS, 0, 0), profile, rows_independent=True)
+    one = Session([NumpyEngine(1, 4)], Signature(INPUTS, OUTPUTS, 0, 0), profile, rows_independent=True)
     objection = one.takes([np.zeros((9, width), "float32"), np.zeros((9, 4), "float32")])
     if taken:
         assert objection is None

@@ -5,15 +5,18 @@ from __future__ import annotations
 import os
 import platform
 import sys
+from collections.abc import Collection, Sequence
+from contextlib import ExitStack
 from typing import Any
 
 from ... import cuda
 from ...errors import BuildError, EngineLoadError, PlanError
 from ...options import Precision
-from ..base import BuildSpec, Finding, Report
+from ..base import BuildSpec, Finding, Report, Timings
 from .builder import PlanBuilder
 from .engine import TensorRTEngine
 from .flavor import FlavorName, flavor
+from .refit import refitted
 
 __all__ = ["TensorRTBackend"]
 
@@ -23,7 +26,7 @@ class TensorRTBackend:
 
     Args:
         name: `"tensorrt"` or `"tensorrt_rtx"`.
-        device: index of the GPU.
+        devices: indices of the GPUs that run it; the first builds.
 
     Raises:
         MissingDependencyError: if TensorRT or cuda-python is not installed.
@@ -32,23 +35,31 @@ class TensorRTBackend:
 
     default_precision: Precision = PlanBuilder.default_precision
     precisions: tuple[Precision, ...] = PlanBuilder.precisions
+    refit_costs = True
 
-    def __init__(self, name: FlavorName, device: int) -> None:
+    def __init__(self, name: FlavorName, devices: Sequence[int]) -> None:
         self.name = name
         self._flavor = flavor(name)
         self.title = self._flavor.title
         count = cuda.device_count()
-        if device >= count:
+        if max(devices) >= count:
             hidden = os.environ.get("CUDA_VISIBLE_DEVICES")
             raise EngineLoadError(
-                f"{self.title} needs a GPU, and CUDA shows {count or 'none'}. Received: device={device}"
+                f"{self.title} needs a GPU, and CUDA shows {count or 'none'}. Received: device={max(devices)}"
                 f"{'' if hidden is None else f', CUDA_VISIBLE_DEVICES={hidden!r}'}. "
                 "Check `nvidia-smi`, or use backend='onnxruntime'."
             )
-        self._device = device
-        self._info = cuda.device_info(device)
-        self.device = f"cuda:{device}"
+        self._devices = list(devices)
+        self._device = self._devices[0]  # this one builds
+        self._info = cuda.device_info(self._device)
+        self.device = f"cuda:{','.join(map(str, devices))}"
         self.device_name = self._info.name
+        for other in self._devices[1:]:
+            if (info := cuda.device_info(other)) != self._info:
+                raise EngineLoadError(
+                    f"Replicas of an engine need GPUs of one kind. Received: device={self._devices}, of which "
+                    f"{self._device} is {self._info} and {other} is {info}."
+                )
         trt = self._flavor.trt
         if hasattr(trt, "ComputeCapability"):
             # TensorRT-RTX lists the GPUs that it supports, and no data-centre GPU is among them.
@@ -76,7 +87,9 @@ class TensorRTBackend:
         with cuda.current_device(self._device):
             return self._plan_builder().supports(onnx)
 
-    def build(self, onnx: bytes, spec: BuildSpec, *, report: Report | None = None) -> bytes:
+    def build(
+        self, onnx: bytes, spec: BuildSpec, timings: Timings | None = None, *, report: Report | None = None
+    ) -> bytes:
         """Build a plan for this GPU.
 
         Raises:
@@ -84,32 +97,51 @@ class TensorRTBackend:
         """
         with cuda.current_device(self._device):
             try:
-                return self._plan_builder().build(onnx, spec, for_this_gpu=True, report=report)
+                return self._plan_builder().build(onnx, spec, timings, for_this_gpu=True, report=report)
             except BuildError as error:
-                if (hint := self._memory_hint()) is not None:
+                if (hint := self._memory_hint(self._device)) is not None:
                     error.add_note(hint)
                 raise
 
-    def load(self, plan: bytes) -> TensorRTEngine:
-        """Load a plan.
+    def refit(self, plan: bytes, onnx: bytes, names: Collection[str]) -> bytes:
+        """Return a plan with other weights.
+
+        Raises:
+            BuildError: if TensorRT cannot change them all.
+            PlanError: if the plan cannot be loaded.
+        """
+        with cuda.current_device(self._device):
+            return refitted(self._flavor, plan, onnx, names)
+
+    def load(self, plan: bytes) -> list[TensorRTEngine]:
+        """Load a plan on each GPU.
 
         Raises:
             PlanError: if it is damaged, or of another TensorRT or GPU.
             EngineLoadError: if there is no memory for it, or it has inputs or outputs that are not supported.
         """
-        with cuda.current_device(self._device):
+        with ExitStack() as undo:
+            engines = []
+            for device in self._devices:
+                engines.append(self._load_on(device, plan))
+                undo.callback(engines[-1].close)
+            undo.pop_all()
+        return engines
+
+    def _load_on(self, device: int, plan: bytes) -> TensorRTEngine:
+        with cuda.current_device(device):
             try:
-                return TensorRTEngine(self._flavor, plan, self._device)
+                return TensorRTEngine(self._flavor, plan, device)
             except PlanError as error:
-                hint = self._memory_hint()
+                hint = self._memory_hint(device)
                 if hint is None:
                     raise
                 # TensorRT says the same of a bad plan and of no room for a good one, which must stay in the cache.
                 raise EngineLoadError(f"{error}\n{hint}") from error
 
-    def _memory_hint(self) -> str | None:
+    def _memory_hint(self, device: int) -> str | None:
         """Return what to do where a failure may come from a GPU that others have filled, or `None`."""
-        free, total = cuda.free_memory(self._device)
+        free, total = cuda.free_memory(device)
         if free >= total // 10:
             return None
         return (

@@ -9,8 +9,8 @@ from typing import Any
 from ...errors import BuildError, KerasTRTError, UnsupportedOperatorError
 from ...options import Precision
 from ...precision import tensor_types
-from ..base import BuildSpec, Finding, Report
-from . import monitor, types
+from ..base import BuildSpec, Finding, Report, Timings
+from . import monitor, timing, types
 from .flavor import Flavor
 
 _logger = logging.getLogger("keras_trt.tensorrt")
@@ -45,12 +45,21 @@ class PlanBuilder:
             _network, parser = self._parse(graph)
             return _findings(parser, graph)
 
-    def build(self, graph: bytes, spec: BuildSpec, *, for_this_gpu: bool, report: Report | None = None) -> bytes:
+    def build(
+        self,
+        graph: bytes,
+        spec: BuildSpec,
+        timings: Timings | None = None,
+        *,
+        for_this_gpu: bool,
+        report: Report | None = None,
+    ) -> bytes:
         """Build a plan.
 
         Args:
             graph: the typed ONNX graph.
             spec: what to build for.
+            timings: where what TensorRT measures is kept, or `None`.
             for_this_gpu: whether TensorRT-RTX may build for the GPU at hand alone. Without it, the plan runs on
                 every GPU from compute capability 8.0 on that RTX supports, and no GPU is needed to build it.
             report: called with the share that is done, where TensorRT says it.
@@ -64,15 +73,15 @@ class PlanBuilder:
         with self._flavor.log() as log:
             try:
                 if self._flavor.strongly_typed or spec.precision != "fp16":
-                    return self._build(graph, spec, for_this_gpu=for_this_gpu, obey=True, report=report)
+                    return self._build(graph, spec, timings, for_this_gpu=for_this_gpu, obey=True, report=report)
                 try:
-                    return self._build(graph, spec, for_this_gpu=for_this_gpu, obey=True, report=report)
+                    return self._build(graph, spec, timings, for_this_gpu=for_this_gpu, obey=True, report=report)
                 except BuildError as error:
                     if isinstance(error, UnsupportedOperatorError):
                         raise
                     # A layer without a form in half precision fails the whole build where the builder must obey.
                     _logger.info("Built again with types preferred, not obeyed: %s", error)
-                    return self._build(graph, spec, for_this_gpu=for_this_gpu, obey=False, report=report)
+                    return self._build(graph, spec, timings, for_this_gpu=for_this_gpu, obey=False, report=report)
             except KerasTRTError as error:
                 if isinstance(error, BuildError) and not error.log:
                     raise type(error)(str(error), log="\n".join(log)) from error
@@ -80,7 +89,16 @@ class PlanBuilder:
             except (TypeError, RuntimeError, ValueError, MemoryError) as error:  # what pybind makes of C++'s errors
                 raise BuildError(f"{self._flavor.title} failed: {error!r}", log="\n".join(log)) from error
 
-    def _build(self, graph: bytes, spec: BuildSpec, *, for_this_gpu: bool, obey: bool, report: Report | None) -> bytes:
+    def _build(
+        self,
+        graph: bytes,
+        spec: BuildSpec,
+        timings: Timings | None,
+        *,
+        for_this_gpu: bool,
+        obey: bool,
+        report: Report | None,
+    ) -> bytes:
         flavor, trt, builder = self._flavor, self._flavor.trt, self._builder
         network, parser = self._parse(graph)
         if findings := _findings(parser, graph):
@@ -98,6 +116,8 @@ class PlanBuilder:
             config.clear_flag(trt.BuilderFlag.TF32)  # TensorRT's default is on
         else:
             config.set_flag(trt.BuilderFlag.TF32)
+        if spec.refittable:
+            config.set_flag(trt.BuilderFlag.REFIT)
         if for_this_gpu and hasattr(config, "num_compute_capabilities"):
             config.num_compute_capabilities = 1
             if not config.set_compute_capability(trt.ComputeCapability.CURRENT, 0):
@@ -110,10 +130,14 @@ class PlanBuilder:
             types.prove_network_types(network, asked)
         else:
             halves = self._choose_types(config, network, spec, asked, obey=obey)
+        if timings is not None and flavor.measures:
+            timing.attach(flavor, config, timings.read())
         with monitor.watched(flavor, config, report or (lambda _: None)):
             plan = builder.build_serialized_network(network, config)
         if plan is None:
             raise BuildError(f"{flavor.title} could not build the engine.")
+        if timings is not None and flavor.measures:
+            timings.update(lambda stored: timing.merged(flavor, config, stored))
         if halves:
             types.prove_engine_types(self._inspect(plan), obeyed=obey)
         return bytes(plan)

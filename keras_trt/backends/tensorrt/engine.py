@@ -29,6 +29,7 @@ class TensorRTEngine:
     def __init__(self, flavor: Flavor, plan: bytes, device: int) -> None:
         self._flavor = flavor
         self.device = device
+        self.plan_bytes = len(plan)
         trt = flavor.trt
         with _translated(flavor, "could not load the plan", PlanError):
             # The runtime must outlive the engine.
@@ -45,6 +46,16 @@ class TensorRTEngine:
         for name in names:
             if engine.get_tensor_location(name) != trt.TensorLocation.DEVICE:
                 raise EngineLoadError(f"'{name}' of the engine lies in host memory: shapes as data are not supported.")
+
+    @property
+    def context_bytes(self) -> int:
+        """What each context takes on the GPU for activations, of the largest batch."""
+        engine = self._engine
+        if hasattr(engine, "device_memory_size_v2"):  # from 10.1 on; 11 has no other
+            return int(engine.device_memory_size_v2)
+        if hasattr(engine, "device_memory_size"):
+            return int(engine.device_memory_size)
+        raise EngineLoadError(f"{self._flavor.title} does not tell what a context takes.")
 
     def dtype(self, name: str) -> np.dtype[Any]:
         """Return the type of an input or output as the engine has it, which need not be the graph's."""

@@ -31,6 +31,8 @@ class Flavor:
         title: name and version for people.
         strongly_typed: whether networks can be typed by their ONNX graph. Where not (8.6), the builder chooses
             types and is told what to choose, layer by layer.
+        measures: whether a builder chooses kernels by measuring them, so that measurements are worth keeping. RTX
+            compiles for its GPU when an engine is loaded, and measures nothing.
         logger: TensorRT's logger. Only the first one of a process counts, so there is one for everything.
 
     Raises:
@@ -49,6 +51,7 @@ class Flavor:
         )
         self.title = f"{'TensorRT-RTX' if rtx else 'TensorRT'} {trt.__version__}"
         self.strongly_typed = hasattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED")
+        self.measures = not rtx
         self._sinks: dict[int, list[list[str]]] = {}
         # Reentrant: the garbage collector may free TensorRT's objects, which log, while the lock is held.
         self._lock = threading.RLock()

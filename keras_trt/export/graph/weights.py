@@ -30,6 +30,11 @@ class Recipe:
     direct: Mapping[str, int]
     whole: bool
 
+    @property
+    def names(self) -> frozenset[str]:
+        """The initializers that follow from weights."""
+        return frozenset(self.computed) | frozenset(self.direct)
+
     def covers(self, changed: Iterable[int]) -> bool:
         """Tell whether all that follows from some weights is known.
 

@@ -1,0 +1,81 @@
+"""An exported model without its weights: what a cache keeps, so that new weights need no export."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ..specs import Signature
+
+if TYPE_CHECKING:
+    from . import ExportedModel
+
+
+def pack(exported: ExportedModel, values: Sequence[Any]) -> tuple[bytes, dict[str, Any]]:
+    """Return a model's graph and recipe as bytes, and what is needed to read them again as JSON data.
+
+    Args:
+        exported: the model.
+        values: its weights, in the order of the model's variables. Only their digests are kept.
+    """
+    import onnx
+
+    recipe = exported.recipe
+    proto = onnx.load_from_string(exported.onnx)
+    for initializer in proto.graph.initializer:
+        if initializer.name in recipe.names:
+            initializer.ClearField("raw_data")
+    graph = proto.SerializeToString(deterministic=True)
+    return graph + recipe.onnx, {
+        "graph_bytes": len(graph),
+        "signature": exported.signature.to_json(),
+        "weights": list(recipe.weights),
+        "computed": list(recipe.computed),
+        "direct": dict(recipe.direct),
+        "whole": recipe.whole,
+        "values": _digests(values),
+    }
+
+
+def unpack(data: bytes, manifest: Mapping[str, Any], values: Sequence[Any]) -> ExportedModel | None:
+    """Return the model with other weights, or `None` where it is not known all that follows from them.
+
+    Args:
+        data: what `pack` returned.
+        manifest: likewise.
+        values: the weights, of the same shapes and types.
+    """
+    import onnx
+
+    from . import ExportedModel
+    from .graph import Recipe
+
+    size = manifest["graph_bytes"]
+    recipe = Recipe(
+        data[size:],
+        tuple(manifest["weights"]),
+        tuple(manifest["computed"]),
+        manifest["direct"],
+        manifest["whole"],
+    )
+    before = manifest["values"]
+    changed = [i for i, digest in enumerate(_digests(values)) if i >= len(before) or digest != before[i]]
+    if len(before) != len(values) or not recipe.covers(changed):
+        return None
+    arrays = recipe.run(values)
+    proto = onnx.load_from_string(data[:size])
+    for initializer in proto.graph.initializer:
+        if initializer.name in recipe.names:
+            tensor = onnx.numpy_helper.from_array(np.ascontiguousarray(arrays[initializer.name]), initializer.name)
+            if (tensor.data_type, list(tensor.dims)) != (initializer.data_type, list(initializer.dims)):
+                return None
+            initializer.raw_data = tensor.raw_data
+    onnx_bytes = proto.SerializeToString(deterministic=True)
+    return ExportedModel(bytes(onnx_bytes), Signature.from_json(manifest["signature"]), recipe)
+
+
+def _digests(values: Sequence[Any]) -> list[str]:
+    return [hashlib.sha256(np.ascontiguousarray(value).tobytes()).hexdigest() for value in values]

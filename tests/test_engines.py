@@ -1,0 +1,101 @@
+"""What `Engines` keeps beside engines: measurements that all builds share, merged and never lost."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from keras_trt import OptimizationProfile, ShapeRange
+from keras_trt.cache import EngineCache
+from keras_trt.engines import CachedTimings
+from keras_trt.options import ENGINE_OPTIONS, OTHER_OPTIONS
+
+from .models import accelerate, floats, keras, kl
+
+REPOSITORY = Path(__file__).parents[1]
+IDENTITY = {"backend": "tensorrt", "TensorRT": "10.9.0.34", "gpu": "L4"}
+
+
+def stored(cache: EngineCache, write: Any) -> bool:
+    write(cache)
+    return True
+
+
+def test_timings_are_kept_for_one_tensorrt_on_one_gpu(cache: EngineCache) -> None:
+    timings = CachedTimings(cache, IDENTITY, lambda write: stored(cache, write))
+    assert timings.read() == b""
+    timings.update(lambda before: before + b"measured ")
+    timings.update(lambda before: before + b"more")
+    assert timings.read() == b"measured more"
+    for other in ({**IDENTITY, "TensorRT": "10.9.0.35"}, {**IDENTITY, "gpu": "L40"}):
+        assert CachedTimings(cache, other, lambda write: stored(cache, write)).read() == b""
+
+
+def test_builds_at_once_lose_nothing_of_each_other(cache: EngineCache) -> None:
+    """Eight processes add ten measurements each: all are there at the end."""
+    code = """
+import sys
+from keras_trt.cache import EngineCache
+from keras_trt.engines import CachedTimings
+cache = EngineCache(sys.argv[1])
+timings = CachedTimings(cache, {"gpu": "L4"}, lambda write: write(cache) or True)
+for turn in range(10):
+    timings.update(lambda before: before + f"{sys.argv[2]}.{turn} ".encode())
+"""
+    processes = [
+        subprocess.Popen([sys.executable, "-c", code, str(cache.path), str(number)], cwd=REPOSITORY)
+        for number in range(8)
+    ]
+    assert [process.wait(timeout=200) for process in processes] == [0] * 8
+    found = CachedTimings(cache, {"gpu": "L4"}, lambda write: stored(cache, write)).read().split()
+    assert sorted(found) == sorted(f"{number}.{turn}".encode() for number in range(8) for turn in range(10))
+    sys.stdout.write(f"8 processes: {len(found)} of 80 measurements kept\n")
+
+
+# Which options change the engine: what the two lists say is what the keys do.
+
+CHANGED: dict[str, Any] = {
+    "precision": "fp16",
+    "batch_sizes": (1, 4, 16),
+    "profiles": OptimizationProfile({"given": ShapeRange((2, 4), (3, 4), (5, 4))}),
+    "optimization_level": 1,
+}
+SAME: dict[str, Any] = {
+    "sample": floats(4)(40),
+    "verify": False,
+    "fallback": "raise",
+    "device": 1,
+    "verbose": 1,
+    # ONNX Runtime's engines can always be refitted; TensorRT's are told apart in tests/gpu.
+    "refittable": True,
+}
+
+
+def engines_for(cache: EngineCache, **options: Any) -> set[str]:
+    """Return the keys of all engines after one more start."""
+    model = keras.Sequential([keras.Input((4,), name="given"), kl.Dense(3, kernel_initializer="ones")])
+    accelerate(model, cache=cache, **options)
+    return {item.key for item in cache.items() if "fields" in item.manifest}
+
+
+@pytest.mark.parametrize("option", sorted(CHANGED))
+def test_an_engine_option_changes_the_engine(option: str, cache: EngineCache) -> None:
+    assert option in ENGINE_OPTIONS
+    before = engines_for(cache)
+    assert before < engines_for(cache, **{option: CHANGED[option]})
+
+
+@pytest.mark.parametrize("option", sorted(SAME))
+def test_another_option_does_not(option: str, cache: EngineCache) -> None:
+    before = engines_for(cache)
+    assert len(before) == 1
+    assert engines_for(cache, **{option: SAME[option]}) == before
+
+
+def test_each_option_is_tried() -> None:
+    assert set(CHANGED) | {"refittable"} == ENGINE_OPTIONS
+    assert (set(SAME) - {"refittable"}) | {"backend", "cache"} == OTHER_OPTIONS

@@ -1,0 +1,89 @@
+"""Batches that are under way at once, through futures and `asyncio`."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+from keras import layers
+
+import keras_trt
+
+from . import zoo
+
+
+@pytest.fixture(scope="module")
+def model() -> Any:
+    return zoo.lively(keras.Sequential([keras.Input((6,)), layers.Dense(8, activation="relu"), layers.Dense(3)]))
+
+
+def batches(count: int) -> list[Any]:
+    generator = np.random.default_rng(0)
+    return [generator.standard_normal((1 + number % 5, 6)).astype("float32") for number in range(count)]
+
+
+def test_futures_have_the_answers_of_their_own_batches(model: Any) -> None:
+    given = batches(60)
+    with keras_trt.accelerate(model, backend="onnxruntime", cache=None, verbose=0) as fast:
+        futures = [fast.submit(batch) for batch in given]
+        for batch, future in zip(given, futures, strict=True):
+            np.testing.assert_array_equal(future.result(), fast.predict_on_batch(batch))
+
+
+def test_asyncio(model: Any) -> None:
+    given = batches(20)
+
+    async def all_at_once(fast: Any) -> list[Any]:
+        return await asyncio.gather(*(fast.predict_async(batch) for batch in given))
+
+    with keras_trt.accelerate(model, backend="onnxruntime", cache=None, verbose=0) as fast:
+        answers = asyncio.run(all_at_once(fast))
+        for batch, answer in zip(given, answers, strict=True):
+            np.testing.assert_array_equal(answer, fast.predict_on_batch(batch))
+
+
+def test_errors_are_the_futures(model: Any) -> None:
+    with keras_trt.accelerate(model, backend="onnxruntime", cache=None, verbose=0) as fast:
+        future = fast.submit(np.zeros((2, 7), "float32"))
+        with pytest.raises(keras_trt.InputError, match="shape"):
+            future.result()
+        with pytest.raises(keras_trt.InputError, match="shape"):
+            asyncio.run(fast.predict_async(np.zeros((2, 7), "float32")))
+
+
+def test_close_answers_what_was_submitted(model: Any) -> None:
+    fast = keras_trt.accelerate(model, backend="onnxruntime", cache=None, verbose=0)
+    futures = [fast.submit(batch) for batch in batches(40)]
+    fast.close()
+    assert all(len(future.result()) == 1 + number % 5 for number, future in enumerate(futures))
+    with pytest.raises(RuntimeError, match="closed"):
+        fast.submit(np.zeros((2, 6), "float32"))
+    with pytest.raises(RuntimeError, match="closed"):
+        asyncio.run(fast.predict_async(np.zeros((2, 6), "float32")))
+
+
+def test_what_keras_runs_may_be_submitted_too(model: Any) -> None:
+    with pytest.warns(keras_trt.FallbackWarning):
+        fast = keras_trt.accelerate(Stateful(), backend="onnxruntime", cache=None, verbose=0, sample=batches(1)[0])
+    assert fast.backend == "keras"
+    assert fast.memory() == []
+    given = batches(3)[2]
+    np.testing.assert_allclose(fast.submit(given).result(), 2 * given)
+    fast.close()
+    with keras_trt.accelerate(model, backend="onnxruntime", cache=None, verbose=0) as fast:
+        assert fast.memory() == []  # the CPU's
+
+
+class Stateful(keras.Model):
+    """Writes to a variable at inference, which only Keras can do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = self.add_weight(shape=(), trainable=False)
+
+    def call(self, x: Any) -> Any:
+        self.count.assign_add(1.0)
+        return 2 * x
