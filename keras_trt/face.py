@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
+from .backends import EngineLayer
+from .export.check import layer_of
 from .report import Report
 from .source import own
 
@@ -132,13 +134,29 @@ class KerasFace:
         show_trainable: bool = False,
         layer_range: Sequence[str] | None = None,
     ) -> None:
-        """Print the Keras model's own summary, and what runs it.
+        """Print the Keras model's own summary; below it the layers of the engine, with their types and times.
+
+        A layer of an engine may be several of Keras's in one; it is listed beside the first. Times are of a call with
+        one row; of the layers of a TensorRT engine they are not measured.
 
         Args: as those of `keras.Model.summary`.
         """
         if hasattr(self._source, "summary"):  # not where it was loaded from a file
             self._source.summary(line_length, positions, print_fn, expand_nested, show_trainable, layer_range)
-        (print_fn or print)(str(self.report()))
+        lines = [str(self.report())]
+        layers, seconds = self._layers()
+        if layers:
+            rows = [(self._keras_layer(one.name), one.name, one.kind, one.dtype, _ms(one.seconds)) for one in layers]
+            rows = [("Keras layer", "engine layer", "type", "dtype", "ms"), *rows, ("", "a call", "", "", _ms(seconds))]
+            widths = [max(len(row[i]) for row in rows) for i in range(5)]
+            lines += ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
+        (print_fn or print)("\n".join(lines))
+
+    def _keras_layer(self, name: str) -> str:
+        return (layer_of(self._source, name) or "") if hasattr(self._source, "_flatten_layers") else ""
+
+    def _layers(self) -> tuple[list[EngineLayer], float | None]:
+        raise NotImplementedError
 
     def report(self) -> Report:
         """Return what runs and how it came to be."""
@@ -164,3 +182,7 @@ class KerasFace:
 
     def _engine(self) -> Any:
         raise NotImplementedError
+
+
+def _ms(seconds: float | None) -> str:
+    return "" if seconds is None else f"{1000 * seconds:.3f}"

@@ -17,6 +17,8 @@ from typing import Any, Literal, Protocol
 import numpy as np
 
 from . import artifact
+from .backends import EngineLayer
+from .backends.onnxruntime import OnnxRuntimeBackend
 from .errors import ExportError, StaleEngineError
 from .evaluation import Evaluator
 from .face import KerasFace
@@ -312,6 +314,20 @@ class TRTModel(KerasFace):
             if self._session is not None:
                 self._session.retire()
             self._put(other._predictor, other._session, other._report, other._contents)
+
+    def _layers(self) -> tuple[list[EngineLayer], float | None]:
+        """Return the layers of the engine, and the time of a call; none where Keras, or TensorFlow in front, runs."""
+        with self._engine() as (predictor, _):
+            if predictor is None or self._contents is None or self._session is None or self._report.on_cpu:
+                return [], None
+            layers = self._session.layers()
+            if layers is None:
+                contents = self._contents()
+                rows = self._session.profile.batch[0]  # 1, but where the batch has a fixed size
+                names = [spec.name for spec in contents.signature.inputs]
+                feeds = {name: array[:rows] for name, array in zip(names, contents.inputs, strict=True)}
+                layers = OnnxRuntimeBackend().layers(contents.graph, feeds)
+        return layers, self._seconds_a_call()
 
     def _seconds_a_call(self, calls: int = 20) -> float:
         """Return the median wall time of a call with one row; with more where the batch has a fixed size."""

@@ -404,6 +404,20 @@ def test_it_describes_itself_as_its_model_does(capsys: pytest.CaptureFixture[str
     assert "ONNX Runtime" in printed
 
 
+@pytest.mark.parametrize(("name", "layer"), [("image", "conv2d"), ("fixed batch", "dense")])
+def test_the_summary_lists_the_layers_of_the_engine(name: str, layer: str) -> None:
+    lines: list[str] = []
+    fast = accelerate(CASES[name].build())
+    fast.summary(print_fn=lines.append)
+    table = lines[-1].splitlines()[1:]
+    assert table[0].split("  ")[0] == "Keras layer"
+    assert any(row.startswith(layer) and " float " in row for row in table[1:])
+    times = [float(row.split()[-1]) for row in table[1:]]
+    assert len(times) > 1
+    assert all(time >= 0 for time in times)
+    assert times[-1] > 0
+
+
 def test_the_table_has_every_name_of_a_keras_model() -> None:
     table = (Path(keras_trt.__file__).parents[1] / "docs" / "keras-model.md").read_text()
     missing = [name for name in dir(keras.Model) if not name.startswith("_") and f"`{name}`" not in table]

@@ -9,11 +9,11 @@ from typing import Literal
 
 from ..errors import KerasTRTError
 from ..options import BackendName
-from .base import Backend, BuildSpec, Finding, Judge, Timings
+from .base import Backend, BuildSpec, EngineLayer, Finding, Judge, Timings
 
 _logger = logging.getLogger("keras_trt")
 
-__all__ = ["Backend", "BuildSpec", "Finding", "Judge", "Timings", "choose", "judge"]
+__all__ = ["Backend", "BuildSpec", "EngineLayer", "Finding", "Judge", "Timings", "choose", "judge"]
 
 
 def choose(name: BackendName, devices: Sequence[int]) -> tuple[Backend, list[str]]:

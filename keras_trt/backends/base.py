@@ -60,6 +60,23 @@ class Finding:
         return f"{self.operator} (node '{self.node}'): {self.reason}" if self.operator else self.reason
 
 
+@dataclass(frozen=True)
+class EngineLayer:
+    """A layer of an engine, into which a backend may have fused several nodes of the graph.
+
+    Attributes:
+        name: made of the names of the graph's nodes.
+        kind: what it computes, in the backend's words.
+        dtype: the type of what it gives, where the backend says it.
+        seconds: what it takes of a call, or `None` where that is not measured.
+    """
+
+    name: str
+    kind: str
+    dtype: str
+    seconds: float | None
+
+
 class Judge(Protocol):
     """Tells what of a graph can be built, without building it: a backend, or a parser alone.
 
@@ -144,6 +161,9 @@ class DeviceEngine(Protocol):
 
     def serialize(self) -> bytes:
         """Return the engine as a plan."""
+
+    def layers(self) -> list[EngineLayer]:
+        """Return what it is made of."""
 
     def close(self) -> None:
         """Free the engine. All of its contexts must be closed."""

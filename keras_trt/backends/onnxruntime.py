@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import platform
+import statistics
+import tempfile
 from collections.abc import Collection, Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,7 +15,9 @@ import numpy as np
 from .._require import require
 from ..errors import PlanError, UnsupportedOperatorError
 from ..options import Precision
-from .base import Array, BuildSpec, Finding, Report, Timings
+from .base import Array, BuildSpec, EngineLayer, Finding, Report, Timings
+
+_KERNEL = "_kernel_time"  # ends the names of what a profile says of nodes
 
 
 class OnnxRuntimeBackend:
@@ -83,8 +89,38 @@ class OnnxRuntimeBackend:
         except Exception as error:  # its exceptions share no base class
             raise PlanError(f"ONNX Runtime could not load the graph: {error}") from error
 
-    def _session(self, onnx: bytes) -> Any:
+    def layers(self, onnx: bytes, feeds: Mapping[str, Array], runs: int = 10) -> list[EngineLayer]:
+        """Return the layers that a graph becomes, with the median time that each takes.
+
+        Args:
+            onnx: the graph.
+            feeds: its inputs.
+            runs: how often it is run.
+        """
         options = self._ort.SessionOptions()
+        options.enable_profiling = True
+        with tempfile.TemporaryDirectory(prefix="keras_trt-profile-") as folder:
+            options.profile_file_prefix = str(Path(folder) / "profile")
+            session = self._session(onnx, options)
+            for _ in range(runs):
+                session.run(None, dict(feeds))
+            events = json.loads(Path(session.end_profiling()).read_text())
+        found: dict[str, list[Any]] = {}
+        for event in events:
+            if event["cat"] == "Node" and event["name"].endswith(_KERNEL):
+                found.setdefault(event["name"].removesuffix(_KERNEL), []).append(event)
+        return [
+            EngineLayer(
+                name,
+                one[0]["args"]["op_name"],
+                next((kind for shapes in one[0]["args"]["output_type_shape"] for kind in shapes), ""),
+                statistics.median(event["dur"] for event in one) / 1e6,
+            )
+            for name, one in found.items()
+        ]
+
+    def _session(self, onnx: bytes, options: Any = None) -> Any:
+        options = options or self._ort.SessionOptions()
         options.log_severity_level = 3  # errors; what it warns of (such as unused initializers) changes no result
         return self._ort.InferenceSession(onnx, options, providers=["CPUExecutionProvider"])
 

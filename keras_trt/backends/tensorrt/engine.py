@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 
 from ...errors import EngineLoadError, InputError, KerasTRTError, PlanError
+from ..base import EngineLayer
 from .flavor import Flavor
-from .types import numpy_dtype
+from .types import engine_layers, numpy_dtype
 
 
 class TensorRTEngine:
@@ -93,6 +94,19 @@ class TensorRTEngine:
             if plan is None:
                 raise RuntimeError("no plan")
             return bytes(plan)
+
+    def layers(self) -> list[EngineLayer]:
+        """Return what the engine is made of. How long each layer takes is not measured.
+
+        Raises:
+            EngineLoadError: if TensorRT does not tell.
+        """
+        engine, trt = self._engine, self._flavor.trt
+        with _translated(self._flavor, "could not name the engine's layers"):
+            inspector = engine.create_engine_inspector()
+            if inspector is None:
+                raise RuntimeError("no inspector")
+            return engine_layers(str(inspector.get_engine_information(trt.LayerInformationFormat.JSON)))
 
     def close(self) -> None:
         """Free the engine. All of its contexts must be closed."""

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from ...errors import EngineLoadError, PrecisionError
+from ..base import EngineLayer
 
 _NUMPY = {
     "FLOAT": "float32",
@@ -135,6 +136,17 @@ def prove_engine_types(report: str, *, obeyed: bool) -> None:
     raise PrecisionError(
         f"fp16 was asked for, and none of the {computing} layers of the engine that compute is in half precision."
     )
+
+
+def engine_layers(report: str) -> list[EngineLayer]:
+    """Return the layers that the engine inspector names."""
+    layers = []
+    for entry in _entries(report):
+        about = entry if isinstance(entry, dict) else {"Name": str(entry)}  # names alone, of engines without details
+        outputs = about.get("Outputs", [])
+        dtype = next((str(output.get("Format/Datatype", "")) for output in outputs if isinstance(output, dict)), "")
+        layers.append(EngineLayer(str(about.get("Name", "")), str(about.get("LayerType", "")), dtype, None))
+    return layers
 
 
 def _entries(report: str) -> list[Any]:
