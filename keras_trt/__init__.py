@@ -52,6 +52,7 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "accelerate": "api",
+    "find_precision_plan": "bisection",
     "EngineCache": "cache",
     "EngineCheckpoint": "callbacks",
     "EngineValidation": "callbacks",
@@ -112,6 +113,7 @@ __all__ = [
     "accelerate",
     "doctor",
     "export_onnx",
+    "find_precision_plan",
     "load",
 ]
 

@@ -16,6 +16,7 @@ from .options import BuildOptions
 from .predictor import Predictor
 from .provision import provision
 from .report import Report
+from .tune import tune
 
 
 def accelerate(model: Any, *, options: BuildOptions | None = None, **keywords: Any) -> TRTModel:
@@ -34,7 +35,8 @@ def accelerate(model: Any, *, options: BuildOptions | None = None, **keywords: A
         options: a `BuildOptions`. Defaults to `None`: its defaults.
         **keywords: fields of `BuildOptions`, put over `options`: `precision`, `backend`, `batch_sizes`,
             `profiles`, `sample`, `optimization_level`, `refittable`, `verify`, `fallback`, `cache`, `device`, `build`,
-            `build_timeout`, `verbose`.
+            `build_timeout`, `verbose`; for 8 bits `calibration_data` and `calibration_method`; for mixtures
+            `precision_plan`; for `precision="auto"` `validation_data`, `accuracy_budget`, `monitor` and `mode`.
 
     Returns:
         A `TRTModel`.
@@ -65,7 +67,8 @@ def accelerate(model: Any, *, options: BuildOptions | None = None, **keywords: A
             raise EngineLoadError(" ".join(unusable))
         refuse(source.only_keras_can(model))
         head = split(model)
-        ready = provision(head.tail if head is not None else model, backend, chosen, cache_of(chosen), head)
+        obtain = tune if chosen.precision == "auto" else provision
+        ready = obtain(head.tail if head is not None else model, backend, chosen, cache_of(chosen), head)
     except InputError:
         raise  # the user's sample: nothing that another engine could mend
     except KerasTRTError as error:
@@ -80,8 +83,10 @@ def accelerate(model: Any, *, options: BuildOptions | None = None, **keywords: A
     if unusable:
         warn(f"{report.title} runs '{model.name}' on the CPU: {' '.join(unusable)}", FallbackWarning)
     if report.fell_back:
+        kept = f" but for {', '.join(report.kept_float32)} in float32" if report.kept_float32 else ""
         warn(
-            f"'{model.name}' runs in {report.precision}, not as asked: {'; '.join(report.fell_back)}.", FallbackWarning
+            f"'{model.name}' runs in {report.precision}{kept}, not as asked: {'; '.join(report.fell_back)}.",
+            FallbackWarning,
         )
     if chosen.verbose:
         print(report)  # noqa: T201 (as Keras's own verbose)

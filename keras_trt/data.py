@@ -16,6 +16,31 @@ from .errors import InputError
 Array = np.ndarray[Any, np.dtype[Any]]
 
 
+def labelled(given: Any) -> tuple[Any, Any, Any]:
+    """Return the inputs, answers and weights of rows in anything that Keras's `evaluate` takes, as whole arrays.
+
+    Args:
+        given: `(x, y)`, `(x, y, sample_weight)`, or what `keras_batches` takes.
+
+    Raises:
+        InputError: for data of no kind that Keras knows, and such without answers.
+    """
+    import keras
+    from keras.src.trainers.data_adapters.data_adapter_utils import unpack_x_y_sample_weight
+
+    batches = [given] if isinstance(given, tuple) else _batches(given, None, None)[0]
+    parts = [unpack_x_y_sample_weight(batch) for batch in batches]
+    x, y, weights = (
+        None if each[0] is None else keras.tree.map_structure(lambda *arrays: np.concatenate(arrays), *each)
+        for each in (zip(*parts, strict=True) if parts else [(None,)] * 3)
+    )
+    if y is None:
+        raise InputError(
+            "`validation_data` has no answers to compare with. It is (x, y), or a dataset of such batches."
+        )
+    return x, y, weights
+
+
 def keras_batches(x: Any, batch_size: int | None, steps: int | None) -> tuple[Iterator[Any], int | None]:
     """Return the batches of inputs in anything that Keras's `predict` takes, and how many there are if it is known.
 
@@ -28,9 +53,15 @@ def keras_batches(x: Any, batch_size: int | None, steps: int | None) -> tuple[It
         InputError: for data of no kind that Keras knows, and for arguments that do not go with its kind.
     """
     require("keras", package="keras", extra="tensorflow", purpose="Data that is no array")
+    from keras.src.trainers.data_adapters.data_adapter_utils import unpack_x_y_sample_weight
+
+    batches, count = _batches(x, batch_size, steps)
+    return (unpack_x_y_sample_weight(batch)[0] for batch in batches), count
+
+
+def _batches(x: Any, batch_size: int | None, steps: int | None) -> tuple[Iterator[Any], int | None]:
     # Keras has no public door to its adapters. They are the same from 3.10 on.
     from keras.src.trainers import data_adapters
-    from keras.src.trainers.data_adapters.data_adapter_utils import unpack_x_y_sample_weight
 
     try:
         adapter = data_adapters.get_data_adapter(x, batch_size=batch_size, steps_per_epoch=steps, shuffle=False)
@@ -48,7 +79,7 @@ def keras_batches(x: Any, batch_size: int | None, steps: int | None) -> tuple[It
         adapter.on_epoch_begin()
         done = 0
         for batch in adapter.get_numpy_iterator():
-            yield unpack_x_y_sample_weight(batch)[0]
+            yield batch
             done += 1
             if done == steps:
                 break

@@ -17,9 +17,10 @@ from .export.signature import input_signature
 from .findings import Finding
 from .gate import Gate, user_sample
 from .head import Head, split
+from .ladder import LADDER, Rung, lacks
 from .loading import keras_model
-from .options import BuildOptions, shapes_for, unknown_sizes
-from .provision import LADDER, lacks, typed_graph
+from .options import BuildOptions, precision_of, shapes_for, unknown_sizes
+from .precision import Quantization, even_thresholds
 
 _RAISES = "`accelerate` raises"
 
@@ -185,7 +186,7 @@ def _sizes_and_rows(
 
 
 def _judged(model: Any, exported: ExportedModel, options: BuildOptions, judge: Judge) -> Iterator[Finding]:
-    ladder = LADDER[options.precision or judge.default_precision]
+    ladder = LADDER[precision_of(options, judge.default_precision)]
     for i, precision in enumerate(ladder):
         below = [other for other in ladder[i + 1 :] if lacks(judge, other) is None]
         cost = f"runs in {below[0]}" if below else Finding.cost
@@ -193,7 +194,9 @@ def _judged(model: Any, exported: ExportedModel, options: BuildOptions, judge: J
             if (why := lacks(judge, precision)) is not None:
                 yield Finding(f"{why}.", cost=cost)
                 continue
-            graph = typed_graph(exported, precision)
+            # Which ranges numbers have is nothing to a parser.
+            eight_bits = Quantization(judge.beside_8_bits, even_thresholds(exported.onnx))
+            graph = Rung(precision, quantization=eight_bits).graph(exported)
         except BuildError as error:
             yield Finding(str(error), cost=cost)
             continue

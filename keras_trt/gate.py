@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 from . import source, verify
@@ -21,15 +22,17 @@ _logger = logging.getLogger("keras_trt")
 _SAMPLE_ROWS = 4
 
 
-def user_sample(options: BuildOptions, takes: Signature) -> list[Array] | None:
-    """Return the flat rows of `options.sample`, or `None` where there are none.
+def user_sample(
+    options: BuildOptions, takes: Signature, otherwise: Sequence[Array] | None = None
+) -> list[Array] | None:
+    """Return the flat rows of `options.sample`, or as many of `otherwise` where there are none.
 
     Raises:
         InputError: if they do not fit the model, or there are too few.
     """
-    if options.sample is None:
+    if options.sample is None and otherwise is None:
         return None
-    sample = standardize(options.sample, takes)
+    sample = list(otherwise or ()) if options.sample is None else standardize(options.sample, takes)
     fixed, received = _fixed_batch(takes), len(sample[0])
     if received < (fixed or 1):
         raise InputError(
@@ -102,6 +105,10 @@ class Gate:
     def check(self, session: Session, signature: Signature, precision: Precision) -> tuple[Difference, ...]:
         """Compare an engine with Keras, on the whole sample and on one row of it, in the way that production runs.
 
+        Where rows do not depend on each other, they are then put into other places of other batches: of the optimum
+        and the largest size, and into a tail of one row. Without a GPU, whose kernels differ by size, they only change
+        places.
+
         With a head, on a sample, it is the whole model whose answers count, and the head runs in front of the engine.
 
         Returns:
@@ -113,6 +120,7 @@ class Gate:
         rows = self._sample if self._sample is not None else self._random()
         batches = [rows] if _fixed_batch(self._takes) is not None else [rows, [array[:1] for array in rows]]
         worst: list[Difference] = []
+        answers: list[Array] | None = None
         for given in batches:
             some = self._through_head(given)
             if session.takes(some) is not None:
@@ -123,6 +131,7 @@ class Gate:
                 if worst:
                     continue  # a model that takes whole batches, and not one row of them
                 raise VerificationError(f"The model fails on the sample ({type(error).__name__}: {error})") from error
+            answers = expected if answers is None else answers
             # On a GPU the second run of a shape records a graph, and the third and all later ones launch it.
             for _ in range(3 if session.keeps_state else 1):
                 with _failures("The engine fails on the sample"):
@@ -130,13 +139,34 @@ class Gate:
                 found = verify.compare(expected, actual, signature.outputs, verify.LIMITS[precision])
                 pairs = zip(worst or found, found, strict=True)
                 worst = [max(pair, key=lambda one: one.relative_l2) for pair in pairs]
-        if not worst:
+        if not worst or answers is None:
             raise VerificationError(
                 f"The sample has {len(rows[0])} rows, and the engine takes none such: give another `sample`."
             )
+        if session.rows_independent and _fixed_batch(self._takes) is None:
+            worst = self._in_other_places(session, answers, worst)
         if bad := [str(one) for one in worst if not one.within]:
             raise VerificationError(f"the engine differs from Keras: {'; '.join(bad)}")
         return tuple(worst)
+
+    def _in_other_places(
+        self, session: Session, answers: Sequence[Array], found: Sequence[Difference]
+    ) -> list[Difference]:
+        """Return the differences with the worst row of each output, in any place of batches of other sizes."""
+        rows = self.rows()
+        count = len(rows[0])
+        _, optimum, largest = session.profile.batch
+        rowwise = [0.0] * len(found)
+        for size in (optimum, largest + 1) if session.keeps_state else (count,):
+            order = [(place + 1) % count for place in range(size)]
+            for _ in range(3 if session.keeps_state else 1):  # as in `check`
+                with _failures("The engine fails on the sample"):
+                    got = session.run([array[order] for array in rows])
+            rowwise = [
+                max(before, verify.worst_row(wanted, one, order))
+                for before, wanted, one in zip(rowwise, answers, got, strict=True)
+            ]
+        return [replace(one, worst_row=row) for one, row in zip(found, rowwise, strict=True)]
 
     def rows(self) -> list[Array]:
         """Return the rows that engines are compared on, as an engine takes them."""

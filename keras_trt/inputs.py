@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from ._warn import warn
+from .cache import digest
 from .errors import InputError
 from .specs import Signature, TensorSpec, flatten, leaf_paths
 
@@ -184,3 +185,11 @@ def _standardize_one(leaf: Any, spec: TensorSpec, *, guessed: bool) -> Array:
     if texts or (guessed and array.dtype.kind in "biu"):
         return array  # Keras would let the model compute in integers; the engine objects (`Session.takes`)
     return array.astype(spec.dtype, copy=False)
+
+
+def digest_of(rows: Sequence[Any] | None) -> str | None:
+    """Return the digest of flat arrays: their types, shapes and numbers."""
+    if rows is None:
+        return None
+    arrays = [np.ascontiguousarray(array) for array in rows]
+    return digest("arrays", {"arrays": [[one.dtype.name, list(one.shape), one.tobytes()] for one in arrays]})

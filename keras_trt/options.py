@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
@@ -13,14 +13,17 @@ from .specs import OptimizationProfile, ShapeRange, TensorSpec
 if TYPE_CHECKING:
     from .cache import EngineCache
 
-Precision = Literal["fp16", "tf32", "fp32"]
+Precision = Literal["fp8", "int8", "fp16", "bf16", "tf32", "fp32"]
 BackendName = Literal["auto", "tensorrt", "tensorrt_rtx", "onnxruntime"]
 
 #: Options that end up in the engine itself. Each is part of the engine key; changing one means another engine.
-ENGINE_OPTIONS = frozenset({"precision", "batch_sizes", "profiles", "optimization_level", "refittable"})
+ENGINE_OPTIONS = frozenset(
+    {"precision", "batch_sizes", "profiles", "optimization_level", "refittable"}
+    | {"calibration_data", "calibration_method", "precision_plan"}
+)
 #: Options that choose where, whether and how loudly, but never which numbers come out. `backend` and `device`
 #: enter the key through the identity of what they choose, `sample` through the shapes that follow from it.
-OTHER_OPTIONS = frozenset(
+OTHER_OPTIONS = frozenset({"validation_data", "accuracy_budget", "monitor", "mode"}) | frozenset(
     {"backend", "sample", "verify", "fallback", "cache", "device", "build", "build_timeout", "verbose"}
 )
 
@@ -30,8 +33,16 @@ class BuildOptions:
     """Options of `accelerate`. All of them can also be given to it as keywords.
 
     Args:
-        precision: `"fp16"`, `"tf32"` or `"fp32"` (strict float32, no TF32). Defaults to `None`: `"fp16"` on
-            TensorRT and `"fp32"` on ONNX Runtime.
+        precision: `"fp16"`, `"bf16"`, `"tf32"`, `"fp32"` (strict float32, no TF32), `"int8"` or `"fp8"`;
+            `"auto"` measures all that can run and keeps the fastest within `accuracy_budget`. Defaults to `None`:
+            `"fp16"` on TensorRT and `"fp32"` on ONNX Runtime.
+        validation_data: for `"auto"`: `(x, y)`, `(x, y, sample_weight)`, or a dataset of them. Defaults to `None`.
+        accuracy_budget: for `"auto"`: how much worse than Keras's the metric may be, in its own unit. Defaults to
+            `0.0`.
+        monitor: for `"auto"`: name of a compiled metric or `"loss"`, or a callable `(y, y_pred) -> float`. Defaults to
+            `None`: the first compiled metric, else the loss.
+        mode: for `"auto"`: whether the metric is better as it is larger, `"max"`, or smaller, `"min"`. Defaults to
+            `"auto"`: smaller for losses and errors, and larger for all else.
         backend: `"tensorrt"`, `"tensorrt_rtx"` or `"onnxruntime"`; one that is named and cannot be used is an
             error. Defaults to `"auto"`: the first of these three that can be used.
         batch_sizes: smallest, most usual and largest batch of the engine. Larger batches are run in chunks.
@@ -41,6 +52,13 @@ class BuildOptions:
         sample: a batch of inputs as `predict` takes them. It is used to verify the engine, and where the model
             does not say them it gives the inputs' structure, types and the sizes of dynamic axes.
             Defaults to `None`: random inputs.
+        calibration_data: for `"int8"` and `"fp8"`: rows like those that the model will see, as arrays or anything else
+            that `predict` takes; some hundred are used. Defaults to `None`.
+        calibration_method: how `"int8"` chooses the range of numbers: `"percentile"`, `"entropy"` (as TensorRT's own
+            calibrator did; slow) or `"minmax"`. Defaults to `"percentile"`.
+        precision_plan: layers that compute in float32 whatever the precision is, `{"name or glob": "float32"}`. A
+            pattern is held against a layer's name, its path (`"block/conv"`) and those of the models that it is in.
+            Defaults to `None`.
         optimization_level: TensorRT's builder optimization level, 0 (fast build) to 5 (fast engine). Defaults to
             `None`: TensorRT's own default.
         refittable: whether the engine can take other weights of the same model in seconds, without a build. TensorRT's
@@ -65,13 +83,20 @@ class BuildOptions:
     (1, 8, 64)
     """
 
-    precision: Precision | None = None
+    precision: Precision | Literal["auto"] | None = None
     backend: BackendName = "auto"
     batch_sizes: Sequence[int] = (1, 32, 128)
     profiles: OptimizationProfile | None = None
     sample: Any = None
     optimization_level: int | None = None
     refittable: bool = False
+    validation_data: Any = None
+    accuracy_budget: float = 0.0
+    monitor: str | Callable[[Any, Any], float] | None = None
+    mode: Literal["auto", "min", "max"] = "auto"
+    calibration_data: Any = None
+    calibration_method: Literal["percentile", "entropy", "minmax"] = "percentile"
+    precision_plan: Mapping[str, Literal["float32"]] | None = None
     verify: bool = True
     fallback: Literal["keras", "raise"] = "keras"
     cache: bool | str | os.PathLike[str] | EngineCache | None = True
@@ -81,8 +106,25 @@ class BuildOptions:
     verbose: Literal["auto", 0, 1] = "auto"
 
     def __post_init__(self) -> None:
-        _choice("precision", self.precision, (None, *get_args(Precision)))
+        _choice("precision", self.precision, (None, "auto", *get_args(Precision)))
+        _choice("mode", self.mode, ("auto", "min", "max"))
+        if (self.precision == "auto") != (self.validation_data is not None):
+            raise ValueError(
+                "`precision='auto'` and `validation_data` go together: the metric on them chooses. Received: "
+                f"precision={self.precision!r}, validation_data={'some' if self.validation_data is not None else None}"
+            )
+        budget = self.accuracy_budget
+        if isinstance(budget, bool) or not isinstance(budget, int | float) or not budget >= 0:
+            raise ValueError(f"`accuracy_budget` is 0 or more. Received: accuracy_budget={budget!r}")
         _choice("backend", self.backend, get_args(BackendName))
+        _choice("calibration_method", self.calibration_method, ("percentile", "entropy", "minmax"))
+        plan = self.precision_plan
+        if plan is not None and not (
+            isinstance(plan, Mapping) and all(isinstance(key, str) and plan[key] == "float32" for key in plan)
+        ):
+            raise ValueError(
+                f"`precision_plan` says which layers are float32, as {{'block5/*': 'float32'}}. Received: {plan!r}"
+            )
         _choice("fallback", self.fallback, ("keras", "raise"))
         _choice("build", self.build, ("thread", "process"))
         if self.build_timeout is not None and (self.build != "process" or not self.build_timeout > 0):
@@ -139,6 +181,11 @@ class BuildOptions:
                 f"Unknown option{'s' * (len(unknown) > 1)} {', '.join(unknown)}. Known are {', '.join(known)}."
             )
         return replace(options or cls(), **keywords)
+
+
+def precision_of(options: BuildOptions, default: Precision) -> Precision:
+    """Return the precision to start with: the default of a backend where none is asked for by name."""
+    return default if options.precision is None or options.precision == "auto" else options.precision
 
 
 def _choice(name: str, value: Any, allowed: Sequence[Any]) -> None:

@@ -18,8 +18,9 @@ import numpy as np
 
 from . import artifact, errors, fingerprint
 from ._version import __version__
-from .backends import Backend, Judge
+from .backends import Backend
 from .cache import EngineCache, digest, nearest
+from .calibration import calibration_rows
 from .engines import Check, Engines, Made, Wanted, costs_of, profile
 from .errors import (
     BuildError,
@@ -36,21 +37,16 @@ from .export.signature import input_signature
 from .export.stored import pack, unpack
 from .gate import Gate, user_sample
 from .head import Head
-from .options import BuildOptions, Precision, shapes_for
-from .precision import typed
+from .inputs import digest_of
+from .ladder import Ladder, Rung, lacks, planned
+from .options import BuildOptions, Precision, precision_of, shapes_for
+from .precision import Quantization, calibrate
 from .report import Report
 from .runtime import Session
 from .specs import ShapeRange, Signature, TensorSpec
 from .verify import Difference
 
 _logger = logging.getLogger("keras_trt")
-
-#: What is tried when an engine in a precision fails verification: each is closer to Keras than the one before.
-LADDER: Mapping[Precision, tuple[Precision, ...]] = {
-    "fp16": ("fp16", "tf32", "fp32"),
-    "tf32": ("tf32", "fp32"),
-    "fp32": ("fp32",),
-}
 
 #: Why a precision does not run, where it will not run next time either; a build that failed may have lacked memory.
 _LASTING = ("PrecisionError", "VerificationError")
@@ -109,11 +105,15 @@ class _Provision:
         with self.engines.timed("total"):
             self.takes: Signature = input_signature(self.model, self.options.sample)
             self.live: tuple[TensorSpec, ...] = self.takes.inputs
-            given = user_sample(self.options, self.takes if self.head is None else self.head.signature)
+            whole = self.takes if self.head is None else self.head.signature
+            calibration = calibration_rows(self.options, whole)
+            # Where 8 bits are compared with Keras on other rows than they are made for, they are far from it.
+            given = user_sample(self.options, whole, calibration)
+            self.calibration = calibration if calibration is None or self.head is None else self.head(calibration)
             self.sample = given if given is None or self.head is None else self.head(given)
             self.ranges: tuple[ShapeRange, ...] = shapes_for(self.live, self.options, self.sample)
             self.gate = Gate(self.model, self.takes, self.ranges, given, self.head)
-            self.asked: Precision = self.options.precision or self.backend.default_precision
+            self.asked: Precision = precision_of(self.options, self.backend.default_precision)
             self.refittable = self.options.refittable or not self.backend.refit_costs
             with self.engines.timed("keys"):
                 self.fields = self._record_fields()
@@ -137,13 +137,15 @@ class _Provision:
             _logger.info("'%s' is exported at each start: %s", self.model.name, reason)
             return None
         return {
-            "layout": 2,  # of the record itself: raised when it holds other things
+            "layout": 3,  # of the record itself: raised when it holds other things
             "structure": structure,
             "weights": weights,
             "inputs": [[list(spec.shape), spec.dtype] for spec in self.live],
             "input structure": self.takes.input_structure,
             "types guessed": self.takes.types_guessed,
-            "sample": self._sample_digest(),  # an engine is trusted on the rows that it was compared on
+            "calibration": [digest_of(self.calibration), self.options.calibration_method],
+            "precision plan": sorted(self.options.precision_plan or ()),
+            "sample": digest_of(self.sample),  # an engine is trusted on the rows that it was compared on
             **self.engines.options(
                 self.asked, self.ranges, self.options.optimization_level, refittable=self.refittable
             ),
@@ -164,12 +166,6 @@ class _Provision:
         else:
             why = "; ".join(found.changes) or "its record, or the engine, was deleted"
             _logger.info("'%s' has no engine in the cache: %s (nearest: %s)", self.model.name, why, found.item.key[:12])
-
-    def _sample_digest(self) -> str | None:
-        if self.sample is None:
-            return None
-        rows = [np.ascontiguousarray(array) for array in self.sample]
-        return digest("sample", {"arrays": [[array.dtype.name, list(array.shape), array.tobytes()] for array in rows]})
 
     # Warm.
 
@@ -209,7 +205,7 @@ class _Provision:
             self._store_record(key, {**record, "differences": [vars(one) for one in differences]})
         graph = self.engines.graph(record["engine"], record["graph"])
         made = Made(record["engine"], session, "cache", differences, graph)
-        return self._ready(made, signature, record["precision"], fell_back)
+        return self._ready(made, signature, record["precision"], fell_back, tuple(record["kept_float32"]))
 
     # Cold.
 
@@ -220,21 +216,27 @@ class _Provision:
             independent = not self.gate.rows_depend(exported.signature)
         fell_back: list[tuple[str, str]] = []  # error class and reason
         failures: list[KerasTRTError] = []
-        for precision in LADDER[self.asked]:
-            if (why := lacks(self.backend, precision)) is not None:
-                if precision == self.asked:
+        keep = planned(self.options.precision_plan, self.model, exported)
+        ladder = Ladder(self.asked, self._quantization(exported), keep)
+        for rung in ladder:
+            if (why := lacks(self.backend, rung.precision)) is not None:
+                if rung.precision == self.asked:
                     self._refuse_precision(why)
                 fell_back.append(("PrecisionError", why))
                 continue
             try:
-                return self._build_one(key, exported, precision, independent, fell_back)
+                return self._build_one(key, exported, rung, independent, fell_back)
             except UnsupportedOperatorError:
                 raise  # no other precision would help
             except (VerificationError, BuildError) as error:
                 if self.options.fallback == "raise":
                     raise
                 failures.append(error)
-                fell_back.append((type(error).__name__, f"{precision}: {error}"))
+                kept = rung.layers(self.model)
+                form = f"{rung.precision} but for {', '.join(kept)}" if kept else rung.precision
+                fell_back.append((type(error).__name__, f"{form}: {error}"))
+                if isinstance(error, VerificationError):
+                    ladder.failed(rung, exported, self.gate.rows())
         if all(isinstance(error, BuildError) for error in failures):
             raise failures[-1]
         reasons = "; ".join(why for _, why in fell_back)
@@ -265,16 +267,26 @@ class _Provision:
                 f"{why}. Received: precision={self.asked!r}, allowed: {', '.join(self.backend.precisions)}."
             )
 
+    def _quantization(self, exported: ExportedModel) -> Quantization | None:
+        if self.calibration is None or lacks(self.backend, self.asked):
+            return None
+        feeds = {spec.name: rows for spec, rows in zip(exported.signature.inputs, self.calibration, strict=True)}
+        # For floats of 8 bits no range is finer than another.
+        method = "minmax" if self.asked == "fp8" else self.options.calibration_method
+        with self.engines.timed("calibrate"):
+            return Quantization(self.backend.beside_8_bits, calibrate(exported.onnx, feeds, method))
+
     def _build_one(
         self,
         key: str | None,
         exported: ExportedModel,
-        precision: Precision,
+        rung: Rung,
         independent: bool,
         fell_back: Sequence[tuple[str, str]],
     ) -> Provisioned:
+        precision, kept = rung.precision, rung.layers(self.model)
         with self.engines.timed("precision"):
-            graph = typed_graph(exported, precision)
+            graph = rung.graph(exported)
         signature = exported.signature
         level = self.options.optimization_level
         wanted = Wanted(
@@ -299,17 +311,25 @@ class _Provision:
                 "rows_independent": independent,
                 "differences": [vars(one) for one in made.differences],
                 "fell_back": list(fell_back),
+                "kept_float32": list(kept),
             }
             self._store_record(key, record)
         reasons = tuple(why for _, why in fell_back)
-        return self._ready(made, signature, precision, reasons)
+        return self._ready(made, signature, precision, reasons, kept)
 
     # Parts of both.
 
     def _check(self, signature: Signature, precision: Precision) -> Check:
         return lambda session: self.gate.check(session, signature, precision)
 
-    def _ready(self, made: Made, signature: Signature, precision: Precision, fell_back: tuple[str, ...]) -> Provisioned:
+    def _ready(
+        self,
+        made: Made,
+        signature: Signature,
+        precision: Precision,
+        fell_back: tuple[str, ...],
+        kept: tuple[str, ...],
+    ) -> Provisioned:
         backend = self.backend
         report = Report(
             backend=backend.name,
@@ -322,6 +342,7 @@ class _Provision:
             differences=made.differences,
             rows_independent=made.session.rows_independent,
             fell_back=fell_back,
+            kept_float32=kept,
             on_cpu=self.head.layers if self.head is not None else (),
         )
         contents = partial(self._contents, made, signature, precision)
@@ -362,23 +383,6 @@ class _Provision:
 
     def _store_record(self, key: str, record: Mapping[str, Any]) -> None:
         self.engines.store(lambda cache: cache.put_record(key, record))
-
-
-def lacks(judge: Judge, precision: Precision) -> str | None:
-    """Return what is said where a backend does not have a precision, or `None` where it has."""
-    return None if precision in judge.precisions else f"{judge.title} has no {precision}"
-
-
-def typed_graph(exported: ExportedModel, precision: Precision) -> bytes:
-    """Return the graph in the types of a precision.
-
-    Raises:
-        BuildError: if it has no such form.
-    """
-    try:
-        return typed(exported.onnx, precision)
-    except Exception as error:  # the converter and onnx's checker raise kinds of their own
-        raise BuildError(f"The graph could not be converted to {precision}: {error}") from error
 
 
 def _versions() -> dict[str, str]:

@@ -17,6 +17,28 @@ _HOW = {
 
 
 @dataclass(frozen=True)
+class Candidate:
+    """A precision that `precision="auto"` tried.
+
+    Attributes:
+        precision: its name; `"keras"` is the model itself.
+        metric: the monitored metric on the validation data, where there is an engine.
+        milliseconds: median time of a batch of the usual size, where it was measured.
+        outcome: `"chosen"`, or why it is not.
+    """
+
+    precision: str
+    metric: float | None
+    milliseconds: float | None
+    outcome: str
+
+    def __str__(self) -> str:
+        metric = "" if self.metric is None else f"{self.metric:.6g}"
+        taken = "" if self.milliseconds is None else f"{self.milliseconds:.3f} ms"
+        return f"  {self.precision:<6}{metric:>12}{taken:>14}  {self.outcome}"
+
+
+@dataclass(frozen=True)
 class Report:
     """What a `TRTModel` runs, and how it came to be.
 
@@ -25,14 +47,17 @@ class Report:
         title: the backend with its version, for people.
         device: `"cpu"`, or as `"cuda:0"`.
         device_name: product name of the device.
-        precision: the precision that runs: `"fp16"`, `"tf32"` or `"fp32"`; `"keras"` where Keras runs.
+        precision: the precision that runs, as `"fp16"`; `"keras"` where Keras runs.
         origin: `"built"`; `"cache"`; `"refitted"` where an engine in the cache was given other weights; `"artifact"`
             where the plan or graph of a loaded file runs as it is; `"keras"` where there is no engine.
         seconds: wall time of each step that was taken, by name: `keys`, `weights` (put into a stored export), `export`,
-            `precision`, `refit`, `build`, `load`, `verify`, and `total`.
+            `calibrate`, `precision`, `refit`, `build`, `load`, `verify`, and `total`.
         differences: the engine against Keras, per output, when it was verified; empty where it was not.
         rows_independent: whether a row's answer does not depend on its batch, so that batches may be regrouped.
         fell_back: why each thing that was tried first does not run, in order.
+        kept_float32: the layers that compute in float32 although the engine's precision is lower, since numbers in
+            them leave its range, or `precision_plan` says so.
+        candidates: what `precision="auto"` tried, in order.
         on_cpu: the layers that TensorFlow runs on the CPU in front of the engine: those that take strings or look
             values up.
     """
@@ -47,7 +72,9 @@ class Report:
     differences: tuple[Difference, ...] = ()
     rows_independent: bool = False
     fell_back: tuple[str, ...] = ()
+    kept_float32: tuple[str, ...] = ()
     on_cpu: tuple[str, ...] = ()
+    candidates: tuple[Candidate, ...] = ()
 
     def __str__(self) -> str:
         took = f"{self.seconds.get('total', 0.0):.2f} s"
@@ -55,4 +82,6 @@ class Report:
             return "keras_trt: Keras runs this model."
         how = _HOW[self.origin]
         front = f", behind {', '.join(self.on_cpu)} on the CPU" if self.on_cpu else ""
-        return f"keras_trt: {self.title} on {self.device_name}, {self.precision}{front}: {how} ({took})."
+        kept = f" but for {', '.join(self.kept_float32)} in float32" if self.kept_float32 else ""
+        line = f"keras_trt: {self.title} on {self.device_name}, {self.precision}{kept}{front}: {how} ({took})."
+        return "\n".join([line, *map(str, self.candidates)])

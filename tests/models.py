@@ -78,6 +78,15 @@ def integers(below: int, *shape: int, dtype: str = "int32") -> Callable[[int], n
     return lambda rows: np.random.default_rng(2).integers(0, below, (rows, *shape)).astype(dtype)
 
 
+def cancelling() -> Any:
+    """A model that half precision cannot run, though its numbers are small: a difference of nearly equal products."""
+    inputs = keras.Input((4,))
+    one, other = kl.Dense(3, name="one"), kl.Dense(3, name="other")
+    model = keras.Model(inputs, kl.Rescaling(1e3)(kl.Subtract()([one(inputs), other(inputs)])))
+    other.kernel.assign(one.kernel + 1e-3 * np.random.default_rng(3).standard_normal((4, 3)))
+    return model
+
+
 # Models that need a class.
 
 

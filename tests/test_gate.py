@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from keras_trt import provision as provision_module
+from keras_trt import precision as precision_module
 from keras_trt.cache import EngineCache
 from keras_trt.errors import ExportError, InputError
 
-from .models import accelerate, floats, keras, kl, recorded, same, tf, warns_once
+from .models import accelerate, cancelling, floats, keras, kl, recorded, same, tf, warns_once
 
 
 def _map(function: Any, shape: tuple[int, ...] = (4,), **keywords: Any) -> Any:
@@ -139,7 +139,7 @@ def test_bytes_stay_inside_a_table() -> None:
 
 
 def test_the_ladder_goes_on_from_an_unverified_record(cache: EngineCache) -> None:
-    model = _map(lambda x: keras.ops.tanh(x * 1e-6) * 1e6)  # float16 ends at 65504
+    model = cancelling()
     accelerate(model, cache=cache, precision="fp16", verify=False)
     with recorded() as records:
         fast = accelerate(model, cache=cache, precision="fp16")
@@ -148,14 +148,14 @@ def test_the_ladder_goes_on_from_an_unverified_record(cache: EngineCache) -> Non
 
 
 def test_a_precision_that_cannot_be_made_is_no_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    real = provision_module.typed
+    real = precision_module.typed
 
-    def broken(graph: bytes, precision: Any) -> bytes:
+    def broken(graph: bytes, precision: Any, *rest: Any) -> bytes:
         if precision == "fp16":
             raise ValueError("The graph has a cycle.")
-        return real(graph, precision)
+        return real(graph, precision, *rest)
 
-    monkeypatch.setattr(provision_module, "typed", broken)
+    monkeypatch.setattr(precision_module, "typed", broken)
     with recorded() as records:
         fast = accelerate(_map(lambda x: x), precision="fp16")
     warns_once(records, "cycle")

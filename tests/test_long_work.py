@@ -69,7 +69,7 @@ def test_a_build_that_takes_too_long_is_ended() -> None:
 def test_errors_of_the_child_are_those_of_the_backend() -> None:
     profile = OptimizationProfile({"x": ShapeRange((1, 2), (1, 2), (1, 2))})
     with pytest.raises(keras_trt.UnsupportedOperatorError, match="ONNX Runtime refused the graph"):
-        child.build(OnnxRuntimeBackend(), b"no graph", BuildSpec("fp32", profile), 60, lambda _: None)
+        child.build(OnnxRuntimeBackend(), b"no graph", BuildSpec("fp32", profile), None, 60, lambda _: None)
 
 
 def test_ctrl_c_ends_the_child() -> None:
@@ -77,7 +77,7 @@ def test_ctrl_c_ends_the_child() -> None:
     profile = OptimizationProfile({"x": ShapeRange((1, 2), (1, 2), (1, 2))})
     timer.start()
     with pytest.raises(KeyboardInterrupt):
-        child.build(OnnxRuntimeBackend(), bytes(10), BuildSpec("fp32", profile), 60, lambda _: None)
+        child.build(OnnxRuntimeBackend(), bytes(10), BuildSpec("fp32", profile), None, 60, lambda _: None)
     assert not [one for one in psutil.Process().children() if "keras_trt" in " ".join(one.cmdline())]
 
 

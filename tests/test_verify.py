@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from keras_trt.specs import TensorSpec
-from keras_trt.verify import LIMITS, compare, random_samples, rows_depend
+from keras_trt.verify import LIMITS, Difference, compare, random_samples, rows_depend, worst_row
 
 OUTPUT = [TensorSpec("y", (None, 3), "float32")]
 WANTED = np.array([[1.0, 2.0, 3.0], [4.0, 5.0, 6.0]], "float32")
@@ -59,6 +59,27 @@ class TestCompare:
         assert difference(np.zeros((2, 3)), np.zeros((2, 3))).within
         assert not difference(np.zeros((2, 3)), np.full((2, 3), 1e-9)).within
 
+    def test_what_else_is_said_of_an_output(self) -> None:
+        same = difference(WANTED, WANTED)
+        assert (same.cosine, same.argmax, same.not_finite) == (pytest.approx(1), 1, 0)
+        turned = difference(WANTED, WANTED[:, ::-1], limit=10)
+        assert (turned.argmax, turned.not_finite) == (0, 0)
+        assert 0.9 < turned.cosine < 0.97
+        broken = difference(WANTED, np.where(WANTED > 4, np.nan, WANTED))
+        assert (broken.cosine, broken.not_finite) == (0, 2)
+        assert "NaN or infinity in 2 places" in str(broken)
+
+    def test_one_row_in_one_place(self) -> None:
+        wanted = np.eye(3, dtype="float32")
+        got = wanted[[1, 2, 0, 1]]
+        assert worst_row(wanted, got, [1, 2, 0, 1]) == 0
+        got[3] *= 1.1
+        assert worst_row(wanted, got, [1, 2, 0, 1]) == pytest.approx(0.1)
+        assert worst_row(wanted, wanted, [1, 2, 0]) > 1
+        assert worst_row(wanted, got, [0, 1]) == np.inf
+        assert not Difference("y", 0.0, 0.1, 1e-2, worst_row=0.05).within
+        assert Difference("y", 0.0, 0.1, 1e-2, worst_row=0.03).within
+
     @given(st.floats(1e-6, 1.0), st.integers(0, 2**32 - 1))
     def test_measures_the_relative_error_that_was_made(self, size: float, seed: int) -> None:
         generator = np.random.default_rng(seed)
@@ -98,8 +119,9 @@ class TestRowsDepend:
             lambda y: np.concatenate([y, y]),
             lambda y: y + 0.01 * y.sum(axis=0),
             lambda y: np.where(y == y.max(axis=0), np.inf, y),
+            lambda y: y * np.arange(1, len(y) + 1)[:, None],
         ],
-        ids=["mean", "max", "size", "sort", "reverse", "cumsum", "reduced", "scalar", "doubled", "weak", "infinite"],
+        ids=["mean", "max", "size", "sort", "back", "cumsum", "reduced", "scalar", "doubled", "weak", "inf", "place"],
     )
     def test_mixed(self, function: Any) -> None:
         assert rows_depend(rows(function), self.samples)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -84,6 +84,7 @@ class Judge(Protocol):
         title: name and version for people.
         default_precision: what `precision=None` means.
         precisions: the precisions that it can run.
+        beside_8_bits: the precision of what is not quantized in an int8 or fp8 graph.
     """
 
     @property
@@ -92,6 +93,8 @@ class Judge(Protocol):
     def default_precision(self) -> Precision: ...
     @property
     def precisions(self) -> Sequence[Precision]: ...
+    @property
+    def beside_8_bits(self) -> Literal["fp16", "fp32"]: ...
 
     def supports(self, onnx: bytes) -> list[Finding]:
         """Return what it refuses in a typed graph; nothing is built.

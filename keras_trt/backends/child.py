@@ -52,17 +52,18 @@ def build(
             "optimization_level": spec.optimization_level,
             "refittable": spec.refittable,
         }
+        known = b"" if timings is None else timings.read()
         if timings is not None:
-            (folder / _TIMINGS).write_bytes(timings.read())
+            (folder / _TIMINGS).write_bytes(known)
         (folder / _ASKED).write_text(json.dumps(asked))
         _run(folder, timeout, report)
         if (folder / _ERROR).exists():
             error = json.loads((folder / _ERROR).read_text())
             kind = getattr(errors, error["kind"])
             raise kind(error["message"], **({"log": error["log"]} if error["log"] else {}))
-        if timings is not None:
+        if timings is not None and (measured := (folder / _TIMINGS).read_bytes()) != known:
             # What others have measured meanwhile is lost, and measured again by who needs it.
-            timings.update(lambda _: (folder / _TIMINGS).read_bytes())
+            timings.update(lambda _: measured)
         return (folder / _PLAN).read_bytes()
 
 

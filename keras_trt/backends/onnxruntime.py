@@ -8,7 +8,7 @@ import statistics
 import tempfile
 from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -28,7 +28,8 @@ class OnnxRuntimeBackend:
 
     name = "onnxruntime"
     default_precision: Precision = "fp32"
-    precisions: tuple[Precision, ...] = ("fp16", "fp32")
+    precisions: tuple[Precision, ...] = ("int8", "fp16", "fp32")
+    beside_8_bits: Literal["fp16", "fp32"] = "fp32"
     device = "cpu"
     refit_costs = False
 

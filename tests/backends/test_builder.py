@@ -35,7 +35,7 @@ def exported(request: pytest.FixtureRequest) -> Any:
     return export(zoo.make(request.param))
 
 
-@pytest.mark.parametrize("precision", ["fp32", "tf32", "fp16"])
+@pytest.mark.parametrize("precision", ["fp32", "tf32", "fp16", "bf16"])
 def test_every_model_builds(builder: PlanBuilder, exported: Any, precision: Any) -> None:
     graph = typed(exported.onnx, precision)
     assert builder.supports(graph) == []
@@ -43,7 +43,7 @@ def test_every_model_builds(builder: PlanBuilder, exported: Any, precision: Any)
     plan = builder.build(graph, spec, for_this_gpu=False)
     assert len(plan) > 1000
     kinds = tensor_types(graph)
-    assert ("float16" in kinds.values()) == (precision == "fp16")
+    assert {"fp16": "float16", "bf16": "bfloat16"}.get(precision, "float32") in kinds.values()
 
 
 def graph(operator: str, **attributes: Any) -> bytes:
@@ -146,18 +146,18 @@ class TestChoose:
             import tensorrt  # noqa: F401
         except ImportError:
             with pytest.raises(MissingDependencyError, match=r"pip install 'keras-trt\[cu13\]'"):
-                choose("tensorrt", 0)
+                choose("tensorrt", [0])
         else:
             pytest.skip("TensorRT is installed here")
 
     @without_gpu
     def test_named_backend_without_a_gpu(self) -> None:
         with pytest.raises(EngineLoadError, match="needs a GPU"):
-            choose("tensorrt_rtx", 0)
+            choose("tensorrt_rtx", [0])
 
     @without_gpu
     def test_auto_ends_at_onnxruntime_and_says_why(self) -> None:
-        backend, reasons = choose("auto", 0)
+        backend, reasons = choose("auto", [0])
         assert backend.name == "onnxruntime"
         assert any("TensorRT-RTX" in reason and "needs a GPU" in reason for reason in reasons)
 

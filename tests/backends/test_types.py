@@ -11,6 +11,11 @@ from keras_trt.backends.tensorrt.flavor import flavor
 from keras_trt.backends.tensorrt.types import engine_layers, prove_engine_types
 from keras_trt.errors import PrecisionError
 
+
+def prove(report: str, *, obeyed: bool) -> None:
+    prove_engine_types(report, "fp16", obeyed=obeyed)
+
+
 FULL, HALF = "Row major linear FP32", "Channel major FP16 format where channel % 8 == 0"
 
 
@@ -25,16 +30,14 @@ def report(*layers: Any) -> str:
 
 
 def test_a_layer_that_computes_in_half_is_the_proof() -> None:
-    prove_engine_types(
-        report(layer("Reformat", "in", FULL, HALF), layer("CaskConvolution", "conv", HALF, HALF)), obeyed=True
-    )
+    prove(report(layer("Reformat", "in", FULL, HALF), layer("CaskConvolution", "conv", HALF, HALF)), obeyed=True)
     newer = {
         "Name": "gemm",
         "LayerType": "gemm",
         "Inputs": [{"Format": "Row major", "Datatype": "Half"}],
         "Outputs": [],
     }
-    prove_engine_types(report(newer), obeyed=False)
+    prove(report(newer), obeyed=False)
 
 
 @pytest.mark.parametrize(
@@ -50,24 +53,31 @@ def test_a_layer_that_computes_in_half_is_the_proof() -> None:
 )
 def test_what_proves_nothing_is_refused(layers: list[Any]) -> None:
     with pytest.raises(PrecisionError, match="none of the"):
-        prove_engine_types(report(*layers), obeyed=True)
+        prove(report(*layers), obeyed=True)
 
 
 def test_a_network_compiled_into_one_layer_counts_only_where_the_builder_had_to_obey() -> None:
     whole = report(layer("Reformat", "in", FULL, HALF), layer("Myelin", "{ForeignNode[a...z]}", FULL, FULL))
-    prove_engine_types(whole, obeyed=True)
+    prove(whole, obeyed=True)
     with pytest.raises(PrecisionError):
-        prove_engine_types(whole, obeyed=False)
+        prove(whole, obeyed=False)
+
+
+def test_eight_bits_are_proved_by_layers_in_eight_bits() -> None:
+    eight = "Thirty-two wide channel vectorized row major Int8 format"
+    prove_engine_types(report(layer("CaskConvolution", "conv", eight, eight)), "int8", obeyed=False)
+    with pytest.raises(PrecisionError, match="int8 was asked for"):
+        prove_engine_types(report(layer("CaskConvolution", "conv", HALF, HALF)), "int8", obeyed=False)
 
 
 def test_control_characters_in_the_report_are_read() -> None:
     raw = report(layer("CaskConvolution", "a@b", HALF, HALF)).replace("@", "\x1e")
-    prove_engine_types(raw, obeyed=True)
+    prove(raw, obeyed=True)
 
 
 def test_a_report_that_is_no_json_proves_nothing() -> None:
     with pytest.raises(PrecisionError, match="cannot be read"):
-        prove_engine_types('{"Layers": [ -inf', obeyed=True)
+        prove('{"Layers": [ -inf', obeyed=True)
 
 
 def test_ctrl_c_inside_tensorrts_logger_is_raised_after_the_call(monkeypatch: pytest.MonkeyPatch) -> None:

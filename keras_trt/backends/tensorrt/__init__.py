@@ -34,7 +34,6 @@ class TensorRTBackend:
     """
 
     default_precision: Precision = PlanBuilder.default_precision
-    precisions: tuple[Precision, ...] = PlanBuilder.precisions
     refit_costs = True
 
     def __init__(self, name: FlavorName, devices: Sequence[int]) -> None:
@@ -60,12 +59,16 @@ class TensorRTBackend:
                     f"Replicas of an engine need GPUs of one kind. Received: device={self._devices}, of which "
                     f"{self._device} is {self._info} and {other} is {info}."
                 )
+        capability = self._info.compute_capability
+        lacking = {name for name, least in (("bf16", (8, 0)), ("fp8", (8, 9))) if capability < least}
+        self.precisions: tuple[Precision, ...] = tuple(one for one in self._flavor.precisions if one not in lacking)
         trt = self._flavor.trt
         if hasattr(trt, "ComputeCapability"):
             # TensorRT-RTX lists the GPUs that it supports, and no data-centre GPU is among them.
             wanted = "SM{}{}".format(*self._info.compute_capability)
             if wanted not in trt.ComputeCapability.__members__:
                 raise EngineLoadError(f"{self.title} does not support {self.device_name} ({wanted}).")
+        self.beside_8_bits = self._flavor.beside_8_bits
         self._builder: PlanBuilder | None = None
 
     def identity(self) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 from ...errors import BuildError, KerasTRTError, UnsupportedOperatorError
 from ...options import Precision
@@ -27,11 +27,12 @@ class PlanBuilder:
     """
 
     default_precision: Precision = "fp16"
-    precisions: tuple[Precision, ...] = ("fp16", "tf32", "fp32")
 
     def __init__(self, flavor: Flavor) -> None:
         self._flavor = flavor
         self.title: str = flavor.title
+        self.precisions: tuple[Precision, ...] = flavor.precisions
+        self.beside_8_bits: Literal["fp16", "fp32"] = flavor.beside_8_bits
         trt = flavor.trt
         with flavor.log() as log:
             try:
@@ -125,11 +126,11 @@ class PlanBuilder:
         profile = self._profile(network, spec)
         if config.add_optimization_profile(profile) < 0:
             raise BuildError(f"{flavor.title} refused the profile {spec.profile}.")
-        halves = 0
+        told = 0
         if flavor.strongly_typed:
             types.prove_network_types(network, asked)
         else:
-            halves = self._choose_types(config, network, spec, asked, obey=obey)
+            told = self._choose_types(config, network, spec, asked, obey=obey)
         if timings is not None and flavor.measures:
             timing.attach(flavor, config, timings.read())
         with monitor.watched(flavor, config, report or (lambda _: None)):
@@ -138,8 +139,8 @@ class PlanBuilder:
             raise BuildError(f"{flavor.title} could not build the engine.")
         if timings is not None and flavor.measures:
             timings.update(lambda stored: timing.merged(flavor, config, stored))
-        if halves:
-            types.prove_engine_types(self._inspect(plan), obeyed=obey)
+        if told:
+            types.prove_engine_types(self._inspect(plan), spec.precision, obeyed=obey)
         return bytes(plan)
 
     def _parse(self, graph: bytes) -> tuple[Any, Any]:
@@ -162,14 +163,18 @@ class PlanBuilder:
         return network, parser
 
     def _choose_types(self, config: Any, network: Any, spec: BuildSpec, asked: dict[str, str], *, obey: bool) -> int:
-        """Bring a weakly typed network to the types of the graph; return how many layers were told to be half."""
+        """Bring a weakly typed network to the types of the graph; return how many layers were told to be lower."""
         trt = self._flavor.trt
         if hasattr(trt, "PreviewFeature") and hasattr(trt.PreviewFeature, "PROFILE_SHARING_0806"):
             # Without it only one context may use the engine's profile: a second one answers garbage.
             config.set_preview_feature(trt.PreviewFeature.PROFILE_SHARING_0806, True)
-        if spec.precision != "fp16" or not hasattr(trt.BuilderFlag, "FP16"):
+        if spec.precision not in ("fp16", "int8") or not hasattr(trt.BuilderFlag, "FP16"):
             return 0
         config.set_flag(trt.BuilderFlag.FP16)
+        if spec.precision == "int8" and hasattr(trt.BuilderFlag, "INT8"):
+            # What is quantized says so by itself, and an order for any layer would hinder its fusion.
+            config.set_flag(trt.BuilderFlag.INT8)
+            return sum(kind == "int8" for kind in asked.values())
         if obey and hasattr(trt.BuilderFlag, "OBEY_PRECISION_CONSTRAINTS"):
             config.set_flag(trt.BuilderFlag.OBEY_PRECISION_CONSTRAINTS)
         elif hasattr(trt.BuilderFlag, "PREFER_PRECISION_CONSTRAINTS"):

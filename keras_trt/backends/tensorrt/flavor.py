@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 from ..._require import require
 from ...errors import EngineLoadError
+from ...options import Precision
 
 FlavorName = Literal["tensorrt", "tensorrt_rtx"]
 
@@ -33,6 +34,8 @@ class Flavor:
             types and is told what to choose, layer by layer.
         measures: whether a builder chooses kernels by measuring them, so that measurements are worth keeping. RTX
             compiles for its GPU when an engine is loaded, and measures nothing.
+        beside_8_bits: see `Judge`.
+        precisions: those that it can build, on some GPU.
         logger: TensorRT's logger. Only the first one of a process counts, so there is one for everything.
 
     Raises:
@@ -52,6 +55,19 @@ class Flavor:
         self.title = f"{'TensorRT-RTX' if rtx else 'TensorRT'} {trt.__version__}"
         self.strongly_typed = hasattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED")
         self.measures = not rtx
+        fp8 = self.strongly_typed and hasattr(trt.DataType, "FP8")
+        bf16 = self.strongly_typed and hasattr(trt.DataType, "BF16")
+        possible: dict[Precision, bool] = {
+            "fp8": fp8,
+            "int8": True,
+            "fp16": True,
+            "bf16": bf16,
+            "tf32": True,
+            "fp32": True,
+        }
+        self.precisions: tuple[Precision, ...] = tuple(name for name, has in possible.items() if has)
+        # Where TensorRT chooses the types, a graph of float32 around the quantized layers says all; it has opset 17.
+        self.beside_8_bits: Literal["fp16", "fp32"] = "fp16" if self.strongly_typed else "fp32"
         self._sinks: dict[int, list[list[str]]] = {}
         # Reentrant: the garbage collector may free TensorRT's objects, which log, while the lock is held.
         self._lock = threading.RLock()

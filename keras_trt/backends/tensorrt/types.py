@@ -12,17 +12,25 @@ from typing import Any
 import numpy as np
 
 from ...errors import EngineLoadError, PrecisionError
+from ...options import Precision
 from ..base import EngineLayer
 
 _NUMPY = {
     "FLOAT": "float32",
     "HALF": "float16",
+    "BF16": "bfloat16",
+    "FP8": "float8_e4m3fn",
     "INT64": "int64",
     "INT32": "int32",
     "INT8": "int8",
     "UINT8": "uint8",
     "BOOL": "bool",
 }
+
+# A graph's types that a network must have. Sizes and indices are not among them: parsers choose their integers.
+_PROVED = ("bfloat16", "float16", "float32", "float8_e4m3fn", "int8")
+# How the inspector writes the types that a builder is told to use.
+_WRITTEN = {"fp16": ("fp16", "half"), "int8": ("int8",)}
 
 # Layers that move or make data, or steer control flow: 8.6 refuses an order for some of them, and has no form that
 # obeys it for others (Identity: TensorRT#2761; Shuffle: #2407). A cast's type is its meaning.
@@ -58,7 +66,7 @@ def numpy_dtype(dtype: Any) -> np.dtype[Any]:
     Raises:
         EngineLoadError: for types that numpy does not have.
     """
-    if dtype.name not in _NUMPY:
+    if dtype.name not in _NUMPY or dtype.name in ("BF16", "FP8"):
         raise EngineLoadError(f"An input or output of the engine has the type {dtype.name}, which numpy does not have.")
     return np.dtype(_NUMPY[dtype.name])
 
@@ -103,38 +111,39 @@ def prove_network_types(network: Any, types: Mapping[str, str]) -> None:
         for index in range(layer.num_outputs):
             tensor = layer.get_output(index)
             asked, got = types.get(tensor.name), _NUMPY.get(tensor.dtype.name, tensor.dtype.name)
-            if asked in ("float16", "float32") and got != asked:
+            if asked in _PROVED and got != asked:
                 wrong.append(f"{tensor.name}: {asked} asked, {got} parsed")
     if wrong:
         raise PrecisionError("TensorRT's parser changed the types of the graph:\n" + "\n".join(wrong[:20]))
 
 
-def prove_engine_types(report: str, *, obeyed: bool) -> None:
-    """Prove, by what the engine inspector says, that layers which were told to compute in half precision do.
+def prove_engine_types(report: str, precision: Precision, *, obeyed: bool) -> None:
+    """Prove, by what the engine inspector says, that layers which were told to compute in a lower precision do.
 
     Layers that only move data prove nothing. Whole networks may be one layer whose inside the inspector does not
     show; then the proof is that the builder had to obey: it fails where it cannot.
 
     Args:
         report: the inspector's JSON for the engine.
+        precision: the lower precision, `"fp16"` or `"int8"`.
         obeyed: whether the engine was built under `OBEY_PRECISION_CONSTRAINTS`.
 
     Raises:
-        PrecisionError: if no layer that computes is in half precision.
+        PrecisionError: if no layer that computes is in that precision.
     """
     computing, opaque = 0, 0
     for entry in _entries(report):
-        kind, formats = _kind(entry), " ".join(_strings(entry))
+        kind, formats = _kind(entry), " ".join(_strings(entry)).lower()
         if any(word in kind for word in _OPAQUE):
             opaque += 1
         elif not any(word in kind for word in _MOVES):
             computing += 1
-            if "FP16" in formats or "Half" in formats:
+            if any(word in formats for word in _WRITTEN[precision]):
                 return
     if computing == 0 and opaque and obeyed:
         return
     raise PrecisionError(
-        f"fp16 was asked for, and none of the {computing} layers of the engine that compute is in half precision."
+        f"{precision} was asked for, and none of the {computing} layers of the engine that compute is in it."
     )
 
 

@@ -1,0 +1,47 @@
+"""What a model is calibrated with: some hundred of the user's own rows."""
+
+from __future__ import annotations
+
+from itertools import islice
+
+import numpy as np
+
+from . import data
+from .inputs import Array, is_arrays, standardize
+from .options import BuildOptions
+from .specs import Signature
+
+#: More rows make calibration slower, and hardly change the range that numbers have.
+ROWS = 512
+
+
+def calibration_rows(options: BuildOptions, takes: Signature) -> list[Array] | None:
+    """Return the flat rows of `options.calibration_data`, or `None` where the precision needs none.
+
+    Args:
+        options: with arrays or anything that `predict` takes batches from.
+        takes: the inputs of the model.
+
+    Raises:
+        ValueError: if there are none and the precision needs them.
+        InputError: if they do not fit the model.
+    """
+    if options.precision not in ("int8", "fp8"):
+        return None
+    given = options.calibration_data
+    if given is None:
+        raise ValueError(
+            f"precision={options.precision!r} needs `calibration_data`: a few hundred rows like those that the model "
+            "will see, as arrays or a dataset. Random rows would give ranges that are of no use."
+        )
+    if is_arrays(given):
+        return [array[:ROWS] for array in standardize(given, takes)]
+    batches, _ = data.keras_batches(given, None, None)
+    parts: list[list[Array]] = []
+    for batch in islice(batches, ROWS):
+        parts.append(standardize(batch, takes))
+        if sum(len(part[0]) for part in parts) >= ROWS:
+            break
+    if not parts:
+        raise ValueError("`calibration_data` has no batch.")
+    return [np.concatenate(arrays)[:ROWS] for arrays in zip(*parts, strict=True)]

@@ -1,0 +1,139 @@
+"""What is tried, and in which order, where an engine in the precision asked for is not close enough to Keras."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import Any
+
+from . import precision as types
+from ._subgraphs import subgraphs
+from .backends import Judge
+from .errors import BuildError
+from .export import ExportedModel
+from .export.check import layer_of
+from .inputs import Array
+from .options import Precision
+
+#: Each is closer to Keras than the one before.
+LADDER: Mapping[Precision, tuple[Precision, ...]] = {
+    "fp8": ("fp8", "fp16", "bf16", "tf32", "fp32"),
+    "int8": ("int8", "fp16", "bf16", "tf32", "fp32"),
+    "fp16": ("fp16", "bf16", "tf32", "fp32"),
+    "bf16": ("bf16", "tf32", "fp32"),
+    "tf32": ("tf32", "fp32"),
+    "fp32": ("fp32",),
+}
+
+
+@dataclass(frozen=True)
+class Rung:
+    """One form of a graph.
+
+    Attributes:
+        precision: its precision.
+        keep: names of nodes that compute in float32 all the same.
+        quantization: for 8 bits, how.
+    """
+
+    precision: Precision
+    keep: frozenset[str] = frozenset()
+    quantization: types.Quantization | None = None
+
+    def graph(self, exported: ExportedModel) -> bytes:
+        """Return the graph in these types.
+
+        Raises:
+            BuildError: if it has no such form.
+        """
+        try:
+            return types.typed(exported.onnx, self.precision, self.keep, self.quantization)
+        except Exception as error:  # the converter and onnx's checker raise kinds of their own
+            raise BuildError(f"The graph could not be converted to {self.precision}: {error}") from error
+
+    def layers(self, model: Any) -> tuple[str, ...]:
+        """Return the Keras layers of the nodes that are kept in float32."""
+        return tuple(sorted({layer_of(model, name) or model.name for name in self.keep}))
+
+
+class Ladder:
+    """Yields the forms of a graph, each closer to Keras than the one before.
+
+    Args:
+        asked: the precision to start with.
+        quantization: how the forms in 8 bits are quantized.
+        keep: names of nodes that compute in float32 in all forms.
+    """
+
+    def __init__(
+        self, asked: Precision, quantization: types.Quantization | None = None, keep: frozenset[str] = frozenset()
+    ) -> None:
+        self._keep = keep
+        self._waiting = [
+            Rung(precision, keep, quantization if precision in ("int8", "fp8") else None) for precision in LADDER[asked]
+        ]
+
+    def __iter__(self) -> Iterator[Rung]:
+        while self._waiting:
+            yield self._waiting.pop(0)
+
+    def failed(self, rung: Rung, exported: ExportedModel, rows: Sequence[Array]) -> None:
+        """Note that the engine of a form differs from Keras: where numbers leave its range, they get another chance.
+
+        Args:
+            rung: the form.
+            exported: the graph.
+            rows: what the engine was compared on.
+        """
+        if rung.precision == "fp16" and rung.keep == self._keep:
+            feeds = {spec.name: array for spec, array in zip(exported.signature.inputs, rows, strict=True)}
+            if more := types.overflowing(exported.onnx, feeds) - self._keep:
+                self._waiting.insert(0, Rung("fp16", self._keep | more))
+
+
+def planned(plan: Mapping[str, str] | None, model: Any, exported: ExportedModel) -> frozenset[str]:
+    """Return the names of the nodes that a user's plan keeps in float32.
+
+    Raises:
+        ValueError: if a pattern fits no layer of the graph.
+    """
+    found: set[str] = set()
+    layers = nodes_by_layer(model, exported)
+    for pattern in plan or ():
+        nodes = {name for layer, names in layers.items() if _fits(pattern, layer) for name in names}
+        if not nodes:
+            raise ValueError(f"`precision_plan`: no layer of the graph fits {pattern!r}. Its layers: {sorted(layers)}.")
+        found |= nodes
+    return frozenset(found)
+
+
+def nodes_by_layer(model: Any, exported: ExportedModel) -> dict[str, list[str]]:
+    """Return the names of a graph's nodes by the path of their Keras layer, in the graph's order.
+
+    What belongs to no layer, as an operation in a subclassed model, is under the model's own name.
+    """
+    import onnx
+
+    found: dict[str, list[str]] = {}
+    for node in _all_nodes(onnx.load_from_string(exported.onnx).graph):
+        found.setdefault(layer_of(model, node.name) or model.name, []).append(node.name)
+    return found
+
+
+def _all_nodes(graph: Any) -> Iterator[Any]:
+    for node in graph.node:
+        yield node
+        for inner in subgraphs(node):
+            yield from _all_nodes(inner)
+
+
+def _fits(pattern: str, path: str) -> bool:
+    parts = path.split("/")
+    paths = ["/".join(parts[: i + 1]) for i in range(len(parts))]
+    return any(fnmatchcase(one, pattern) for one in (*paths, *parts))
+
+
+def lacks(judge: Judge, precision: Precision) -> str | None:
+    """Return what is said where a backend does not have a precision, or `None` where it has."""
+    return None if precision in judge.precisions else f"{judge.title} has no {precision}"

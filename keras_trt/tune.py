@@ -1,0 +1,196 @@
+"""`precision="auto"`: the fastest precision that keeps a model's metric within a budget."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import time
+from dataclasses import asdict, replace
+from typing import Any
+
+import numpy as np
+
+from . import data, fingerprint
+from ._version import __version__
+from .backends import Backend
+from .cache import EngineCache, digest
+from .calibration import calibration_rows
+from .errors import CacheError, KerasTRTError, VerificationError
+from .export.signature import input_signature
+from .head import Head
+from .inputs import digest_of, standardize
+from .ladder import lacks
+from .options import BuildOptions, Precision
+from .predictor import Predictor
+from .provision import Provisioned, provision
+from .report import Candidate
+from .specs import flatten, pack
+
+_CANDIDATES: tuple[Precision, ...] = ("fp8", "int8", "fp16", "bf16", "tf32", "fp32")
+#: Calls that the time of a batch is the median of.
+_CALLS = 20
+#: Names of metrics that are better as they are smaller.
+_SMALLER = re.compile("loss|error|entropy|divergence|hinge|poisson|perplexity|^(mae|mse|rmse|mape|msle)$")
+
+
+def tune(
+    model: Any, backend: Backend, options: BuildOptions, cache: EngineCache | None, head: Head | None = None
+) -> Provisioned:
+    """Return the fastest engine whose metric is within the budget; its report tells what was tried.
+
+    The choice is kept in the cache: a later call with the same arguments measures nothing.
+
+    Args:
+        model: a built `keras.Model`; with a head, the tail of one.
+        backend: what builds and runs it.
+        options: what is asked for.
+        cache: where engines and choices are kept, or `None`.
+        head: what runs in front of the engine, if anything does.
+
+    Raises:
+        InputError, ValueError: if the validation data has no answers, or the model no such metric.
+        VerificationError: if no precision is within the budget.
+        ExportError, EngineLoadError, CudaError: if no engine can be had.
+    """
+    return _Tuning(model, backend, options, cache, head).run()
+
+
+class _Tuning:
+    def __init__(
+        self, model: Any, backend: Backend, options: BuildOptions, cache: EngineCache | None, head: Head | None
+    ) -> None:
+        self._model, self._backend, self._options, self._cache, self._head = model, backend, options, cache, head
+        self._whole = model if head is None else head.model
+        self._x, self._y, self._weights = data.labelled(options.validation_data)
+        self._takes = input_signature(model, options.sample) if head is None else head.signature
+        self._calibration = None
+        if options.calibration_data is not None:  # read once: it may be a generator
+            self._calibration = calibration_rows(self._in("int8"), self._takes)
+            arrays = pack(self._takes.input_structure, self._calibration or ())
+            self._options = replace(options, calibration_data=arrays)
+        self._monitored = ""
+
+    def run(self) -> Provisioned:
+        key = self._key()
+        kept = None if key is None or self._cache is None else self._cache.get_record(key)
+        if kept is not None:
+            return self._with(self._provision(kept["precision"]), [Candidate(**one) for one in kept["table"]])
+        reference = self._metric(self._whole.predict(self._x, verbose=0))
+        table = [Candidate("keras", reference, None, "the model itself")]
+        tried = [self._try(precision, reference) for precision in _CANDIDATES]
+        within = [one.milliseconds for one in tried if one.milliseconds is not None and not one.outcome]
+        if not within:
+            rows = "\n".join(map(str, [*table, *tried]))
+            budget = f"accuracy_budget={self._options.accuracy_budget}"
+            raise VerificationError(f"No precision keeps '{self._whole.name}' within {budget}:\n{rows}")
+        for one in tried:
+            outcome = one.outcome or ("chosen" if one.milliseconds == min(within) else "slower")
+            table.append(replace(one, outcome=outcome))
+        chosen: Any = next(one.precision for one in table if one.outcome == "chosen")
+        if key is not None and self._cache is not None:
+            # Where the cache cannot be written to, a warning of the engines has said so.
+            with contextlib.suppress(CacheError):
+                self._cache.put_record(key, {"precision": chosen, "table": [asdict(one) for one in table]})
+        return self._with(self._provision(chosen), table)
+
+    def _try(self, precision: Precision, reference: float) -> Candidate:
+        """Measure a precision. Its outcome is why it cannot be chosen, or empty."""
+        if (why := lacks(self._backend, precision)) is not None:
+            return Candidate(precision, None, None, why)
+        if precision in ("int8", "fp8") and self._calibration is None:
+            return Candidate(precision, None, None, "no calibration_data")
+        try:
+            ready = self._provision(precision)
+        except KerasTRTError as error:
+            return Candidate(precision, None, None, str(error).splitlines()[0])
+        try:
+            predictor = Predictor(self._whole, ready.signature, ready.session, self._head)
+            metric = self._metric(predictor.predict(self._whole, self._x, None, 0, None, None))
+            milliseconds = self._milliseconds(predictor, ready)
+        finally:
+            ready.session.close()
+        loss = (reference - metric) * (1 if self._larger_is_better() else -1)
+        within = loss <= self._options.accuracy_budget  # which NaN is not
+        return Candidate(precision, metric, milliseconds, "" if within else f"loses {loss:.3g}")
+
+    def _provision(self, precision: Precision) -> Provisioned:
+        # What the metric judges need not be near Keras number by number, as 8 bits hardly ever are.
+        options = self._in(precision)
+        if precision in ("int8", "fp8"):
+            options = replace(options, verify=False)
+        return provision(self._model, self._backend, options, self._cache, self._head)
+
+    def _in(self, precision: Precision) -> BuildOptions:
+        return replace(self._options, precision=precision, validation_data=None, fallback="raise")
+
+    def _with(self, ready: Provisioned, table: list[Candidate]) -> Provisioned:
+        return replace(ready, report=replace(ready.report, candidates=tuple(table)))
+
+    def _milliseconds(self, predictor: Predictor, ready: Provisioned) -> float:
+        import keras
+
+        rows = len(flatten(self._x)[0])
+        order = np.arange(ready.session.profile.batch[1]) % rows
+        batch = keras.tree.map_structure(lambda array: np.asarray(array)[order], self._x)
+        seconds = []
+        for _ in range(_CALLS + 3):
+            start = time.perf_counter()
+            predictor.predict_on_batch(batch)
+            seconds.append(time.perf_counter() - start)
+        return float(np.median(seconds[3:])) * 1e3  # the first calls of a shape set it up
+
+    def _metric(self, answers: Any) -> float:
+        monitor = self._options.monitor
+        if callable(monitor):
+            return float(monitor(self._y, answers))
+        values = self._metrics(answers)
+        self._monitored = monitor or next((name for name in values if name != "loss"), "loss")
+        if self._monitored not in values:
+            raise ValueError(f"`monitor` is one of {', '.join(values)}, or a callable. Received: monitor={monitor!r}")
+        return values[self._monitored]
+
+    def _metrics(self, answers: Any) -> dict[str, float]:
+        """Return the compiled metrics and the loss; those that training has gathered so far are lost, as by `fit`."""
+        model = self._whole
+        if not model.compiled:
+            raise ValueError(
+                f"'{model.name}' is not compiled: it has no metric. Give `monitor`, a callable (y, y_pred)."
+            )
+        model.reset_metrics()
+        try:
+            loss = model.compute_loss(None, self._y, answers, self._weights, training=False)
+            values = model.compute_metrics(None, self._y, answers, self._weights)
+        finally:
+            model.reset_metrics()
+        return {**{name: float(value) for name, value in values.items()}, "loss": float(loss)}
+
+    def _larger_is_better(self) -> bool:
+        if self._options.mode != "auto":
+            return self._options.mode == "max"
+        return _SMALLER.search(self._monitored) is None
+
+    def _key(self) -> str | None:
+        """Return what the choice is found by, or `None` where something that it depends on cannot be hashed."""
+        options = self._options
+        if self._cache is None or callable(options.monitor):
+            return None
+        try:
+            structure, weights = fingerprint.structure_key(self._whole), fingerprint.weights_key(self._whole)
+        except fingerprint.Unhashable:
+            return None
+        return digest(
+            "choice",
+            {
+                "structure": structure,
+                "weights": weights,
+                "compiled": str(self._whole.get_compile_config()),
+                "data": digest_of([*flatten(self._x), *flatten(self._y), *flatten(self._weights)]),
+                "calibration": [digest_of(self._calibration), options.calibration_method],
+                "sample": digest_of(None if options.sample is None else standardize(options.sample, self._takes)),
+                "precision plan": sorted(options.precision_plan or ()),
+                "judgement": [options.accuracy_budget, options.monitor, options.mode, options.verify],
+                "engine": [list(options.batch_sizes), str(options.profiles), options.optimization_level],
+                "backend": self._backend.identity(),
+                "keras_trt": __version__,
+            },
+        )

@@ -1,0 +1,130 @@
+"""An engine that is wrong in half precision is caught, and what runs in its place is right."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pytest
+
+from keras_trt import errors, provision
+from keras_trt.cache import EngineCache
+from keras_trt.options import BuildOptions
+from keras_trt.precision import tensor_types
+from keras_trt.verify import LIMITS
+
+from .. import zoo
+from ..models import accelerate, cancelling, floats, keras, kl, recorded, warns_once
+from . import awkward
+from .reference import ReferenceBackend, ReferenceEngine
+
+Array = np.ndarray[Any, Any]
+
+
+def provisioned(model: Any, backend: Any = None, cache: EngineCache | None = None, **options: Any) -> Any:
+    chosen = BuildOptions(**{"precision": "fp16", "batch_sizes": (1, 4, 6), **options})
+    return provision.provision(model, backend or ReferenceBackend(), chosen, cache)
+
+
+def agrees(model: Any, ready: Any, x: Any) -> None:
+    """Assert that the engine answers as the model, within the limit of what runs, and that this means something."""
+    difference = zoo.relative_l2(np.asarray(model.predict(x, verbose=0)), ready.session.run([x])[0])
+    assert difference < LIMITS[ready.report.precision]
+
+
+def overflowing() -> Any:
+    """Hidden numbers of a million, and answers of one."""
+    inputs = keras.Input((6,))
+    wide = kl.Dense(8, name="wide")
+    x = kl.Dense(8, name="before", activation="tanh")(inputs)
+    model = keras.Model(inputs, kl.Dense(3, name="after")(kl.Dense(8, name="narrow", activation="tanh")(wide(x))))
+    wide.kernel.assign(wide.kernel * 1e5)
+    narrow = model.get_layer("narrow")
+    narrow.kernel.assign(narrow.kernel * 1e-5)
+    return model
+
+
+def test_the_layers_that_overflow_run_in_float32(cache: EngineCache) -> None:
+    model = overflowing()
+    ready = provisioned(model, cache=cache)
+    assert ready.report.precision == "fp16"
+    assert ready.report.kept_float32 == ("wide",)  # the weights of "narrow" are too small for float16 anyway
+    (why,) = ready.report.fell_back
+    assert "fp16" in why
+    assert "NaN or infinity" in why
+    assert "but for wide in float32" in str(ready.report)
+    agrees(model, ready, floats(6)(9))
+    warm = provisioned(model, cache=cache)
+    assert warm.report.origin == "cache"
+    assert (warm.report.kept_float32, warm.report.fell_back) == (ready.report.kept_float32, ready.report.fell_back)
+
+
+def test_the_error_is_raised_where_that_is_asked_for() -> None:
+    with pytest.raises(errors.VerificationError, match="NaN or infinity in"):
+        provisioned(overflowing(), fallback="raise")
+
+
+def test_without_overflow_the_next_precision_is_tried() -> None:
+    model = cancelling()
+    ready = provisioned(model)
+    assert ready.report.precision == "fp32"
+    assert ready.report.kept_float32 == ()
+    assert [why.split()[0].rstrip(":") for why in ready.report.fell_back] == ["fp16", "bf16", "ONNX"]
+    agrees(model, ready, floats(4)(9))
+
+
+def test_bfloat16_has_the_range_of_float32() -> None:
+    model = overflowing()
+    ready = provisioned(model, precision="bf16")
+    assert (ready.report.precision, ready.report.fell_back) == ("bf16", ())
+    agrees(model, ready, floats(6)(9))
+
+
+def test_a_mask_of_a_billion_is_right_in_half() -> None:
+    model = awkward.masked_attention()
+    ready = provisioned(model)
+    assert (ready.report.precision, ready.report.fell_back, ready.report.kept_float32) == ("fp16", (), ())
+    x = np.random.default_rng(1).integers(0, 20, (9, 6)).astype("int32")
+    x[3] = 0  # all of it padding: every score is masked
+    agrees(model, ready, x)
+
+
+class Shifting(ReferenceEngine):
+    """An engine that is wrong for one place in a batch, as TensorRT 11.1 was (TensorRT#4813)."""
+
+    def run(self, feeds: Mapping[str, Array]) -> list[Array]:
+        outputs = super().run(feeds)
+        for output in outputs:
+            output[2:3] *= 1.05
+        return outputs
+
+
+def test_an_engine_that_is_wrong_in_one_place_of_a_batch_is_caught() -> None:
+    class Wrong(ReferenceBackend):
+        def load(self, plan: bytes) -> Any:
+            return (Shifting if "float16" in tensor_types(plan).values() else ReferenceEngine)(plan)
+
+    model, x = zoo.make("mlp"), floats(6)(32)
+    ready = provisioned(model, Wrong("fp16", "fp32"), sample=x, batch_sizes=(1, 32, 64))
+    assert ready.report.precision == "fp32"
+    # Of one row in 32 the difference of all rows together says too little.
+    assert "of a row, in some place of a batch, 0.05 > 0.04" in ready.report.fell_back[0]
+
+
+def test_rows_that_differ_by_position_run_as_they_come() -> None:
+    inputs = keras.Input((6,))
+
+    def by_place(x: Any) -> Any:
+        return x * keras.ops.cast(keras.ops.arange(1, keras.ops.shape(x)[0] + 1), "float32")[:, None]
+
+    model = keras.Model(inputs, kl.Dense(3)(kl.Lambda(by_place, output_shape=(6,))(inputs)))
+    fast = accelerate(model, precision="fp16")
+    assert not fast.report().rows_independent
+    x = floats(6)(12)
+    for size in (4, 12):
+        wanted = model.predict(x, batch_size=size, verbose=0)
+        assert 0 < zoo.relative_l2(wanted, fast.predict(x, batch_size=size, verbose=0)) < LIMITS["fp16"]
+    with recorded() as records:
+        fast.predict(np.concatenate([x] * 3), batch_size=36, verbose=0)
+    warns_once(records, "rows depend on each other")

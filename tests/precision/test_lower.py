@@ -1,0 +1,210 @@
+"""Float32 → float16 and bfloat16 graphs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+from onnx.reference import ReferenceEvaluator
+
+from keras_trt.export import export
+from keras_trt.precision import tensor_types, typed
+from keras_trt.verify import LIMITS
+
+from .. import zoo
+from . import awkward
+
+MODELS = {**{name: lambda name=name: zoo.make(name) for name in zoo.ZOO}, **awkward.MODELS}
+HALF = {"fp16": "float16", "bf16": "bfloat16"}
+
+
+@pytest.fixture(scope="module", params=list(MODELS))
+def exported(request: pytest.FixtureRequest) -> Any:
+    return export(MODELS[request.param]())
+
+
+def run(graph: bytes, inputs: dict[str, Any], precision: str) -> list[Any]:
+    """Run by ONNX Runtime; it has no bfloat16 on a CPU, where ONNX's reference rounds each result instead."""
+    if precision == "bf16":
+        return list(ReferenceEvaluator(onnx.load_from_string(graph)).run(None, inputs))
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    return list(onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"]).run(None, inputs))
+
+
+@pytest.mark.parametrize("precision", list(HALF))
+def test_half_graphs_answer_within_the_limit(exported: Any, precision: Any) -> None:
+    half = typed(exported.onnx, precision)
+    proto = onnx.load_from_string(half)
+    onnx.checker.check_model(proto, full_check=True)
+    assert len({node.name for node in proto.graph.node}) == len(proto.graph.node)
+    before = onnx.load_from_string(exported.onnx).graph
+    for mine, theirs in ((proto.graph.input, before.input), (proto.graph.output, before.output)):
+        assert [(v.name, v.type.tensor_type.elem_type) for v in mine] == [
+            (v.name, v.type.tensor_type.elem_type) for v in theirs
+        ]
+    assert HALF[precision] in _all_types(proto.graph)
+    if precision == "bf16" and any(node.op_type == "Loop" for node in proto.graph.node):
+        return  # ONNX's reference runs loops otherwise than ONNX Runtime, in float32 too
+    specs = exported.signature.inputs
+    inputs = dict(zip((spec.name for spec in specs), zoo.random_inputs(specs, 4, seed=3), strict=True))
+    for wanted, got in zip(run(exported.onnx, inputs, "fp32"), run(half, inputs, precision), strict=True):
+        assert got.dtype == wanted.dtype
+        difference = zoo.relative_l2(wanted, got)
+        assert 0 < difference < LIMITS[precision], "no difference at all: nothing was computed in half"
+
+
+def _all_types(graph: Any) -> set[str]:
+    """Return the types of the constants of a graph and its subgraphs."""
+    found = {helper.tensor_dtype_to_np_dtype(one.data_type).name for one in graph.initializer}
+    for node in graph.node:
+        for attribute in node.attribute:
+            if attribute.HasField("g"):
+                found |= _all_types(attribute.g)
+    return found
+
+
+@pytest.mark.parametrize("precision", ["tf32", "fp32"])
+def test_float32_graphs_stay_as_they_are(precision: Any) -> None:
+    graph = export(zoo.make("mlp")).onnx
+    assert typed(graph, precision) == graph
+
+
+def chain(nodes: Sequence[Any], constants: dict[str, Any], width: int = 4, kind: int = TensorProto.FLOAT) -> bytes:
+    """Return a graph from `x` to `y`."""
+    x = helper.make_tensor_value_info("x", kind, ["batch", width])
+    y = helper.make_tensor_value_info("y", TensorProto.FLOAT, ["batch", None])
+    stored = [numpy_helper.from_array(np.asarray(value), name) for name, value in constants.items()]
+    graph = helper.make_graph(list(nodes), "g", [x], [y], stored)
+    return bytes(
+        helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8).SerializeToString()
+    )
+
+
+def node(operator: str, inputs: str, output: str, **attributes: Any) -> Any:
+    return helper.make_node(operator, inputs.split(), [output], name=output, **attributes)
+
+
+EYE = np.eye(4, dtype="float32")
+
+
+def exactly(graph: bytes, rows: Any) -> Any:
+    """Run with each result rounded as the graph says: ONNX Runtime leaves casts to float16 and back out on a CPU."""
+    return ReferenceEvaluator(onnx.load_from_string(graph)).run(None, {"x": np.asarray(rows)})[0]
+
+
+def types_of(graph: bytes, precision: Any = "fp16", keep: Sequence[str] = ()) -> dict[str, str]:
+    return tensor_types(typed(graph, precision, keep))
+
+
+def test_a_product_is_half_and_what_is_kept_is_not() -> None:
+    graph = chain([node("MatMul", "x w", "h"), node("MatMul", "h w", "i"), node("MatMul", "i w", "y")], {"w": EYE})
+    assert [types_of(graph)[name] for name in "hi"] == ["float16"] * 2
+    kept = types_of(graph, keep=["i"])
+    assert [kept[name] for name in "hi"] == ["float16", "float32"]
+    assert kept["y"] == types_of(graph)["y"] == "float32"
+
+
+@pytest.mark.parametrize(
+    ("constant", "fp16", "bf16"),
+    [
+        (np.float32(-1e9), "float32", "bfloat16"),
+        (np.full(4, 7e4, "float32"), "float32", "bfloat16"),
+        (np.float32(1e-7), "float32", "bfloat16"),
+        (np.float32(3.4028e38), "float32", "float32"),
+        (np.float32(-np.inf), "float16", "bfloat16"),
+        (np.float32(0), "float16", "bfloat16"),
+        (np.full(4, 1e-7, "float32"), "float32", "bfloat16"),
+        (np.array([1, 1e-7, 1e-3, 0], "float32"), "float16", "bfloat16"),
+    ],
+    ids=["mask", "large", "epsilon", "largest", "infinity", "zero", "small", "some-small"],
+)
+def test_a_constant_that_does_not_fit_keeps_its_node_in_float32(constant: Any, fp16: str, bf16: str) -> None:
+    # The array is a bias; behind the addition stands a product, so that only the constant decides.
+    graph = chain(
+        [node("MatMul", "x w", "h"), node("Add", "h c", "a"), node("MatMul", "a w", "y")], {"w": EYE, "c": constant}
+    )
+    assert types_of(graph)["a"] == fp16
+    assert types_of(graph, "bf16")["a"] == bf16
+
+
+def test_a_masked_softmax_is_float32_with_what_leads_up_to_it() -> None:
+    graph = chain(
+        [
+            node("MatMul", "x w", "scores"),
+            node("Mul", "scores scale", "scaled"),
+            node("Where", "allowed scaled never", "masked"),
+            node("Softmax", "masked", "shares"),
+            node("MatMul", "shares w", "y"),
+        ],
+        {"w": EYE, "scale": np.float32(0.5), "never": np.float32(-1e9), "allowed": np.array([True, False, True, True])},
+    )
+    found = types_of(graph)
+    assert [found[name] for name in ("scores", "scaled", "masked", "shares")] == ["float16", *["float32"] * 3]
+    rows = np.random.default_rng(0).standard_normal((3, 4)).astype("float32")
+    wanted, got = (exactly(one, rows) for one in (graph, typed(graph, "fp16")))
+    assert (got[:, 1] == 0).all()
+    assert 0 < zoo.relative_l2(wanted, got) < 1e-2
+
+
+def test_the_square_under_a_variance_is_float32() -> None:
+    """Values of 300 are nothing to float16, and their squares are infinite in it."""
+    graph = chain(
+        [
+            node("MatMul", "x w", "h"),
+            node("Mul", "h h", "square"),
+            node("ReduceMean", "square", "mean", axes=[-1], keepdims=1),
+            node("Add", "mean epsilon", "more"),
+            node("Sqrt", "more", "root"),
+            node("Div", "h root", "normal"),
+            node("MatMul", "normal w", "y"),
+        ],
+        {"w": EYE, "epsilon": np.float32(1e-3)},
+    )
+    found = types_of(graph)
+    assert {found[name] for name in ("square", "mean", "more", "root")} == {"float32"}
+    assert {found[name] for name in ("h", "normal")} == {"float16"}
+    got = exactly(typed(graph, "fp16"), np.full((1, 4), 300, "float32"))
+    np.testing.assert_allclose(got, 1, rtol=1e-2)
+
+
+def test_inputs_of_any_scale_are_float32_up_to_the_first_product() -> None:
+    graph = chain(
+        [node("Sub", "x mean", "a"), node("Mul", "a scale", "b"), node("MatMul", "b w", "c"), node("Relu", "c", "y")],
+        {"w": EYE, "mean": np.float32(1e4), "scale": np.float32(1e-3)},
+    )
+    found = types_of(graph)
+    assert [found[name] for name in "abc"] == ["float32", "float32", "float16"]
+    got = exactly(typed(graph, "fp16"), np.full((1, 4), 1e6, "float32"))
+    np.testing.assert_allclose(got, 990, rtol=1e-2)
+
+
+def test_casts_that_are_there_are_respected() -> None:
+    graph = chain(
+        [
+            node("Cast", "x", "a", to=TensorProto.FLOAT),
+            node("MatMul", "a w", "b"),
+            node("Cast", "b", "c", to=TensorProto.FLOAT16),
+            node("Cast", "c", "d", to=TensorProto.FLOAT),
+            node("MatMul", "d w", "y"),
+        ],
+        {"w": EYE},
+        kind=TensorProto.INT32,
+    )
+    found = types_of(graph, "bf16")
+    assert [found[name] for name in "xabcd"] == ["int32", "float32", "bfloat16", "float16", "float32"]
+
+
+def test_a_graph_in_which_nothing_can_be_half_stays_float32() -> None:
+    graph = chain([node("Sin", "x", "a"), node("Neg", "a", "y")], {})
+    assert set(types_of(graph).values()) == {"float32"}
+
+
+def test_opset() -> None:
+    graph = chain([node("MatMul", "x w", "y")], {"w": EYE})
+    assert [onnx.load_from_string(typed(graph, one)).opset_import[0].version for one in ("fp16", "bf16")] == [17, 22]

@@ -1,0 +1,119 @@
+"""`precision="auto"`: what is measured decides, within the budget."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+import keras_trt
+from keras_trt.cache import EngineCache
+from keras_trt.errors import InputError
+
+from ..models import accelerate, floats, keras, kl, recorded, tf, warns_once
+from .trained import accuracy, digits, digits_model
+
+
+def tuned(**options: Any) -> Any:
+    x_train, _, x, y = digits()
+    return accelerate(
+        digits_model(),
+        **{
+            "precision": "auto",
+            "validation_data": (x, y),
+            "accuracy_budget": 0.01,
+            "calibration_data": x_train[:64],
+            **options,
+        },
+    )
+
+
+def test_the_fastest_within_the_budget_runs_and_the_table_tells_all() -> None:
+    _, _, x, y = digits()
+    fast = tuned()
+    table = {one.precision: one for one in fast.report().candidates}
+    assert list(table) == ["keras", "fp8", "int8", "fp16", "bf16", "tf32", "fp32"]
+    assert table["keras"].metric == pytest.approx(accuracy(digits_model().predict(x, verbose=0), y))
+    assert "has no fp8" in table["fp8"].outcome
+    measured = {one.precision: one for one in table.values() if one.milliseconds is not None}
+    assert list(measured) == ["int8", "fp16", "fp32"]
+    assert table[fast.precision].outcome == "chosen"
+    assert table[fast.precision].milliseconds == min(one.milliseconds or np.inf for one in measured.values())
+    assert table[fast.precision].metric == pytest.approx(accuracy(fast.predict(x, verbose=0), y))
+    assert "chosen" in str(fast.report())
+
+
+def test_a_second_start_measures_nothing(cache: EngineCache) -> None:
+    first = tuned(cache=cache)
+    again = tuned(cache=cache)
+    assert again.report().candidates == first.report().candidates, "times would differ if they were measured again"
+    assert again.report().origin == "cache"
+    other = tuned(cache=cache, accuracy_budget=0.02)
+    assert other.report().candidates != first.report().candidates
+
+
+def test_a_budget_that_rounding_breaks() -> None:
+    """A metric of the numbers themselves, that 8 and 16 bits change and float32 hardly."""
+    _, _, x, _ = digits()
+    wanted = digits_model().predict(x, verbose=0)
+
+    def distance(_: Any, found: Any) -> float:
+        return float(np.abs(found - wanted).max())
+
+    fast = tuned(monitor=distance, mode="min", accuracy_budget=1e-4)
+    table = {one.precision: one for one in fast.report().candidates}
+    assert fast.precision == "fp32"
+    assert table["int8"].outcome.startswith("loses")
+    assert table["fp16"].outcome.startswith("loses")
+
+
+def test_where_nothing_is_within_the_budget_keras_runs() -> None:
+    with recorded() as records:
+        fast = tuned(monitor=lambda *_: float("nan"))
+    warns_once(records, "No precision keeps 'digits' within accuracy_budget=0.01")
+    assert fast.backend == "keras"
+
+
+def test_losses_are_better_as_they_are_smaller() -> None:
+    fast = tuned(monitor="loss", accuracy_budget=0.5)
+    (keras_itself, *_) = fast.report().candidates
+    assert 0 < keras_itself.metric < 1
+    assert fast.backend == "onnxruntime"
+
+
+def test_a_dataset_judges_as_its_arrays_do() -> None:
+    _, _, x, y = digits()
+    data = tf.data.Dataset.from_tensor_slices((x, y)).batch(100)
+    one, other = (tuned(validation_data=given, calibration_data=None) for given in (data, (x, y)))
+    metrics = [[row.metric for row in each.report().candidates] for each in (one, other)]
+    assert metrics[0] == pytest.approx(metrics[1])
+    assert {row.precision: row.outcome for row in one.report().candidates}["int8"] == "no calibration_data"
+
+
+def test_a_models_metrics_are_left_empty() -> None:
+    tuned()
+    assert digits_model().get_metrics_result()["loss"] == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "says"),
+    [
+        ({"validation_data": None}, ValueError, "go together"),
+        ({"accuracy_budget": -1}, ValueError, "0 or more"),
+        ({"monitor": "nothing"}, ValueError, "`monitor` is one of loss, accuracy"),
+        ({"mode": "up"}, ValueError, "`mode` is one of"),
+        ({"validation_data": tf.data.Dataset.from_tensor_slices(floats(8, 8, 1)(4)).batch(2)}, InputError, "answers"),
+    ],
+    ids=["no-data", "budget", "metric", "mode", "no-answers"],
+)
+def test_what_is_refused(options: dict[str, Any], error: Any, says: str) -> None:
+    with pytest.raises(error, match=says):
+        tuned(**options)
+
+
+def test_a_model_that_is_not_compiled_needs_a_metric() -> None:
+    model = keras.Sequential([keras.Input((4,)), kl.Dense(2)])
+    x, y = floats(4)(8), np.zeros((8, 2), "float32")
+    with pytest.raises(ValueError, match="not compiled"):
+        keras_trt.accelerate(model, precision="auto", validation_data=(x, y), backend="onnxruntime", cache=None)
