@@ -132,13 +132,33 @@ class KerasFace:
         show_trainable: bool = False,
         layer_range: Sequence[str] | None = None,
     ) -> None:
-        """Print the Keras model's own summary, and what runs it.
+        """Print the Keras model's own summary; below it what the engine makes of its layers, measured now.
+
+        A piece of an engine may do the work of several layers; its time is that of the first. Times are of a batch of
+        the usual size: see `report().layers`.
 
         Args: as those of `keras.Model.summary`.
         """
         if hasattr(self._source, "summary"):  # not where it was loaded from a file
             self._source.summary(line_length, positions, print_fn, expand_nested, show_trainable, layer_range)
-        (print_fn or print)(str(self.report()))
+        report = self.report()
+        lines = [str(report)]
+        if report.measure is not None:
+            rows = [("Keras layer", "type", "engine's types", "ms", "pieces", "with")]
+            rows += [
+                (
+                    one.layer or "(model)",
+                    one.kind,
+                    ", ".join(one.types),
+                    f"{one.microseconds / 1e3:.3f}",
+                    str(len(one.pieces)),
+                    ", ".join(one.fused_with),
+                )
+                for one in report.layers
+            ]
+            widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+            lines += ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
+        (print_fn or print)("\n".join(lines))
 
     def report(self) -> Report:
         """Return what runs and how it came to be."""

@@ -42,7 +42,9 @@ class Watch:
             self._hook(weight.value)
         self._key = fingerprint.weights_key(self._model)
         self._change: Change | None = None
-        self._sequentials = [layer for layer in self._model._flatten_layers() if hasattr(layer, "_functional")]
+        layers = list(self._model._flatten_layers())
+        self._sequentials = [layer for layer in layers if hasattr(layer, "_functional")]
+        self._weighted = [layer for layer in layers if layer._trainable_variables or layer._non_trainable_variables]
         self._graphs = self._layers()
         self._remember()
 
@@ -86,8 +88,8 @@ class Watch:
 
     def _look(self) -> list[Any]:
         """Return objects that Keras replaces when layers are added or the model is compiled or quantized."""
-        model = self._model
-        return [getattr(model, "optimizer", None), model.predict_function, *self._layers()]
+        policies = [layer._dtype_policy for layer in self._weighted]  # others once a layer is quantized
+        return [getattr(self._model, "optimizer", None), *policies, *self._layers()]
 
     def _layers(self) -> list[Any]:
         return [layer._functional for layer in self._sequentials]

@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 
 import keras_trt
+from keras_trt.cache import EngineCache
 
 from .models import floats, keras, kl, recorded, same, tf, warns_once
 
@@ -94,6 +95,21 @@ def test_figures_of_the_engine_reach_history_and_csv(tmp_path: Path) -> None:
     assert all(value < 1e-4 for value in history["engine_difference"][1:])
     rows = list(csv.DictReader((tmp_path / "log.csv").read_text().splitlines()))
     assert float(rows[2]["engine_loss"]) == pytest.approx(history["engine_loss"][2], rel=1e-4)
+
+
+def test_engines_are_refitted_where_they_can_be(tmp_path: Path, cache: EngineCache) -> None:
+    model, weights, origins = network(), Weights(), []
+    checkpoint = keras_trt.EngineCheckpoint(tmp_path / "{epoch}.ktrt", **{**QUIET, "cache": cache})
+
+    class Looks(keras.callbacks.Callback):
+        def on_epoch_end(self, epoch: int, logs: Any = None) -> None:  # noqa: ARG002
+            checkpoint._background.wait()
+            origins.append(checkpoint._fast.report().origin)
+
+    model.fit(X, Y, epochs=3, callbacks=[weights, checkpoint, Looks()], verbose=0)
+    assert origins == ["built", "refitted", "refitted"]
+    for epoch, expected in enumerate(weights.answers):
+        same(expected, loaded(tmp_path / f"{epoch + 1}.ktrt").predict(X, verbose=0))
 
 
 def test_by_batches(tmp_path: Path) -> None:

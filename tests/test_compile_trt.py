@@ -252,6 +252,17 @@ def test_a_layer_that_is_added_is_noticed() -> None:
     same(by_keras(model), model.predict(X, verbose=0))
 
 
+@pytest.mark.filterwarnings("ignore:Layer .* does not have a `quantize` method:UserWarning")
+def test_quantizing_is_noticed() -> None:
+    model = network()
+    model.compile_trt(**QUIET)
+    before = model.predict(X, verbose=0)
+    model.quantize("int8")
+    found = model.predict(X, verbose=0)
+    assert np.abs(found - before).max() > 1e-4
+    same(by_keras(model), found, 1e-4)
+
+
 def test_check_weights_by_content_sees_any_write() -> None:
     model = network()
     kernel = model.layers[0].kernel

@@ -404,6 +404,19 @@ def test_it_describes_itself_as_its_model_does(capsys: pytest.CaptureFixture[str
     assert "ONNX Runtime" in printed
 
 
+@pytest.mark.parametrize(("name", "layer"), [("image", "conv2d"), ("fixed batch", "dense")])
+def test_the_summary_lists_what_the_engine_makes_of_the_layers(name: str, layer: str) -> None:
+    lines: list[str] = []
+    fast = accelerate(CASES[name].build())
+    fast.summary(print_fn=lines.append)
+    table = [row.split() for row in lines[-1].splitlines()[1:]]
+    assert table[0][:3] == ["Keras", "layer", "type"]
+    found = [row for row in table[1:] if row[0].startswith(layer)]
+    assert found
+    assert all("float" in row for row in found)
+    assert {row[0] for row in table[1:]} <= {"(model)", *(one.name for one in fast._source.layers)}
+
+
 def test_the_table_has_every_name_of_a_keras_model() -> None:
     table = (Path(keras_trt.__file__).parents[1] / "docs" / "keras-model.md").read_text()
     missing = [name for name in dir(keras.Model) if not name.startswith("_") and f"`{name}`" not in table]

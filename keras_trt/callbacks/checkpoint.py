@@ -48,7 +48,8 @@ class EngineCheckpoint(keras.callbacks.ModelCheckpoint):  # type: ignore[misc]
         mode: `"auto"`, `"min"` or `"max"`. Defaults to `"auto"`.
         save_freq: `"epoch"`, or a number of batches. Defaults to `"epoch"`.
         initial_value_threshold: what must be improved on at first. Defaults to `None`.
-        refit: whether new weights may be put into the engine of the checkpoint before. Defaults to `True`.
+        refit: whether new weights are put into the engine of the checkpoint before, which takes a `cache`. It is also
+            the engine's `refittable`, so that on TensorRT it may be slower. Defaults to `True`.
         validation_data: `(x, y)`, `(x, y, sample_weight)` or a dataset, for the metrics of the engine. Defaults to
             `None`: none.
         raise_on_failure: whether an engine that cannot be made ends the training. Defaults to `False`.
@@ -94,7 +95,7 @@ class EngineCheckpoint(keras.callbacks.ModelCheckpoint):  # type: ignore[misc]
             initial_value_threshold=initial_value_threshold,
         )
         self.filepath = path
-        self._options = BuildOptions.of(options, {"verbose": 0, **keywords})
+        self._options = BuildOptions.of(options, {"verbose": 0, "refittable": refit, **keywords})
         self._refit, self._validation_data, self._raise = refit, validation_data, raise_on_failure
         self._background = Background(limit=2)
         self._clone: Any = None

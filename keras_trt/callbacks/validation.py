@@ -58,7 +58,7 @@ class EngineValidation(keras.callbacks.Callback):  # type: ignore[misc]
             "verbose": verbose,
         }
         self._freq = validation_freq
-        self._options = BuildOptions.of(options, {"verbose": 0, **keywords})
+        self._options = BuildOptions.of(options, {"verbose": 0, "refittable": True, **keywords})
         self._fast: TRTModel | None = None
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
