@@ -6,6 +6,7 @@ import shutil
 import textwrap
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import Any
 
 from . import backends, fingerprint, source
@@ -17,7 +18,7 @@ from .export.signature import input_signature
 from .findings import Finding
 from .gate import Gate, user_sample
 from .head import Head, split
-from .ladder import LADDER, Rung, lacks
+from .ladder import LADDER, Rung, default_precision, lacks
 from .loading import keras_model
 from .options import BuildOptions, precision_of, shapes_for, unknown_sizes
 from .precision import Quantization, even_thresholds
@@ -186,7 +187,7 @@ def _sizes_and_rows(
 
 
 def _judged(model: Any, exported: ExportedModel, options: BuildOptions, judge: Judge) -> Iterator[Finding]:
-    ladder = LADDER[precision_of(options, judge.default_precision)]
+    ladder = LADDER[precision_of(options, default_precision(model, judge))]
     for i, precision in enumerate(ladder):
         below = [other for other in ladder[i + 1 :] if lacks(judge, other) is None]
         cost = f"runs in {below[0]}" if below else Finding.cost
@@ -195,7 +196,7 @@ def _judged(model: Any, exported: ExportedModel, options: BuildOptions, judge: J
                 yield Finding(f"{why}.", cost=cost)
                 continue
             # Which ranges numbers have is nothing to a parser.
-            eight_bits = Quantization(judge.beside_8_bits, even_thresholds(exported.onnx))
+            eight_bits = partial(Quantization, judge.beside_8_bits, even_thresholds(exported.onnx))
             graph = Rung(precision, quantization=eight_bits).graph(exported)
         except BuildError as error:
             yield Finding(str(error), cost=cost)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any
 
+from . import policies
 from . import precision as types
 from ._subgraphs import subgraphs
 from .backends import Judge
@@ -15,6 +17,8 @@ from .export import ExportedModel
 from .export.check import layer_of
 from .inputs import Array
 from .options import Precision
+
+_logger = logging.getLogger("keras_trt")
 
 #: Each is closer to Keras than the one before.
 LADDER: Mapping[Precision, tuple[Precision, ...]] = {
@@ -34,12 +38,12 @@ class Rung:
     Attributes:
         precision: its precision.
         keep: names of nodes that compute in float32 all the same.
-        quantization: for 8 bits, how.
+        quantization: for 8 bits, tells how.
     """
 
     precision: Precision
     keep: frozenset[str] = frozenset()
-    quantization: types.Quantization | None = None
+    quantization: Callable[[], types.Quantization] | None = None
 
     def graph(self, exported: ExportedModel) -> bytes:
         """Return the graph in these types.
@@ -48,8 +52,9 @@ class Rung:
             BuildError: if it has no such form.
         """
         try:
-            return types.typed(exported.onnx, self.precision, self.keep, self.quantization)
-        except Exception as error:  # the converter and onnx's checker raise kinds of their own
+            how = None if self.quantization is None else self.quantization()
+            return types.typed(exported.onnx, self.precision, self.keep, how)
+        except Exception as error:  # calibrators, the converter and onnx's checker raise kinds of their own
             raise BuildError(f"The graph could not be converted to {self.precision}: {error}") from error
 
     def layers(self, model: Any) -> tuple[str, ...]:
@@ -62,12 +67,15 @@ class Ladder:
 
     Args:
         asked: the precision to start with.
-        quantization: how the forms in 8 bits are quantized.
+        quantization: tells how the forms in 8 bits are quantized.
         keep: names of nodes that compute in float32 in all forms.
     """
 
     def __init__(
-        self, asked: Precision, quantization: types.Quantization | None = None, keep: frozenset[str] = frozenset()
+        self,
+        asked: Precision,
+        quantization: Callable[[], types.Quantization] | None = None,
+        keep: frozenset[str] = frozenset(),
     ) -> None:
         self._keep = keep
         self._waiting = [
@@ -88,8 +96,20 @@ class Ladder:
         """
         if rung.precision == "fp16" and rung.keep == self._keep:
             feeds = {spec.name: array for spec, array in zip(exported.signature.inputs, rows, strict=True)}
-            if more := types.overflowing(exported.onnx, feeds) - self._keep:
+            try:
+                more = types.overflowing(exported.onnx, feeds) - self._keep
+            except Exception as error:  # ONNX Runtime's share no base class; it may lack an operator that TensorRT has
+                _logger.info("Where numbers leave the range of float16 cannot be seen: %s", error)
+                return
+            if more:
                 self._waiting.insert(0, Rung("fp16", self._keep | more))
+
+
+def default_precision(model: Any, judge: Judge) -> Precision:
+    """Return the precision where none is asked for: the backend's, in the half type that the model's policy has."""
+    if judge.default_precision == "fp16" and "bf16" in judge.precisions and policies.computes_in_bfloat16(model):
+        return "bf16"
+    return judge.default_precision
 
 
 def planned(plan: Mapping[str, str] | None, model: Any, exported: ExportedModel) -> frozenset[str]:

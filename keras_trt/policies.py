@@ -25,6 +25,12 @@ def is_mixed(model: Any) -> bool:
     return any(_is_mixed(layer) for layer in model._flatten_layers())
 
 
+def computes_in_bfloat16(model: Any) -> bool:
+    """Tell whether all layers with a mixed policy compute in bfloat16, and there are any."""
+    mixed = {layer.compute_dtype for layer in model._flatten_layers() if _is_mixed(layer)}
+    return mixed == {"bfloat16"}
+
+
 def refusals(model: Any) -> Iterator[Finding]:
     """Yield each layer with a policy under which its variables are neither float32 nor quantized to int8."""
     for layer in model._flatten_layers():

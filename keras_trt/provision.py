@@ -12,7 +12,7 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -39,7 +39,7 @@ from .export.stored import pack, unpack
 from .gate import Gate, user_sample
 from .head import Head
 from .inputs import digest_of
-from .ladder import Ladder, Rung, lacks, planned
+from .ladder import Ladder, Rung, default_precision, lacks, planned
 from .measure import Measurement, weights_of
 from .options import BuildOptions, Precision, precision_of, shapes_for
 from .precision import Quantization, calibrate, lowered
@@ -115,7 +115,7 @@ class _Provision:
             self.sample = given if given is None or self.head is None else self.head(given)
             self.ranges: tuple[ShapeRange, ...] = shapes_for(self.live, self.options, self.sample)
             self.gate = Gate(self.model, self.takes, self.ranges, given, self.head)
-            self.asked: Precision = precision_of(self.options, self.backend.default_precision)
+            self.asked: Precision = precision_of(self.options, default_precision(self.model, self.backend))
             self.refittable = self.options.refittable or not self.backend.refit_costs
             with self.engines.timed("keys"):
                 self.fields = self._record_fields()
@@ -219,7 +219,7 @@ class _Provision:
         fell_back: list[tuple[str, str]] = []  # error class and reason
         failures: list[KerasTRTError] = []
         keep = planned(self.options.precision_plan, self.model, exported)
-        ladder = Ladder(self.asked, self._quantization(exported), keep)
+        ladder = Ladder(self.asked, partial(self._quantization, exported), keep)
         for rung in ladder:
             if (why := lacks(self.backend, rung.precision)) is not None:
                 if rung.precision == self.asked:
@@ -271,10 +271,8 @@ class _Provision:
                 f"{why}. Received: precision={self.asked!r}, allowed: {', '.join(self.backend.precisions)}."
             )
 
-    def _quantization(self, exported: ExportedModel) -> Quantization | None:
-        if self.calibration is None or lacks(self.backend, self.asked):
-            return None
-        feeds = {spec.name: rows for spec, rows in zip(exported.signature.inputs, self.calibration, strict=True)}
+    def _quantization(self, exported: ExportedModel) -> Quantization:
+        feeds = {spec.name: rows for spec, rows in zip(exported.signature.inputs, self.calibration or (), strict=True)}
         # For floats of 8 bits no range is finer than another.
         method = "minmax" if self.asked == "fp8" else self.options.calibration_method
         with self.engines.timed("calibrate"):
@@ -346,6 +344,7 @@ class _Provision:
             rows_independent=made.session.rows_independent,
             fell_back=fell_back,
             kept_float32=kept,
+            compared_on=self._compared_on() if made.differences else "",
             on_cpu=self.head.layers if self.head is not None else (),
             measure=Measurement(
                 self.model,
@@ -361,6 +360,11 @@ class _Provision:
         )
         contents = partial(self._contents, made, signature, precision)
         return Provisioned(made.session, signature.with_inputs_of(self.live), report, contents)
+
+    def _compared_on(self) -> Literal["sample", "calibration data", "random rows"]:
+        if self.options.sample is not None:
+            return "sample"
+        return "random rows" if self.calibration is None else "calibration data"
 
     def _contents(self, made: Made, signature: Signature, precision: Precision) -> artifact.Contents:
         """Return what an artifact of an engine holds.

@@ -57,6 +57,8 @@ class Report:
         seconds: wall time of each step that was taken, by name: `keys`, `weights` (put into a stored export), `export`,
             `calibrate`, `precision`, `refit`, `build`, `load`, `verify`, and `total`.
         differences: the engine against Keras, per output, when it was verified; empty where it was not.
+        compared_on: the rows that they are of: `"sample"`, `"calibration data"`, or `"random rows"` where none were
+            given, which show less; empty where the engine was not verified.
         rows_independent: whether a row's answer does not depend on its batch, so that batches may be regrouped.
         fell_back: why each thing that was tried first does not run, in order.
         kept_float32: the layers that compute in float32 although the engine's precision is lower, since numbers in
@@ -74,6 +76,7 @@ class Report:
     origin: Literal["built", "cache", "refitted", "artifact", "keras"]
     seconds: Mapping[str, float] = field(default_factory=dict)
     differences: tuple[Difference, ...] = ()
+    compared_on: str = ""
     rows_independent: bool = False
     fell_back: tuple[str, ...] = ()
     kept_float32: tuple[str, ...] = ()
@@ -119,4 +122,6 @@ class Report:
         front = f", behind {', '.join(self.on_cpu)} on the CPU" if self.on_cpu else ""
         kept = f" but for {', '.join(self.kept_float32)} in float32" if self.kept_float32 else ""
         line = f"keras_trt: {self.title} on {self.device_name}, {self.precision}{kept}{front}: {how} ({took})."
+        if self.compared_on == "random rows":
+            line += " Compared with Keras on random rows: `sample=` would show more."
         return "\n".join([line, *map(str, self.candidates)])

@@ -51,9 +51,9 @@ def ran(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
     for name in ("load", "build"):
         real = getattr(OnnxRuntimeBackend, name)
 
-        def watched(self: Any, data: bytes, *rest: Any, real: Any = real) -> Any:
+        def watched(self: Any, data: bytes, *rest: Any, real: Any = real, **keywords: Any) -> Any:
             given.append(data)
-            return real(self, data, *rest)
+            return real(self, data, *rest, **keywords)
 
         monkeypatch.setattr(OnnxRuntimeBackend, name, watched)
     return given

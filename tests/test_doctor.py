@@ -224,6 +224,13 @@ def test_a_precision_that_a_backend_lacks() -> None:
         keras_trt.accelerate(model, backend="onnxruntime", precision="tf32", verbose=0, **QUIET)
 
 
+@pytest.mark.parametrize("precision", ["int8", "fp8", "bf16"])
+def test_low_precisions_are_judged_without_calibration_data(precision: str) -> None:
+    model = keras.Sequential([keras.Input((8, 8, 3)), kl.Conv2D(4, 3), kl.Flatten(), kl.Dense(3)])
+    diagnosis = keras_trt.doctor(model, precision=precision)
+    assert [one.problem for one in diagnosis if "has no" not in one.problem and one.action != "kept"] == []
+
+
 def test_an_unbuilt_model() -> None:
     model = keras.Sequential([kl.Dense(2)])
     (finding,) = keras_trt.doctor(model)

@@ -139,11 +139,12 @@ class TestProofOfTypes:
         keep = self.parsed(half)
         types.prove_network_types(keep[-1], tensor_types(half))
 
-    def test_refuses_a_float32_network_where_half_was_asked(self) -> None:
+    @pytest.mark.parametrize("wanted", ["float16", "bfloat16", "int8", "float8_e4m3fn"])
+    def test_refuses_a_float32_network_where_less_was_asked(self, wanted: str) -> None:
         full = export(zoo.make("cnn")).onnx
-        asked = {name: "float16" if kind == "float32" else kind for name, kind in tensor_types(full).items()}
+        asked = {name: wanted if kind == "float32" else kind for name, kind in tensor_types(full).items()}
         keep = self.parsed(full)
-        with pytest.raises(PrecisionError, match="float16 asked, float32 parsed"):
+        with pytest.raises(PrecisionError, match=f"{wanted} asked, float32 parsed"):
             types.prove_network_types(keep[-1], asked)
 
     def test_nothing_to_convert_is_no_error(self) -> None:

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from keras_trt import errors, provision
+from keras_trt.backends.onnxruntime import OnnxRuntimeBackend
 from keras_trt.cache import EngineCache
 from keras_trt.options import BuildOptions
 from keras_trt.precision import tensor_types
@@ -74,11 +75,40 @@ def test_without_overflow_the_next_precision_is_tried() -> None:
     agrees(model, ready, floats(4)(9))
 
 
+def test_a_bfloat16_policy_chooses_bfloat16() -> None:
+    def model(policy: str) -> Any:
+        layers = [kl.Dense(8, dtype=policy), kl.Dense(3, dtype=policy)]
+        return keras.Sequential([keras.Input((4,)), *layers])
+
+    for policy, precision in (("mixed_bfloat16", "bf16"), ("mixed_float16", "fp16"), ("float32", "fp16")):
+        assert provisioned(model(policy), precision=None).report.precision == precision
+    assert provisioned(model("mixed_bfloat16"), ReferenceBackend("fp16", "fp32"), precision=None).report.fell_back == ()
+
+
+def test_it_is_said_what_an_engine_was_compared_on() -> None:
+    model, x = zoo.make("mlp"), floats(6)(9)
+    assert provisioned(model).report.compared_on == "random rows"
+    assert "random rows" in str(provisioned(model).report)
+    assert provisioned(model, sample=x).report.compared_on == "sample"
+    assert "random" not in str(provisioned(model, sample=x).report)
+    assert provisioned(model, verify=False).report.compared_on == ""
+
+
 def test_bfloat16_has_the_range_of_float32() -> None:
     model = overflowing()
     ready = provisioned(model, precision="bf16")
     assert (ready.report.precision, ready.report.fell_back) == ("bf16", ())
     agrees(model, ready, floats(6)(9))
+
+
+def test_calibration_that_fails_is_a_step_of_the_ladder(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: Any) -> Any:
+        raise RuntimeError("no such kernel")
+
+    monkeypatch.setattr(provision, "calibrate", broken)
+    ready = provisioned(zoo.make("mlp"), OnnxRuntimeBackend(), precision="int8", calibration_data=floats(6)(32))
+    assert ready.report.precision == "fp16"
+    assert "converted to int8: no such kernel" in ready.report.fell_back[0]
 
 
 def test_a_mask_of_a_billion_is_right_in_half() -> None:
