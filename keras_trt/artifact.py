@@ -5,22 +5,25 @@
     golden/input_0 …        rows, and …
     golden/output_0 …       what the engine answered when it was saved: the bytes of arrays in C order
     plans/0 …               plans, each for one kind of GPU, system and TensorRT
+    signature               if it was saved with a key: the HMAC-SHA256 of the manifest under it
 
 Members are stored as they are, so that no file is larger in memory than on the disk, and nothing is ever unpacked to
 disk. The zip's comment is the SHA-256 of all before it: whatever byte is damaged or missing, the file is refused.
-A digest is no signature: a plan is executable code, and whoever can write the file can put another one in.
+A digest is no signature: a plan is executable code, and whoever can write the file can put another one in, unless those
+who load it ask for the signature of a key that he does not know.
 """
 
 from __future__ import annotations
 
 import hashlib
+import hmac
 import json
 import os
 import struct
 import tempfile
 import zipfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import IO, Any, get_args
 
@@ -35,7 +38,7 @@ Array = np.ndarray[Any, np.dtype[Any]]
 
 _COMMENT = b"sha256:"
 _DIGITS = 64
-_MANIFEST = "manifest.json"
+_MANIFEST, _SIGNATURE = "manifest.json", "signature"
 _MANIFEST_BYTES = 16 << 20  # more than any model's names take
 _TIME = (1980, 1, 1, 0, 0, 0)  # the same content is the same file
 
@@ -47,10 +50,12 @@ class Plan:
     Attributes:
         identity: what it depends on, as `Backend.identity` says it.
         data: the plan.
+        costs: seconds that a batch takes there, by its size; empty where that was not measured.
     """
 
     identity: Mapping[str, Any]
     data: bytes
+    costs: Mapping[int, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -86,10 +91,16 @@ class Contents:
     plans: Sequence[Plan]
 
 
-def write(path: str | os.PathLike[str], contents: Contents) -> None:
+def write(path: str | os.PathLike[str], contents: Contents, key: bytes | None = None) -> None:
     """Write an artifact. An existing file is replaced only by a complete one.
 
+    Args:
+        path: where.
+        contents: what.
+        key: signs it. Defaults to `None`: it is not signed.
+
     Raises:
+        ValueError: if the key is empty.
         OSError: if it cannot be written.
     """
     arrays = {"input": contents.inputs, "output": contents.outputs}
@@ -109,15 +120,19 @@ def write(path: str | os.PathLike[str], contents: Contents) -> None:
         "rows_independent": contents.rows_independent,
         "versions": dict(contents.versions),
         "golden": {kind: [[a.dtype.name, list(a.shape)] for a in values] for kind, values in arrays.items()},
-        "plans": [documents.plain(plan.identity, "plans") for plan in contents.plans],
+        "plans": [{"identity": plan.identity, "costs": list(plan.costs.items())} for plan in contents.plans],
         "members": {name: [hashlib.sha256(data).hexdigest(), len(data)] for name, data in members.items()},
     }
+    sealed = documents.seal(documents.plain(manifest, "manifest"))
+    members = {_MANIFEST: sealed, **members}
+    if key is not None:
+        members[_SIGNATURE] = _signature(sealed, key)
     target = Path(path)
     descriptor, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
     try:
         with os.fdopen(descriptor, "w+b") as file:
             with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
-                for name, data in {_MANIFEST: documents.seal(manifest), **members}.items():
+                for name, data in members.items():
                     archive.writestr(zipfile.ZipInfo(name, _TIME), data)
                 archive.comment = _COMMENT + b"0" * _DIGITS
             size = file.seek(0, os.SEEK_END)
@@ -137,17 +152,18 @@ class Artifact:
 
     Args:
         path: the file.
+        key: what it must be signed with. Defaults to `None`: signatures are not looked at.
 
     Raises:
-        ArtifactError: if it is no artifact, or damaged, or of another version.
+        ArtifactError: if it is no artifact, or damaged, or of another version, or not signed with the key.
         OSError: if there is no such file, or it cannot be read.
     """
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
+    def __init__(self, path: str | os.PathLike[str], key: bytes | None = None) -> None:
         self.path = Path(path)
         try:
             with self.path.open("rb") as file:
-                self._manifest = _checked_manifest(file)
+                self._manifest = _checked_manifest(file, key)
             self.name: str = self._manifest["key"]
             self.signature = Signature.from_json(self._manifest["signature"])
             self.input_names: list[str] = list(self._manifest["input_names"])
@@ -156,7 +172,8 @@ class Artifact:
             self.optimization_level: int | None = self._manifest["optimization_level"]
             self.rows_independent: bool = bool(self._manifest["rows_independent"])
             self.versions: dict[str, str] = dict(self._manifest["versions"])
-            self.identities: list[dict[str, Any]] = list(self._manifest["plans"])
+            self.identities: list[dict[str, Any]] = [plan["identity"] for plan in self._manifest["plans"]]
+            self._costs = [{int(n): float(cost) for n, cost in plan["costs"]} for plan in self._manifest["plans"]]
             self._check()
         except _MALFORMED as error:
             raise ArtifactError(f"'{self.path}' cannot be loaded: {_why(error)}. Save the model again.") from error
@@ -179,14 +196,17 @@ class Artifact:
         )
         return inputs, outputs
 
-    def plan(self, identity: Mapping[str, Any]) -> bytes | None:
+    def plan(self, identity: Mapping[str, Any]) -> Plan | None:
         """Return the plan that was built for `identity`, a machine as `Backend.identity` says it, if there is one."""
         wanted = documents.plain(identity, "identity")
-        return self._member(f"plans/{self.identities.index(wanted)}") if wanted in self.identities else None
+        return self._plan(self.identities.index(wanted)) if wanted in self.identities else None
 
     def plans(self) -> list[Plan]:
         """Return all plans."""
-        return [Plan(identity, self._member(f"plans/{i}")) for i, identity in enumerate(self.identities)]
+        return [self._plan(i) for i in range(len(self.identities))]
+
+    def _plan(self, i: int) -> Plan:
+        return Plan(self.identities[i], self._member(f"plans/{i}"), self._costs[i])
 
     def _check(self) -> None:
         """Raise a `ValueError` if what the manifest says does not fit together."""
@@ -243,7 +263,13 @@ def _why(error: BaseException) -> str:
     return f"it holds no {error}" if isinstance(error, KeyError) else str(error) or type(error).__name__
 
 
-def _checked_manifest(file: IO[bytes]) -> dict[str, Any]:
+def _signature(manifest: bytes, key: bytes) -> bytes:
+    if not isinstance(key, bytes) or not key:
+        raise ValueError("The key of a .ktrt file is bytes, and not empty.")  # what was received is a secret
+    return hmac.digest(key, manifest, "sha256").hex().encode()
+
+
+def _checked_manifest(file: IO[bytes], key: bytes | None) -> dict[str, Any]:
     size = file.seek(0, os.SEEK_END)
     start = size - _DIGITS - len(_COMMENT)
     file.seek(max(start, 0))
@@ -263,9 +289,13 @@ def _checked_manifest(file: IO[bytes]) -> dict[str, Any]:
         if _MANIFEST not in names or archive.getinfo(_MANIFEST).file_size > _MANIFEST_BYTES:
             raise ValueError("it has no manifest, or too large a one")
         raw = archive.read(_MANIFEST)
+        if key is not None:
+            signed = _SIGNATURE in names and archive.getinfo(_SIGNATURE).file_size == _DIGITS
+            if not signed or not hmac.compare_digest(archive.read(_SIGNATURE), _signature(raw, key)):
+                raise ValueError("it is not signed with this key")
     manifest = documents.unseal(raw, "artifact", json.loads(raw)["key"])
     listed = {name: listing[1] for name, listing in manifest["members"].items()}
-    if listed != {info.filename: info.file_size for info in infos if info.filename != _MANIFEST}:
+    if listed != {info.filename: info.file_size for info in infos if info.filename not in (_MANIFEST, _SIGNATURE)}:
         raise ValueError("it does not hold the members that its manifest names")
     return manifest
 

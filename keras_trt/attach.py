@@ -143,5 +143,5 @@ def renew(fast: TRTModel, model: Any, options: BuildOptions, change: Change, *, 
         refit: whether new weights may be put into the engine that is there.
     """
     if refit and change == "weights":
-        _logger.info("The weights of '%s' changed. No backend can refit an engine yet: another is made.", model.name)
-    fast._adopt(accelerate(model, options=options))
+        _logger.info("The weights of '%s' changed: its engine is refitted if it can be, else built anew.", model.name)
+    fast._adopt(accelerate(model, options=options))  # finds the engine to refit in the cache

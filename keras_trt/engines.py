@@ -42,7 +42,7 @@ class Wanted:
         optimization_level: TensorRT's, or `None` for its default.
         rows_independent: whether batches may be regrouped.
         refittable: whether the engine is to be one whose weights can be changed later.
-        weights: the initializers that follow from the model's weights, by name.
+        weights: names of the initializers that follow from the model's weights; others than the graph's do no harm.
     """
 
     graph: bytes
@@ -189,7 +189,7 @@ class Engines:
         try:
             with self.timed("refit"):
                 plan = self.backend.refit(base.payload, wanted.graph, wanted.weights)
-            session = self._load(plan, wanted)
+            session = self._load(plan, wanted, costs_of(base))  # other weights take no other time
             return _New(plan, session, "refitted", self.checked(session, check))
         except (BuildError, PlanError, VerificationError) as error:
             _logger.warning("An engine could not be refitted, and is built: %s", error)

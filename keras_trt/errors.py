@@ -22,7 +22,7 @@ Every message says what was wrong, what was received, what is allowed and what t
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from .findings import Finding
@@ -83,7 +83,15 @@ class BuildError(KerasTRTError):
 
 
 class UnsupportedOperatorError(BuildError):
-    """A backend has no form of an operator of the graph, in whatever precision."""
+    """A backend has no form of an operator of the graph, in whatever precision.
+
+    Attributes:
+        nodes: names of the graph's nodes that it refuses, as far as it says them.
+    """
+
+    def __init__(self, message: str, *, log: str = "", nodes: Sequence[str] = ()) -> None:
+        super().__init__(message, log=log)
+        self.nodes = tuple(nodes)
 
 
 class PrecisionError(BuildError):

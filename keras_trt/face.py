@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
-from .backends import EngineLayer
-from .export.check import layer_of
 from .report import Report
 from .source import own
 
@@ -134,29 +132,33 @@ class KerasFace:
         show_trainable: bool = False,
         layer_range: Sequence[str] | None = None,
     ) -> None:
-        """Print the Keras model's own summary; below it the layers of the engine, with their types and times.
+        """Print the Keras model's own summary; below it what the engine makes of its layers, measured now.
 
-        A layer of an engine may be several of Keras's in one; it is listed beside the first. Times are of a call with
-        one row; of the layers of a TensorRT engine they are not measured.
+        A piece of an engine may do the work of several layers; its time is that of the first. Times are of a batch of
+        the usual size: see `report().layers`.
 
         Args: as those of `keras.Model.summary`.
         """
         if hasattr(self._source, "summary"):  # not where it was loaded from a file
             self._source.summary(line_length, positions, print_fn, expand_nested, show_trainable, layer_range)
-        lines = [str(self.report())]
-        layers, seconds = self._layers()
-        if layers:
-            rows = [(self._keras_layer(one.name), one.name, one.kind, one.dtype, _ms(one.seconds)) for one in layers]
-            rows = [("Keras layer", "engine layer", "type", "dtype", "ms"), *rows, ("", "a call", "", "", _ms(seconds))]
-            widths = [max(len(row[i]) for row in rows) for i in range(5)]
+        report = self.report()
+        lines = [str(report)]
+        if report.measure is not None:
+            rows = [("Keras layer", "type", "engine's types", "ms", "pieces", "with")]
+            rows += [
+                (
+                    one.layer or "(model)",
+                    one.kind,
+                    ", ".join(one.types),
+                    f"{one.microseconds / 1e3:.3f}",
+                    str(len(one.pieces)),
+                    ", ".join(one.fused_with),
+                )
+                for one in report.layers
+            ]
+            widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
             lines += ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
         (print_fn or print)("\n".join(lines))
-
-    def _keras_layer(self, name: str) -> str:
-        return (layer_of(self._source, name) or "") if hasattr(self._source, "_flatten_layers") else ""
-
-    def _layers(self) -> tuple[list[EngineLayer], float | None]:
-        raise NotImplementedError
 
     def report(self) -> Report:
         """Return what runs and how it came to be."""
@@ -182,7 +184,3 @@ class KerasFace:
 
     def _engine(self) -> Any:
         raise NotImplementedError
-
-
-def _ms(seconds: float | None) -> str:
-    return "" if seconds is None else f"{1000 * seconds:.3f}"

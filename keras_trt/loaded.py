@@ -30,6 +30,7 @@ def load(
     device: int | Sequence[int] = 0,
     fallback: Literal["onnxruntime", "raise"] = "onnxruntime",
     cache: Any = True,
+    key: bytes | None = None,
     verbose: Literal["auto", 0, 1] = "auto",
 ) -> TRTModel:
     """Return the drop-in that `TRTModel.save` wrote to a file. Neither TensorFlow nor Keras is needed, or imported.
@@ -39,7 +40,8 @@ def load(
     to fall back to: where TensorRT cannot run the file, ONNX Runtime runs its graph on the CPU, and one
     `FallbackWarning` says why. It also runs the batches that the engine was not built for.
 
-    A plan is executable code, and a file is not signed: load only what comes from people whom you trust.
+    A plan is executable code: load only what comes from people whom you trust, or what was signed with a `key` that
+    only they know.
 
     Args:
         filepath: a `.ktrt` file.
@@ -47,13 +49,15 @@ def load(
         device: index of the GPU, or of several GPUs of one kind. Defaults to `0`.
         fallback: `"onnxruntime"`, or `"raise"` to raise instead. Defaults to `"onnxruntime"`.
         cache: where an engine is kept that must be built, as for `accelerate`. Defaults to `True`: the user's cache.
+        key: the secret that the file must have been signed with by `save`. Defaults to `None`: it need not be signed.
         verbose: `"auto"`, 0 or 1: whether a line says what was done. Defaults to `"auto"`.
 
     Returns:
         A `TRTModel`.
 
     Raises:
-        ArtifactError: if the file is damaged, or none that `save` wrote. Nothing of it is run then.
+        ArtifactError: if the file is damaged, none that `save` wrote, or not signed with the key. Nothing of it is
+            run then.
         VerificationError: if ONNX Runtime too answers otherwise than the engine did that was saved.
         OSError: if the file cannot be read.
         ValueError: if an option has a value that is not allowed.
@@ -67,7 +71,7 @@ def load(
     if fallback not in ("onnxruntime", "raise"):
         raise ValueError(f"`fallback` is one of 'onnxruntime', 'raise'. Received: fallback={fallback!r}")
     options = BuildOptions(backend=backend, device=device, cache=cache, verbose=verbose)
-    file = Artifact(filepath)
+    file = Artifact(filepath, key)
     named = None if backend == "auto" else backends.choose(backend, options.devices)
     chosen, unusable = named or backends.choose("auto", options.devices)
     if unusable and fallback == "raise":
@@ -125,12 +129,18 @@ def _engine(file: Artifact, backend: Backend, options: BuildOptions) -> tuple[En
                 )
             return found
 
-        if (plan := file.plan(backend.identity())) is not None:
+        stored = file.plan(backend.identity())
+        host = backend.name == "onnxruntime"  # its plan is the graph itself
+        plan = artifact.Plan(backend.identity(), file.graph()) if host and stored is None else stored
+        if plan is not None:
+            independent, costs = file.rows_independent, plan.costs or None
             try:
                 with engines.timed("load"):
-                    session = engines.load(plan, file.signature, ranges, rows_independent=file.rows_independent)
+                    session = engines.load(plan.data, file.signature, ranges, rows_independent=independent, costs=costs)
                 return engines, Made("", session, "cache", engines.checked(session, check), file.graph), "artifact"
             except (PlanError, VerificationError) as error:
+                if stored is None:
+                    raise
                 warn(f"The plan in '{file.path}' for this GPU is of no use: {error}", FallbackWarning)
         wanted = Wanted(
             file.graph(), file.signature, _precision(file), ranges, file.optimization_level, file.rows_independent
@@ -146,7 +156,7 @@ def _contents(file: Artifact, backend: Backend, session: Session) -> artifact.Co
     plans = file.plans()
     own = session.plan()
     if own is not None and backend.identity() not in file.identities:
-        plans.append(artifact.Plan(backend.identity(), own))
+        plans.append(artifact.Plan(backend.identity(), own, session.costs))
     return artifact.Contents(
         name=file.name,
         signature=file.signature,

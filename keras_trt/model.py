@@ -17,8 +17,6 @@ from typing import Any, Literal, Protocol
 import numpy as np
 
 from . import artifact
-from .backends import EngineLayer
-from .backends.onnxruntime import OnnxRuntimeBackend
 from .errors import ExportError, StaleEngineError
 from .evaluation import Evaluator
 from .face import KerasFace
@@ -226,7 +224,7 @@ class TRTModel(KerasFace):
         self._check_usable()
         return [] if self._session is None else self._session.usage()
 
-    def save(self, filepath: str | os.PathLike[str]) -> None:
+    def save(self, filepath: str | os.PathLike[str], *, key: bytes | None = None) -> None:
         """Write the engine and the graph that it was built of to one file, which `keras_trt.load` reads.
 
         It is read without TensorFlow and Keras. A drop-in that was itself loaded keeps the plans of its file and adds
@@ -235,6 +233,8 @@ class TRTModel(KerasFace):
 
         Args:
             filepath: where to write, by custom `….ktrt`.
+            key: a secret that signs the file (HMAC-SHA256): `load` with the same key takes no file without it.
+                Defaults to `None`: not signed.
 
         Raises:
             ExportError: if no engine runs the model, or TensorFlow runs a part of it in front of the engine.
@@ -254,7 +254,7 @@ class TRTModel(KerasFace):
                 raise StaleEngineError(
                     f"The engine of '{self.name}' is not that of its weights of now: nothing is saved."
                 )
-            artifact.write(filepath, self._contents())
+            artifact.write(filepath, self._contents(), key)
 
     def close(self) -> None:
         """Free the engine and its memory, after all calls that were made. Further calls raise `RuntimeError`."""
@@ -314,20 +314,6 @@ class TRTModel(KerasFace):
             if self._session is not None:
                 self._session.retire()
             self._put(other._predictor, other._session, other._report, other._contents)
-
-    def _layers(self) -> tuple[list[EngineLayer], float | None]:
-        """Return the layers of the engine, and the time of a call; none where Keras, or TensorFlow in front, runs."""
-        with self._engine() as (predictor, _):
-            if predictor is None or self._contents is None or self._session is None or self._report.on_cpu:
-                return [], None
-            layers = self._session.layers()
-            if layers is None:
-                contents = self._contents()
-                rows = self._session.profile.batch[0]  # 1, but where the batch has a fixed size
-                names = [spec.name for spec in contents.signature.inputs]
-                feeds = {name: array[:rows] for name, array in zip(names, contents.inputs, strict=True)}
-                layers = OnnxRuntimeBackend().layers(contents.graph, feeds)
-        return layers, self._seconds_a_call()
 
     def _seconds_a_call(self, calls: int = 20) -> float:
         """Return the median wall time of a call with one row; with more where the batch has a fixed size."""

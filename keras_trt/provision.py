@@ -33,14 +33,16 @@ from .errors import (
     VerificationError,
 )
 from .export import ExportedModel, export
+from .export.check import layer_of
 from .export.signature import input_signature
 from .export.stored import pack, unpack
 from .gate import Gate, user_sample
 from .head import Head
 from .inputs import digest_of
 from .ladder import Ladder, Rung, lacks, planned
+from .measure import Measurement, weights_of
 from .options import BuildOptions, Precision, precision_of, shapes_for
-from .precision import Quantization, calibrate
+from .precision import Quantization, calibrate, lowered
 from .report import Report
 from .runtime import Session
 from .specs import ShapeRange, Signature, TensorSpec
@@ -226,7 +228,9 @@ class _Provision:
                 continue
             try:
                 return self._build_one(key, exported, rung, independent, fell_back)
-            except UnsupportedOperatorError:
+            except UnsupportedOperatorError as error:
+                if layers := {f"'{name}'" for node in error.nodes if (name := layer_of(self.model, node))}:
+                    error.add_note(f"These are nodes of the Keras layers {', '.join(sorted(layers))}.")
                 raise  # no other precision would help
             except (VerificationError, BuildError) as error:
                 if self.options.fallback == "raise":
@@ -289,9 +293,8 @@ class _Provision:
             graph = rung.graph(exported)
         signature = exported.signature
         level = self.options.optimization_level
-        wanted = Wanted(
-            graph, signature, precision, self.ranges, level, independent, self.refittable, exported.recipe.names
-        )
+        weights = lowered(exported.recipe.names)
+        wanted = Wanted(graph, signature, precision, self.ranges, level, independent, self.refittable, weights)
         made = self.engines.make(
             wanted,
             self._check(signature, precision) if self.options.verify else lambda _: (),
@@ -344,6 +347,17 @@ class _Provision:
             fell_back=fell_back,
             kept_float32=kept,
             on_cpu=self.head.layers if self.head is not None else (),
+            measure=Measurement(
+                self.model,
+                backend,
+                made.session,
+                made.graph,
+                signature,
+                self.gate,
+                precision,
+                self.options.sample,
+                weights_of(self.model) if self.fields is None else self.fields["weights"],
+            ),
         )
         contents = partial(self._contents, made, signature, precision)
         return Provisioned(made.session, signature.with_inputs_of(self.live), report, contents)
@@ -378,7 +392,7 @@ class _Provision:
             graph=made.graph(),
             inputs=rows,
             outputs=made.session.run(rows),
-            plans=[] if plan is None else [artifact.Plan(self.backend.identity(), plan)],
+            plans=[] if plan is None else [artifact.Plan(self.backend.identity(), plan, made.session.costs)],
         )
 
     def _store_record(self, key: str, record: Mapping[str, Any]) -> None:

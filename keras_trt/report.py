@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import os
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal
 
+from .html import page
+from .layers import LayerReport
 from .verify import Difference
 
 _HOW = {
@@ -75,6 +79,37 @@ class Report:
     kept_float32: tuple[str, ...] = ()
     on_cpu: tuple[str, ...] = ()
     candidates: tuple[Candidate, ...] = ()
+    measure: Callable[[], tuple[LayerReport, ...]] | None = field(default=None, repr=False, compare=False)
+
+    @property
+    def layers(self) -> tuple[LayerReport, ...]:
+        """The engine by Keras layers, measured now: the time of a batch of the usual size, types, differences.
+
+        Differences to float32 are those of ONNX Runtime on the CPU, which runs float16 graphs in float32 on rounded
+        weights; there are none where it has no such type (bf16, fp8), and where the Keras model has changed since.
+
+        Raises:
+            RuntimeError: where there is no engine, or it is closed or loaded from a file.
+            EngineLoadError: if the engine cannot be measured.
+        """
+        if self.measure is None:
+            raise RuntimeError("There is no engine of a Keras model here that could be told layer by layer.")
+        return self.measure()
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write what runs, layer by layer, with plots, as one HTML file.
+
+        Args:
+            path: of the file.
+
+        Raises:
+            RuntimeError, EngineLoadError: as `layers`.
+
+        Example:
+        >>> fast.report().save("report.html")
+        """
+        lines = [*str(self).splitlines(), *self.fell_back, *map(str, self.differences)]
+        Path(path).write_text(page(f"{self.title}, {self.precision}", lines, self.layers), encoding="utf-8")
 
     def __str__(self) -> str:
         took = f"{self.seconds.get('total', 0.0):.2f} s"

@@ -339,6 +339,36 @@ def test_harm_is_refused_and_nothing_is_run(
     assert {file for file in tmp_path.rglob("*") if file.name != "cache"} == before
 
 
+def test_signatures(saved: Path, tmp_path: Path, ran: list[bytes]) -> None:
+    path, key = tmp_path / "signed.ktrt", b"a secret"
+    pair("sequential")[1].save(path, key=key)
+    load(path, key=key)
+    load(path)  # whoever asks for no signature gets none checked
+    assert load(saved).backend == "onnxruntime"
+    ran.clear()
+    signed = members_of(path)
+    forged = with_manifest(signed, rows_independent=False)
+    for bad in (
+        saved,
+        forge(tmp_path / "1", entries(forged)),
+        forge(tmp_path / "2", entries({**signed, "signature": b"0" * 64})),
+        forge(tmp_path / "3", entries({**signed, "signature": b""})),
+        forge(tmp_path / "4", entries({**signed, "signature": signed["signature"][:-1] + b"\n"})),
+    ):
+        with pytest.raises(ArtifactError, match="not signed with this key"):
+            load(bad, key=key)
+    for other in (b"another secret", b"a secret "):
+        with pytest.raises(ArtifactError, match="not signed with this key"):
+            load(path, key=other)
+    with pytest.raises(ArtifactError, match=r"graph\.onnx"):  # signed is the manifest, and what it says of the rest
+        load(forge(tmp_path / "5", entries({**signed, "graph.onnx": signed["graph.onnx"][::-1]})), key=key)
+    assert ran == []
+    for empty in (b"", "text"):
+        with pytest.raises(ValueError, match="key"):
+            pair("sequential")[1].save(tmp_path / "6", key=empty)  # type: ignore[arg-type]
+    assert not (tmp_path / "6").exists()
+
+
 @pytest.mark.parametrize("content", [b"", b"PK", b"not a zip" * 100, bytes(10_000)], ids=range(4))
 def test_other_files_are_refused(content: bytes, tmp_path: Path) -> None:
     (tmp_path / "model.ktrt").write_bytes(content)

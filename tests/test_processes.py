@@ -173,7 +173,7 @@ def child_kills(cache: str, count: str) -> None:
 
     def killed_start(seed: int) -> Any:
         def work(begin: Any) -> None:
-            model = small_model(seed)
+            model = small_model(seed, 4 + seed // 2)  # every second is a refit of the one before
             model.predict(model_rows(model), verbose=0)
             begin()
             accelerated(model, cache)
@@ -183,7 +183,7 @@ def child_kills(cache: str, count: str) -> None:
     def later_start(seed: int) -> Any:
         def work(begin: Any) -> None:
             signal.alarm(100)  # a lock that its dead holder still had would end this process
-            model = small_model(seed)
+            model = small_model(seed, 4 + seed // 2)
             begin()
             with warnings.catch_warnings():
                 warnings.simplefilter("error")

@@ -18,7 +18,7 @@ from keras_trt.backends.onnxruntime import OnnxRuntimeBackend
 from keras_trt.cache import EngineCache
 from keras_trt.export import export
 from keras_trt.export.stored import pack, unpack
-from keras_trt.precision import typed
+from keras_trt.precision import lowered, typed
 
 from . import zoo
 from .models import CASES, accelerate, floats, keras, kl, rows_differ, same
@@ -54,9 +54,9 @@ def test_a_stored_export_with_other_weights_is_a_fresh_export(name: str) -> None
     assert again.onnx == fresh.onnx
     assert again.onnx != before.onnx
     assert again.signature == fresh.signature
-    for precision in ("fp32", "fp16"):
+    for precision in ("fp32", "fp16", "bf16"):
         graphs = [typed(one.onnx, precision) for one in (before, again)]  # type: ignore[arg-type]
-        assert len({engines.skeleton(graph, again.recipe.names) for graph in graphs}) == 1
+        assert len({engines.skeleton(graph, lowered(again.recipe.names)) for graph in graphs}) == 1
         assert graphs[0] != graphs[1]
 
 
@@ -224,3 +224,15 @@ def test_a_model_without_a_structure_key_is_refitted_too(cache: EngineCache) -> 
     assert "export" in steps(fast)
     x = floats(4)(6)
     same(model.predict(x, verbose=0), fast.predict(x, verbose=0))
+
+
+def test_a_compiled_model_is_refitted_at_the_next_call(cache: EngineCache) -> None:
+    model, x = CASES["image"].build(), CASES["image"].data(10)
+    fast = model.compile_trt(backend="onnxruntime", cache=cache, batch_sizes=(1, 8, 32), verbose=0)
+    assert fast.report().origin == "built"
+    other_weights(model)
+    answer = model.predict(x, verbose=0)
+    assert fast.report().origin == "refitted"
+    assert "export" not in steps(fast)
+    model.uncompile_trt()
+    same(model.predict(x, verbose=0), answer)

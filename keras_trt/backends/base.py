@@ -62,19 +62,19 @@ class Finding:
 
 @dataclass(frozen=True)
 class EngineLayer:
-    """A layer of an engine, into which a backend may have fused several nodes of the graph.
+    """One of the pieces that an engine runs.
 
     Attributes:
-        name: made of the names of the graph's nodes.
-        kind: what it computes, in the backend's words.
-        dtype: the type of what it gives, where the backend says it.
-        seconds: what it takes of a call, or `None` where that is not measured.
+        name: the engine's own name for it.
+        nodes: names of the ONNX nodes that it does the work of, in their order; empty for what only moves data.
+        microseconds: time of one run.
+        types: the types that it reads and writes, as the engine calls them.
     """
 
     name: str
-    kind: str
-    dtype: str
-    seconds: float | None
+    nodes: tuple[str, ...]
+    microseconds: float
+    types: tuple[str, ...]
 
 
 class Judge(Protocol):
@@ -165,9 +165,6 @@ class DeviceEngine(Protocol):
     def serialize(self) -> bytes:
         """Return the engine as a plan."""
 
-    def layers(self) -> list[EngineLayer]:
-        """Return what it is made of."""
-
     def close(self) -> None:
         """Free the engine. All of its contexts must be closed."""
 
@@ -207,6 +204,18 @@ class Backend(Judge, Protocol):
 
         Raises:
             BuildError: with the builder's log.
+        """
+
+    def profile(self, plan: bytes, feeds: Mapping[str, Array], calls: int) -> list[EngineLayer]:
+        """Return what an engine runs, in order, with the usual time of some calls.
+
+        Args:
+            plan: the engine; it is loaded once more.
+            feeds: one batch.
+            calls: how many are measured, after one that is not.
+
+        Raises:
+            EngineLoadError: if it cannot be used here.
         """
 
     def refit(self, plan: bytes, onnx: bytes, names: Collection[str]) -> bytes:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import platform
-import statistics
 import tempfile
 from collections.abc import Collection, Mapping
 from pathlib import Path
@@ -16,8 +15,6 @@ from .._require import require
 from ..errors import PlanError, UnsupportedOperatorError
 from ..options import Precision
 from .base import Array, BuildSpec, EngineLayer, Finding, Report, Timings
-
-_KERNEL = "_kernel_time"  # ends the names of what a profile says of nodes
 
 
 class OnnxRuntimeBackend:
@@ -90,40 +87,90 @@ class OnnxRuntimeBackend:
         except Exception as error:  # its exceptions share no base class
             raise PlanError(f"ONNX Runtime could not load the graph: {error}") from error
 
-    def layers(self, onnx: bytes, feeds: Mapping[str, Array], runs: int = 10) -> list[EngineLayer]:
-        """Return the layers that a graph becomes, with the median time that each takes.
+    def profile(self, plan: bytes, feeds: Mapping[str, Array], calls: int) -> list[EngineLayer]:
+        """Return what ONNX Runtime makes of a graph, by its own profiler."""
+        import onnx
 
-        Args:
-            onnx: the graph.
-            feeds: its inputs.
-            runs: how often it is run.
-        """
-        options = self._ort.SessionOptions()
-        options.enable_profiling = True
-        with tempfile.TemporaryDirectory(prefix="keras_trt-profile-") as folder:
+        with tempfile.TemporaryDirectory() as folder:
+            rewritten = Path(folder) / "rewritten.onnx"
+            options = self._ort.SessionOptions()
+            options.enable_profiling = True
             options.profile_file_prefix = str(Path(folder) / "profile")
-            session = self._session(onnx, options)
-            for _ in range(runs):
+            options.optimized_model_filepath = str(rewritten)
+            session = self._session(plan, options)
+            for _ in range(calls + 1):
                 session.run(None, dict(feeds))
             events = json.loads(Path(session.end_profiling()).read_text())
-        found: dict[str, list[Any]] = {}
+            graph = onnx.load(rewritten).graph
+        times: dict[str, list[float]] = {}
+        types: dict[str, tuple[str, ...]] = {}
         for event in events:
-            if event["cat"] == "Node" and event["name"].endswith(_KERNEL):
-                found.setdefault(event["name"].removesuffix(_KERNEL), []).append(event)
+            if event.get("cat") == "Node" and event["name"].endswith("_kernel_time"):
+                name = event["name"].removesuffix("_kernel_time")
+                times.setdefault(name, []).append(float(event["dur"]))
+                shapes = (*event["args"].get("input_type_shape", ()), *event["args"].get("output_type_shape", ()))
+                types[name] = tuple(sorted({kind for one in shapes for kind in one}))
+        sources = sources_of(onnx.load_from_string(plan).graph, graph)
         return [
-            EngineLayer(
-                name,
-                one[0]["args"]["op_name"],
-                next((kind for shapes in one[0]["args"]["output_type_shape"] for kind in shapes), ""),
-                statistics.median(event["dur"] for event in one) / 1e6,
-            )
-            for name, one in found.items()
+            EngineLayer(node.name, sources[node.name], float(np.median(times[node.name][-calls:])), types[node.name])
+            for node in graph.node
+            if node.name in times
         ]
 
     def _session(self, onnx: bytes, options: Any = None) -> Any:
         options = options or self._ort.SessionOptions()
         options.log_severity_level = 3  # errors; what it warns of (such as unused initializers) changes no result
         return self._ort.InferenceSession(onnx, options, providers=["CPUExecutionProvider"])
+
+
+_MOVES = ("Cast", "DequantizeLinear", "QuantizeLinear", "Reshape", "Transpose")
+
+
+def sources_of(before: Any, after: Any) -> dict[str, tuple[str, ...]]:
+    """Return, for each node of a rewritten graph, the nodes that it does the work of, what moves data last.
+
+    ONNX Runtime makes the name of a tensor from that of the one that it stands for, and those of nodes in a layout of
+    its own from what they gave before. A node's sources are those between the tensors that it stands between; it has
+    none where these are one.
+    """
+    makers = {name: node for node in before.node for name in node.output}
+    readers: dict[str, list[Any]] = {}
+    for node in before.node:
+        for name in node.input:
+            readers.setdefault(name, []).append(node)
+    known = sorted({*makers, *(value.name for value in before.input)}, key=len, reverse=True)
+    stands_for: dict[str, str | None] = {}
+
+    def meant(name: str) -> str | None:
+        if name not in stands_for:
+            stands_for[name] = next((one for one in known if one and one in name), None)
+        return stands_for[name]
+
+    for node in after.node:
+        given = node.name.removesuffix("_nchwc").removeprefix("InsertedPrecisionFreeCast_")
+        if node.name.endswith("_nchwc") and given in makers:
+            activation = [one.s.decode() for one in node.attribute if one.name == "activation"]
+            for operator in (["Add"] if len(node.input) > 3 else []) + activation:  # what is fused behind it
+                following = readers.get(given, [])
+                if len(following) == 1 and following[0].op_type == operator:
+                    given = following[0].output[0]
+            stands_for[node.output[0]] = given
+    kept = {meant(name) for node in after.node for name in node.output}
+    place = {node.name: (node.op_type in _MOVES, i) for i, node in enumerate(before.node)}
+    found = {}
+    for node in after.node:
+        reads = {meant(name) for name in node.input}
+        inside: set[str] = set()
+        waiting = [one for one in map(meant, node.output) if one in makers and one not in reads]
+        while waiting:
+            maker = makers[waiting.pop() or ""]
+            if maker.name not in inside:
+                inside.add(maker.name)
+                waiting += [one for one in maker.input if one in makers and one not in reads and one not in kept]
+        if not inside and node.name in place:  # between tensors of other names, but the same
+            inside.add(node.name)
+        found[node.name] = tuple(sorted(inside, key=place.__getitem__))
+    return found
 
 
 class OnnxRuntimeEngine:

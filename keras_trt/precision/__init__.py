@@ -5,12 +5,21 @@ from __future__ import annotations
 from collections.abc import Collection
 
 from ..options import Precision
-from .lower import lower
+from .lower import lower, lowered
 from .quantize import Quantization, calibrate, even_thresholds, quantized
-from .ranges import overflowing
+from .ranges import overflowing, values_of
 from .types import tensor_types
 
-__all__ = ["Quantization", "calibrate", "even_thresholds", "overflowing", "tensor_types", "typed"]
+__all__ = [
+    "Quantization",
+    "calibrate",
+    "even_thresholds",
+    "lowered",
+    "overflowing",
+    "tensor_types",
+    "typed",
+    "values_of",
+]
 
 
 def typed(

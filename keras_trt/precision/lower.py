@@ -51,6 +51,15 @@ def lower(
     return bytes(typed.SerializeToString(deterministic=True))
 
 
+def lowered(names: Collection[str]) -> frozenset[str]:
+    """Return the names that initializers of a float32 graph may bear in its typed forms, their own included."""
+    return frozenset(names) | {_name(name, kind) for name in names for kind in ("float16", "bfloat16")}
+
+
+def _name(name: str, kind: str) -> str:
+    return f"{name}/{kind}"
+
+
 class _Casts:
     """Gives the nodes that compute in half what they read in half, and all others what they read in float32."""
 
@@ -87,7 +96,7 @@ class _Casts:
     def _as(self, value: Any, dtype: Any) -> Any:
         """Return a value in another type: one cast for all its readers, or the constant itself in that type."""
         if (value, dtype) not in self._made:
-            name = f"{value.name}/{dtype.name.lower()}"
+            name = _name(value.name, dtype.name.lower())
             if value.const_value is not None:
                 array = value.const_value.numpy().astype(dtype.numpy())
                 new = self._ir.Value(

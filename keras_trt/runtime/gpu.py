@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Literal, overload
 
 from .. import cuda
-from ..backends.base import Array, DeviceEngine, EngineLayer
+from ..backends.base import Array, DeviceEngine
 from ..errors import CudaError, EngineLoadError
 from .plan import Batch
 from .results import Results
@@ -145,11 +145,6 @@ class GpuRunner:
         """
         with cuda.current_device(self._engine.device):
             return self._engine.serialize()
-
-    def layers(self) -> list[EngineLayer]:
-        """Return what the engine is made of."""
-        with cuda.current_device(self._engine.device):
-            return self._engine.layers()
 
     def close(self) -> None:
         """Free all that is held on the GPU, after the calls under way."""

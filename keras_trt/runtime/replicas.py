@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from itertools import chain, islice
 
-from ..backends.base import Array, EngineLayer
+from ..backends.base import Array
 from .gpu import GpuRunner, Usage
 from .plan import Batch
 from .results import Results
@@ -69,10 +69,6 @@ class Replicas:
             EngineLoadError: if it cannot be written as one.
         """
         return self._runners[0].plan()
-
-    def layers(self) -> list[EngineLayer]:
-        """Return what the engine is made of."""
-        return self._runners[0].layers()
 
     def usage(self) -> list[Usage]:
         """Return what is held on each GPU."""

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from .._warn import warn
-from ..backends.base import Array, DeviceEngine, EngineLayer, HostEngine
+from ..backends.base import Array, DeviceEngine, HostEngine
 from ..errors import CudaError, FallbackWarning
 from ..specs import OptimizationProfile, Signature
 from .gpu import GpuRunner, Usage
@@ -95,11 +95,6 @@ class Session:
         """
         with self.in_use():
             return None if isinstance(self._runner, HostRunner) else self._runner.plan()
-
-    def layers(self) -> list[EngineLayer] | None:
-        """Return what the engine is made of; `None` of an engine on the host, which ONNX Runtime makes of its graph."""
-        with self.in_use():
-            return None if isinstance(self._runner, HostRunner) else self._runner.layers()
 
     def usage(self) -> list[Usage]:
         """Return what is held on each GPU; nothing of an engine on the host."""

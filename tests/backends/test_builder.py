@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import keras
 import numpy as np
 import onnx
 import pytest
@@ -11,13 +12,22 @@ from onnx import TensorProto, helper, numpy_helper
 
 from keras_trt import cuda
 from keras_trt.backends import BuildSpec, choose
+from keras_trt.backends.onnxruntime import OnnxRuntimeBackend
 from keras_trt.backends.tensorrt import types
 from keras_trt.backends.tensorrt.builder import PlanBuilder
 from keras_trt.backends.tensorrt.engine import TensorRTEngine
 from keras_trt.backends.tensorrt.flavor import flavor
-from keras_trt.errors import BuildError, EngineLoadError, MissingDependencyError, PrecisionError
+from keras_trt.errors import (
+    BuildError,
+    EngineLoadError,
+    MissingDependencyError,
+    PrecisionError,
+    UnsupportedOperatorError,
+)
 from keras_trt.export import export
+from keras_trt.options import BuildOptions
 from keras_trt.precision import tensor_types, typed
+from keras_trt.provision import provision
 from keras_trt.specs import OptimizationProfile, ShapeRange
 
 from .. import zoo
@@ -66,6 +76,26 @@ def test_a_refused_operator_is_named(builder: PlanBuilder) -> None:
     with pytest.raises(BuildError, match=r"Bernoulli \(node 'the_node'\)") as caught:
         builder.build(graph("Bernoulli"), BuildSpec("fp32", PROFILE), for_this_gpu=False)
     assert "Bernoulli" in caught.value.log
+    assert isinstance(caught.value, UnsupportedOperatorError)
+    assert caught.value.nodes == ("the_node",)
+
+
+class ByTensorRT(OnnxRuntimeBackend):
+    """Asks TensorRT-RTX whether it builds a graph, and gives it to ONNX Runtime."""
+
+    def build(self, onnx: bytes, spec: BuildSpec, *_: Any, **__: Any) -> bytes:
+        PlanBuilder(flavor("tensorrt_rtx")).build(onnx, spec, for_this_gpu=False)
+        return onnx
+
+
+def test_the_layer_of_a_refused_operator_is_named() -> None:
+    x = keras.Input((4,))
+    picked = keras.layers.Lambda(lambda x: x + keras.ops.cast(keras.ops.sum(keras.ops.nonzero(x)[1]), "float32"))
+    model = keras.Model(x, keras.layers.Dense(2)(picked(keras.layers.Dense(4)(x))))
+    picked_name = picked.name
+    with pytest.raises(UnsupportedOperatorError, match="NonZero") as caught:
+        provision(model, ByTensorRT(), BuildOptions(precision="fp32", verbose=0), None)
+    assert caught.value.__notes__ == [f"These are nodes of the Keras layers '{picked_name}'."]
 
 
 def test_bytes_that_are_no_graph(builder: PlanBuilder) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from keras_trt.backends.tensorrt.flavor import flavor
-from keras_trt.backends.tensorrt.types import engine_layers, prove_engine_types
+from keras_trt.backends.tensorrt.types import prove_engine_types
 from keras_trt.errors import PrecisionError
 
 
@@ -96,13 +96,3 @@ def test_ctrl_c_inside_tensorrts_logger_is_raised_after_the_call(monkeypatch: py
     with one.log() as collected:
         parser.parse(b"not a graph")
     assert collected, "the next call is not interrupted"
-
-
-def test_the_layers_that_the_inspector_names() -> None:
-    """Both forms of its report: with details, and names alone."""
-    outputs = [{"Name": "y", "Dimensions": [1, 4], "Format/Datatype": "Row major linear FP16 format"}]
-    found = engine_layers(report({"Name": "a/Conv + a/Relu", "LayerType": "CaskConvolution", "Outputs": outputs}, "b"))
-    assert [(one.name, one.kind, one.dtype, one.seconds) for one in found] == [
-        ("a/Conv + a/Relu", "CaskConvolution", "Row major linear FP16 format", None),
-        ("b", "", "", None),
-    ]

@@ -6,28 +6,27 @@ ONNX Runtime runs float16 graphs in float32 on x86, where nothing overflows.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import onnx
 from onnx.reference import ReferenceEvaluator
 
-from keras_trt.backends import BuildSpec, Finding
+from keras_trt.backends import Finding
+from keras_trt.backends.onnxruntime import OnnxRuntimeBackend
 from keras_trt.options import Precision
 
 Array = np.ndarray[Any, Any]
 
 
-class ReferenceBackend:
-    """See `keras_trt.backends.Backend`."""
+class ReferenceBackend(OnnxRuntimeBackend):
+    """As ONNX Runtime's, but what it loads is run by the reference."""
 
-    name = "onnxruntime"  # a backend that is asked for by this name is this one
-    title = "ONNX reference"
     default_precision: Precision = "fp16"
-    beside_8_bits: Literal["fp16", "fp32"] = "fp16"
-    device = device_name = "cpu"
 
     def __init__(self, *precisions: Precision) -> None:
+        super().__init__()
+        self.title = "ONNX reference"
         self.precisions = precisions or ("fp16", "bf16", "fp32")
 
     def identity(self) -> dict[str, Any]:
@@ -36,10 +35,10 @@ class ReferenceBackend:
     def supports(self, onnx: bytes) -> list[Finding]:  # noqa: ARG002
         return []
 
-    def build(self, onnx: bytes, spec: BuildSpec) -> bytes:  # noqa: ARG002
-        return onnx
-
     def load(self, plan: bytes) -> Any:
+        return [self.engine(plan)]
+
+    def engine(self, plan: bytes) -> ReferenceEngine:
         return ReferenceEngine(plan)
 
 

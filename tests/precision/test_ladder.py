@@ -102,7 +102,7 @@ class Shifting(ReferenceEngine):
 
 def test_an_engine_that_is_wrong_in_one_place_of_a_batch_is_caught() -> None:
     class Wrong(ReferenceBackend):
-        def load(self, plan: bytes) -> Any:
+        def engine(self, plan: bytes) -> ReferenceEngine:
             return (Shifting if "float16" in tensor_types(plan).values() else ReferenceEngine)(plan)
 
     model, x = zoo.make("mlp"), floats(6)(32)

@@ -5,17 +5,18 @@ from __future__ import annotations
 import os
 import platform
 import sys
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any
 
 from ... import cuda
 from ...errors import BuildError, EngineLoadError, PlanError
 from ...options import Precision
-from ..base import BuildSpec, Finding, Report, Timings
+from ..base import Array, BuildSpec, EngineLayer, Finding, Report, Timings
 from .builder import PlanBuilder
 from .engine import TensorRTEngine
 from .flavor import FlavorName, flavor
+from .layers import timed_layers
 from .refit import refitted
 
 __all__ = ["TensorRTBackend"]
@@ -105,6 +106,19 @@ class TensorRTBackend:
                 if (hint := self._memory_hint(self._device)) is not None:
                     error.add_note(hint)
                 raise
+
+    def profile(self, plan: bytes, feeds: Mapping[str, Array], calls: int) -> list[EngineLayer]:
+        """Return the layers of an engine with the mean time of some calls.
+
+        Raises:
+            EngineLoadError: if the plan cannot be loaded, run or inspected.
+        """
+        loaded = self._load_on(self._device, plan)
+        try:
+            with cuda.current_device(self._device):
+                return timed_layers(self._flavor, loaded, feeds, calls)
+        finally:
+            loaded.close()
 
     def refit(self, plan: bytes, onnx: bytes, names: Collection[str]) -> bytes:
         """Return a plan with other weights.

@@ -84,9 +84,12 @@ class PlanBuilder:
                     _logger.info("Built again with types preferred, not obeyed: %s", error)
                     return self._build(graph, spec, timings, for_this_gpu=for_this_gpu, obey=False, report=report)
             except KerasTRTError as error:
-                if isinstance(error, BuildError) and not error.log:
-                    raise type(error)(str(error), log="\n".join(log)) from error
-                raise
+                if not isinstance(error, BuildError) or error.log:
+                    raise
+                about: dict[str, Any] = {"log": "\n".join(log)}
+                if isinstance(error, UnsupportedOperatorError):
+                    about["nodes"] = error.nodes
+                raise type(error)(str(error), **about) from error
             except (TypeError, RuntimeError, ValueError, MemoryError) as error:  # what pybind makes of C++'s errors
                 raise BuildError(f"{self._flavor.title} failed: {error!r}", log="\n".join(log)) from error
 
@@ -104,7 +107,8 @@ class PlanBuilder:
         network, parser = self._parse(graph)
         if findings := _findings(parser, graph):
             refused = "; ".join(map(str, findings[:5]))
-            raise UnsupportedOperatorError(f"{flavor.title} refused the graph: {refused}")
+            nodes = [finding.node for finding in findings]
+            raise UnsupportedOperatorError(f"{flavor.title} refused the graph: {refused}", nodes=nodes)
         asked = tensor_types(graph)
         config = builder.create_builder_config()
         if config is None:
@@ -140,7 +144,9 @@ class PlanBuilder:
         if timings is not None and flavor.measures:
             timings.update(lambda stored: timing.merged(flavor, config, stored))
         if told:
-            types.prove_engine_types(self._inspect(plan), spec.precision, obeyed=obey)
+            # Nothing orders 8 bits: what is not shown to be in them is not known to be.
+            obeyed = obey and spec.precision == "fp16"
+            types.prove_engine_types(self._inspect(plan), spec.precision, obeyed=obeyed)
         return bytes(plan)
 
     def _parse(self, graph: bytes) -> tuple[Any, Any]:

@@ -9,9 +9,8 @@ from typing import Any
 import numpy as np
 
 from ...errors import EngineLoadError, InputError, KerasTRTError, PlanError
-from ..base import EngineLayer
 from .flavor import Flavor
-from .types import engine_layers, numpy_dtype
+from .types import numpy_dtype
 
 
 class TensorRTEngine:
@@ -82,6 +81,19 @@ class TensorRTEngine:
             context.nvtx_verbosity = trt.ProfilingVerbosity.NONE  # the engine's own is detailed, and costs time
         return TensorRTContext(self._flavor, context, self.output_names)
 
+    def inspect(self) -> str:
+        """Return what the engine's inspector says of its layers, as JSON.
+
+        Raises:
+            EngineLoadError: if it says nothing.
+        """
+        engine, trt = self._engine, self._flavor.trt
+        with _translated(self._flavor, "could not inspect the engine"):
+            inspector = engine.create_engine_inspector()
+            if inspector is None:
+                raise RuntimeError("no inspector")
+            return str(inspector.get_engine_information(trt.LayerInformationFormat.JSON))
+
     def serialize(self) -> bytes:
         """Return the engine as a plan.
 
@@ -94,19 +106,6 @@ class TensorRTEngine:
             if plan is None:
                 raise RuntimeError("no plan")
             return bytes(plan)
-
-    def layers(self) -> list[EngineLayer]:
-        """Return what the engine is made of. How long each layer takes is not measured.
-
-        Raises:
-            EngineLoadError: if TensorRT does not tell.
-        """
-        engine, trt = self._engine, self._flavor.trt
-        with _translated(self._flavor, "could not name the engine's layers"):
-            inspector = engine.create_engine_inspector()
-            if inspector is None:
-                raise RuntimeError("no inspector")
-            return engine_layers(str(inspector.get_engine_information(trt.LayerInformationFormat.JSON)))
 
     def close(self) -> None:
         """Free the engine. All of its contexts must be closed."""
@@ -155,6 +154,11 @@ class TensorRTContext:
         with _translated(self._flavor, f"refused the address of '{name}'"):
             if not context.set_tensor_address(name, address):
                 raise RuntimeError("false")
+
+    def report_to(self, profiler: Any) -> None:
+        """Let a `trt.IProfiler` be told the time of each layer at each inference, which makes them slow."""
+        context = self._context
+        context.profiler = profiler
 
     def enqueue(self, stream: int) -> None:
         """Put one inference on a CUDA stream.

@@ -70,7 +70,7 @@ def _set_weights(flavor: Flavor, refitter: Any, graph: bytes, names: Collection[
     trt = flavor.trt
     initializers = {tensor.name: tensor for tensor in onnx.load_from_string(graph).graph.initializer}
     known = set(refitter.get_all_weights())
-    if unknown := sorted((known - set(initializers)) | (set(names) - known)):
+    if unknown := sorted((known - set(initializers)) | ((set(names) & set(initializers)) - known)):
         raise BuildError(
             f"{flavor.title} has made other weights of {len(unknown)} of those that change, "
             f"such as '{unknown[0]}', and cannot refit them."

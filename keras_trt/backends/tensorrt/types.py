@@ -13,7 +13,6 @@ import numpy as np
 
 from ...errors import EngineLoadError, PrecisionError
 from ...options import Precision
-from ..base import EngineLayer
 
 _NUMPY = {
     "FLOAT": "float32",
@@ -133,7 +132,7 @@ def prove_engine_types(report: str, precision: Precision, *, obeyed: bool) -> No
     """
     computing, opaque = 0, 0
     for entry in _entries(report):
-        kind, formats = _kind(entry), " ".join(_strings(entry)).lower()
+        kind, formats = _kind(entry), " ".join(strings_of(entry)).lower()
         if any(word in kind for word in _OPAQUE):
             opaque += 1
         elif not any(word in kind for word in _MOVES):
@@ -145,17 +144,6 @@ def prove_engine_types(report: str, precision: Precision, *, obeyed: bool) -> No
     raise PrecisionError(
         f"{precision} was asked for, and none of the {computing} layers of the engine that compute is in it."
     )
-
-
-def engine_layers(report: str) -> list[EngineLayer]:
-    """Return the layers that the engine inspector names."""
-    layers = []
-    for entry in _entries(report):
-        about = entry if isinstance(entry, dict) else {"Name": str(entry)}  # names alone, of engines without details
-        outputs = about.get("Outputs", [])
-        dtype = next((str(output.get("Format/Datatype", "")) for output in outputs if isinstance(output, dict)), "")
-        layers.append(EngineLayer(str(about.get("Name", "")), str(about.get("LayerType", "")), dtype, None))
-    return layers
 
 
 def _entries(report: str) -> list[Any]:
@@ -182,14 +170,14 @@ def _layers(network: Any) -> Iterator[Any]:
     return (network.get_layer(index) for index in range(network.num_layers))
 
 
-def _strings(node: Any) -> Iterator[str]:
+def strings_of(node: Any) -> Iterator[str]:
     """Yield the formats in the inspector's JSON, whose keys differ between versions, but no layer's name."""
     if isinstance(node, str):
         yield node
     elif isinstance(node, list):
         for child in node:
-            yield from _strings(child)
+            yield from strings_of(child)
     elif isinstance(node, dict):
         for key, child in node.items():
             if key not in ("Name", "Metadata"):
-                yield from _strings(child)
+                yield from strings_of(child)
