@@ -281,7 +281,7 @@ def test_nothing_is_made_anew_where_nothing_changed(monkeypatch: pytest.MonkeyPa
     model = network()
     model.compile_trt(**QUIET)
     made = []
-    monkeypatch.setattr("keras_trt.attach.renew", lambda *_, **__: made.append(1))
+    monkeypatch.setattr("keras_trt.compiled.attach.renew", lambda *_, **__: made.append(1))
     model.set_weights(model.get_weights())
     model.compile("adam", "mae")
     model.evaluate(X, Y, verbose=0)
@@ -457,7 +457,7 @@ def test_a_rebuild_that_fails_raises_and_is_tried_again(monkeypatch: pytest.Monk
         def fail(*_: Any, **__: Any) -> Any:
             raise keras_trt.BuildError("no memory")
 
-        patch.setattr("keras_trt.attach.renew", fail)
+        patch.setattr("keras_trt.compiled.attach.renew", fail)
         for _ in range(2):
             with pytest.raises(keras_trt.BuildError, match="no memory"):
                 model.predict(X, verbose=0)

@@ -9,14 +9,14 @@ from typing import Any
 
 import numpy as np
 
-from . import data
-from ._warn import warn
-from .errors import FallbackWarning
-from .head import Head
-from .inputs import Array, is_arrays, standardize, standardize_out
-from .runtime import Session, deliver
-from .source import own
-from .specs import Signature, flatten, pack
+from .. import data
+from .._warn import warn
+from ..errors import FallbackWarning
+from ..head import Head
+from ..inputs import Array, is_arrays, standardize, standardize_out
+from ..runtime import Session, deliver
+from ..source import own
+from ..specs import Signature, flatten, pack
 
 # These are arrays gone wrong: `standardize` says what of them, which no adapter of Keras could.
 _NEVER_A_DATASET = (dict, list, tuple, str, bytes, int, float, complex, type(None))

@@ -16,17 +16,17 @@ from typing import Any, Literal, Protocol
 
 import numpy as np
 
-from . import artifact
-from .cuda import DeviceArray, is_on_gpu
-from .errors import ExportError, StaleEngineError
+from .. import artifact
+from ..cuda import DeviceArray, is_on_gpu
+from ..errors import ExportError, StaleEngineError
+from ..graph_source import GraphSource
+from ..report.report import Report
+from ..runtime import MAX_SLOTS, Session, Usage, deliver
+from ..source import own
+from ..specs import flatten
 from .evaluation import Evaluator
 from .face import KerasFace
-from .graph_source import GraphSource
 from .predictor import Predictor
-from .report import Report
-from .runtime import MAX_SLOTS, Session, Usage, deliver
-from .source import own
-from .specs import flatten
 
 
 class Following(Protocol):
