@@ -34,8 +34,8 @@ def pictures(count: int, seed: int) -> tuple[Any, Any, Any]:
 
 def network() -> keras.Model:
     image = keras.Input((SIZE, SIZE, 1))
-    x = keras.layers.Conv2D(32, 3, padding="same", activation="relu")(image)
-    for filters in (48, 64):
+    x = keras.layers.Conv2D(24, 3, padding="same", activation="relu")(image)
+    for filters in (32, 48):
         x = keras.layers.Conv2D(filters, 3, strides=2, padding="same", activation="relu")(x)
     x = keras.layers.Conv2D(64, 3, padding="same", activation="relu")(x)
     there = keras.layers.Conv2D(1, 1, activation="sigmoid", name="there")(x)

@@ -16,11 +16,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from . import _hook
 from ._version import __version__
+from .compiled import hook as _hook
 
 if TYPE_CHECKING:
     from .api import accelerate as accelerate
+    from .building.bisection import find_precision_plan as find_precision_plan
     from .cache import EngineCache as EngineCache
     from .callbacks import EngineCheckpoint as EngineCheckpoint
     from .callbacks import EngineValidation as EngineValidation
@@ -44,7 +45,7 @@ if TYPE_CHECKING:
     from .export import export_onnx as export_onnx
     from .findings import Finding as Finding
     from .loaded import load as load
-    from .model import TRTModel as TRTModel
+    from .model.trt_model import TRTModel as TRTModel
     from .options import BuildOptions as BuildOptions
     from .specs import OptimizationProfile as OptimizationProfile
     from .specs import ShapeRange as ShapeRange
@@ -52,7 +53,7 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "accelerate": "api",
-    "find_precision_plan": "bisection",
+    "find_precision_plan": "building.bisection",
     "EngineCache": "cache",
     "EngineCheckpoint": "callbacks",
     "EngineValidation": "callbacks",
@@ -76,7 +77,7 @@ _HOMES = {
     "export_onnx": "export",
     "Finding": "findings",
     "load": "loaded",
-    "TRTModel": "model",
+    "TRTModel": "model.trt_model",
     "BuildOptions": "options",
     "OptimizationProfile": "specs",
     "ShapeRange": "specs",

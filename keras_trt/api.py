@@ -7,16 +7,16 @@ from typing import Any
 
 from . import backends, source
 from ._warn import warn
+from .building.provision import provision
+from .building.tune import tune
 from .cache import EngineCache
 from .errors import CacheError, EngineLoadError, FallbackWarning, InputError, KerasTRTError, refuse
 from .head import split
 from .loading import keras_model
-from .model import TRTModel
+from .model.predictor import Predictor
+from .model.trt_model import TRTModel
 from .options import BuildOptions
-from .predictor import Predictor
-from .provision import provision
-from .report import Report
-from .tune import tune
+from .report.report import Report
 
 
 def accelerate(model: Any, *, options: BuildOptions | None = None, **keywords: Any) -> TRTModel:

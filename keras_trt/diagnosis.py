@@ -11,17 +11,17 @@ from typing import Any
 
 from . import backends, fingerprint, source
 from .backends import Backend, Judge
+from .building.ladder import LADDER, Rung, default_precision, lacks
 from .errors import BuildError, EngineLoadError, ExportError, KerasTRTError, VerificationError
 from .export import ExportedModel, examine
 from .export.check import layer_of
 from .export.signature import input_signature
 from .findings import Finding
-from .gate import Gate, user_sample
 from .head import Head, split
-from .ladder import LADDER, Rung, default_precision, lacks
 from .loading import keras_model
 from .options import BuildOptions, precision_of, shapes_for, unknown_sizes
 from .precision import Quantization, even_thresholds
+from .verification.gate import Gate, user_sample
 
 _RAISES = "`accelerate` raises"
 

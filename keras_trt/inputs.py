@@ -10,6 +10,7 @@ import numpy as np
 
 from ._warn import warn
 from .cache import digest
+from .cuda import DeviceArray, is_on_gpu
 from .errors import InputError
 from .specs import Signature, TensorSpec, flatten, leaf_paths
 
@@ -22,7 +23,7 @@ def is_arrays(x: Any) -> bool:
         return bool(x) and all(is_arrays(child) for child in x.values())
     if isinstance(x, list | tuple):
         return bool(x) and all(is_arrays(child) for child in x)
-    return isinstance(x, np.ndarray) or (hasattr(x, "__array__") and hasattr(x, "shape"))
+    return isinstance(x, np.ndarray) or (hasattr(x, "__array__") and hasattr(x, "shape")) or is_on_gpu(x)
 
 
 def standardize(x: Any, signature: Signature) -> list[Array]:
@@ -145,7 +146,43 @@ def _dense(leaf: Any) -> Any:
     return leaf
 
 
-def _standardize_one(leaf: Any, spec: TensorSpec, *, guessed: bool) -> Array:
+def standardize_out(out: Any, signature: Signature, rows: int) -> list[Any]:
+    """Return the flat arrays that are to take a model's outputs.
+
+    Args:
+        out: arrays in the nesting of the outputs, on the host or on a GPU.
+        signature: of the model.
+        rows: how many there will be.
+
+    Raises:
+        InputError: if their number, a shape or a type does not fit, or one cannot be written to.
+    """
+    leaves = flatten(out)
+    if len(leaves) != len(signature.outputs):
+        raise InputError(
+            f"The model gives {len(signature.outputs)} outputs. Received: `out` with {len(leaves)} arrays.",
+            expected=len(signature.outputs),
+            received=len(leaves),
+        )
+    arrays = [DeviceArray(leaf) if is_on_gpu(leaf) else leaf for leaf in leaves]
+    for array, spec in zip(arrays, signature.outputs, strict=True):
+        shape = tuple(getattr(array, "shape", ()))
+        fits = len(shape) == len(spec.shape) and shape[0] == rows
+        fits = fits and all(known in (None, size) for known, size in zip(spec.shape[1:], shape[1:], strict=True))
+        writable = array.flags.writeable if isinstance(array, np.ndarray) else not getattr(array, "readonly", True)
+        if not fits or not writable or str(array.dtype) != spec.dtype:
+            wanted = (rows, *("any" if axis is None else axis for axis in spec.shape[1:]))
+            raise InputError(
+                f"Output '{spec.name}' is {spec.dtype} of shape {wanted}. Received in `out`: "
+                f"{'a' if writable else 'a read-only'} {type(leaves[0]).__name__} of "
+                f"{getattr(array, 'dtype', 'no type')} with shape {shape}.",
+                expected=wanted,
+                received=shape,
+            )
+    return arrays
+
+
+def _standardize_one(leaf: Any, spec: TensorSpec, *, guessed: bool) -> Any:
     leaf = _dense(leaf)
     if not is_arrays(leaf):
         raise InputError(
@@ -155,7 +192,8 @@ def _standardize_one(leaf: Any, spec: TensorSpec, *, guessed: bool) -> Array:
             expected="an array",
             received=type(leaf).__name__,
         )
-    array = np.asarray(leaf)
+    on_gpu = is_on_gpu(leaf)
+    array: Any = DeviceArray(leaf) if on_gpu else np.asarray(leaf)
     texts = spec.dtype == "string"
     numbers = array.dtype.kind in "biuf" or array.dtype.name.startswith(("bfloat16", "float8"))
     if array.dtype.kind not in "OSTU" if texts else not numbers:
@@ -167,7 +205,16 @@ def _standardize_one(leaf: Any, spec: TensorSpec, *, guessed: bool) -> Array:
             received=str(array.dtype),
         )
     rank = len(spec.shape)
-    if array.ndim == rank + 1 and array.shape[-1] == 1:
+    if on_gpu and array.dtype != spec.dtype:
+        raise InputError(
+            f"Input '{spec.name}' takes {spec.dtype}. Received: {array.dtype} on a GPU, where nothing is cast.",
+            input_name=spec.name,
+            expected=spec.dtype,
+            received=str(array.dtype),
+        )
+    if on_gpu:
+        pass  # as it is
+    elif array.ndim == rank + 1 and array.shape[-1] == 1:
         array = array[..., 0]
     elif array.ndim == rank - 1 and array.ndim > 0 and spec.shape[-1] == 1:
         array = array[..., np.newaxis]
@@ -182,7 +229,7 @@ def _standardize_one(leaf: Any, spec: TensorSpec, *, guessed: bool) -> Array:
             expected=expected,
             received=np.shape(leaf),
         )
-    if texts or (guessed and array.dtype.kind in "biu"):
+    if on_gpu or texts or (guessed and array.dtype.kind in "biu"):
         return array  # Keras would let the model compute in integers; the engine objects (`Session.takes`)
     return array.astype(spec.dtype, copy=False)
 

@@ -12,15 +12,15 @@ from .api import cache_of
 from .artifact import Artifact
 from .backends import Backend
 from .backends.onnxruntime import OnnxRuntimeBackend
-from .engines import Engines, Made, Wanted
+from .building.engines import Engines, Made, Wanted
 from .errors import EngineLoadError, FallbackWarning, KerasTRTError, PlanError, VerificationError
 from .graph_source import GraphSource
-from .model import TRTModel
+from .model.predictor import Predictor
+from .model.trt_model import TRTModel
 from .options import BackendName, BuildOptions, Precision
-from .predictor import Predictor
-from .report import Report
+from .report.report import Report
 from .runtime import Session
-from .verify import LIMITS, Difference, compare
+from .verification.verify import LIMITS, Difference, compare
 
 
 def load(

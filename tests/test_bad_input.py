@@ -14,17 +14,8 @@ import numpy as np
 import pytest
 
 import keras_trt
-from keras_trt import (
-    ExportError,
-    FallbackWarning,
-    InputError,
-    OptimizationProfile,
-    PrecisionError,
-    ShapeRange,
-)
-from keras_trt import (
-    accelerate as plain_accelerate,
-)
+from keras_trt import ExportError, FallbackWarning, InputError, OptimizationProfile, PrecisionError, ShapeRange
+from keras_trt import accelerate as plain_accelerate
 
 from .models import (
     BATCH_SIZES,

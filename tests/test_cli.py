@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from keras_trt.cli import main
+from keras_trt.cli.main import main
 
 from .models import keras, kl, ops
 
@@ -119,7 +119,7 @@ def test_the_command_is_installed_under_its_name() -> None:
 
 
 def test_as_a_process_its_output_is_nothing_but_json(saved: Any) -> None:
-    code = "import sys; from keras_trt.cli import main; sys.exit(main())"
+    code = "import sys; from keras_trt.cli.main import main; sys.exit(main())"
     done = subprocess.run(
         [sys.executable, "-c", code, "doctor", "--json", saved(kl.Dense(2))],
         capture_output=True,
@@ -132,7 +132,7 @@ def test_as_a_process_its_output_is_nothing_but_json(saved: Any) -> None:
 
 def test_help_loads_nothing_heavy() -> None:
     code = (
-        "import sys; from keras_trt.cli import main\n"
+        "import sys; from keras_trt.cli.main import main\n"
         "try: main(['doctor', '--help'])\n"
         "except SystemExit: print('numpy' in sys.modules or 'keras' in sys.modules)\n"
     )

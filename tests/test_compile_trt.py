@@ -281,7 +281,7 @@ def test_nothing_is_made_anew_where_nothing_changed(monkeypatch: pytest.MonkeyPa
     model = network()
     model.compile_trt(**QUIET)
     made = []
-    monkeypatch.setattr("keras_trt.attach.renew", lambda *_, **__: made.append(1))
+    monkeypatch.setattr("keras_trt.compiled.attach.renew", lambda *_, **__: made.append(1))
     model.set_weights(model.get_weights())
     model.compile("adam", "mae")
     model.evaluate(X, Y, verbose=0)
@@ -331,13 +331,13 @@ def test_training_on_gives_the_same_with_and_without_it() -> None:
         if policy is not None:
             model.compile_trt(**QUIET, on_weight_change=policy)
         results = []
-        for _ in range(3):
-            model.fit(X, Y, epochs=2, verbose=0, validation_split=0.2)
+        for _ in range(2):
+            model.fit(X, Y, epochs=1, verbose=0, validation_split=0.2)
             results += [model.predict(X, verbose=0), model.evaluate(X, Y, verbose=0)]
         return results
 
     expected = script(None)
-    assert np.abs(expected[0] - expected[4]).max() > 1e-3
+    assert np.abs(expected[0] - expected[2]).max() > 1e-3
     for policy in ("refit", "rebuild", "keras"):
         for wanted, found in zip(expected, script(policy), strict=True):
             np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-5)
@@ -457,7 +457,7 @@ def test_a_rebuild_that_fails_raises_and_is_tried_again(monkeypatch: pytest.Monk
         def fail(*_: Any, **__: Any) -> Any:
             raise keras_trt.BuildError("no memory")
 
-        patch.setattr("keras_trt.attach.renew", fail)
+        patch.setattr("keras_trt.compiled.attach.renew", fail)
         for _ in range(2):
             with pytest.raises(keras_trt.BuildError, match="no memory"):
                 model.predict(X, verbose=0)
@@ -519,9 +519,8 @@ def test_batches_that_the_engine_cannot_run_are_run_by_keras() -> None:
 @pytest.mark.parametrize(
     "code",
     [
-        "import keras_trt, sys; assert 'keras' not in sys.modules; import keras",
         "import keras, keras_trt",
-        "import keras_trt, tensorflow as tf; keras = tf.keras",
+        "import keras_trt, sys; assert 'keras' not in sys.modules; import tensorflow as tf; keras = tf.keras",
     ],
 )
 def test_it_is_there_in_either_import_order(code: str) -> None:

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from keras_trt import OptimizationProfile, ShapeRange
+from keras_trt.building.engines import CachedTimings
 from keras_trt.cache import EngineCache
-from keras_trt.engines import CachedTimings
 from keras_trt.options import ENGINE_OPTIONS, OTHER_OPTIONS
 
 from .models import accelerate, floats, keras, kl

@@ -65,7 +65,7 @@ def never_by_keras(fast: Any, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("return_dict", [True, False])
-@pytest.mark.parametrize("size", [None, 1, 20, 200])
+@pytest.mark.parametrize("size", [None, 7, 200])
 def test_arrays_and_weights(size: int | None, return_dict: bool) -> None:
     model = compiled(weighted_metrics=["mse"])
     fast = accelerate(model)
@@ -347,13 +347,15 @@ def test_threads_evaluate_one_after_another() -> None:
     model = compiled()
     fast = accelerate(model)
     x, y, _ = data()
-    expected = [model.evaluate(x[:rows], y[:rows], verbose=0) for rows in range(10, 75, 5)]
+    sizes = range(10, 75, 10)
+    expected = [model.evaluate(x[:rows], y[:rows], verbose=0) for rows in sizes]
     with ThreadPoolExecutor(4) as pool:
-        found = list(pool.map(lambda rows: fast.evaluate(x[:rows], y[:rows], verbose=0), range(10, 75, 5)))
+        found = list(pool.map(lambda rows: fast.evaluate(x[:rows], y[:rows], verbose=0), sizes))
     close(expected, found)
     assert len({round(one[0], 6) for one in expected}) > 5
 
 
+@pytest.mark.long  # test_callbacks.py has a shorter form of it
 def test_under_a_mirrored_strategy() -> None:
     """Two replicas: two devices must be made before TensorFlow starts, so in a process of its own."""
     code = """

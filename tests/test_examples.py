@@ -85,7 +85,7 @@ def test_multiple_inputs() -> None:
 
 def test_object_detection() -> None:
     found = example("object_detection").main(**QUIET)
-    assert found["digits found"] > 0.8
+    assert found["digits found"] > 0.65
     assert found["pictures that differ from Keras"] == 0
 
 

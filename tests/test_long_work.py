@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import signal
@@ -27,6 +28,16 @@ from .models import CASES, accelerate, floats, recorded, same, warns_once
 # A build in a process.
 
 
+def builders() -> list[psutil.Process]:
+    """The processes that build for this one."""
+    found = []
+    for process in psutil.Process().children():
+        with contextlib.suppress(psutil.NoSuchProcess):  # it has ended
+            if "keras_trt.backends.child" in process.cmdline():
+                found.append(process)
+    return found
+
+
 def test_a_process_builds_what_a_thread_builds(cache: EngineCache) -> None:
     model, x = CASES["sequential"].build(), floats(4)(40)
     fast = accelerate(model, build="process", cache=cache)
@@ -41,9 +52,8 @@ def test_a_builder_that_crashes_is_an_error_and_keras_runs() -> None:
 
     def crash() -> None:
         while not stop.is_set():
-            for process in psutil.Process().children():
-                if any("keras_trt.backends.child" in word for word in process.cmdline()):
-                    process.send_signal(signal.SIGSEGV)
+            for process in builders():
+                process.send_signal(signal.SIGSEGV)
             time.sleep(0.01)
 
     killer = threading.Thread(target=crash)
@@ -63,7 +73,7 @@ def test_a_builder_that_crashes_is_an_error_and_keras_runs() -> None:
 def test_a_build_that_takes_too_long_is_ended() -> None:
     with pytest.raises(keras_trt.BuildError, match=r"longer than 0.05 s and was ended \(see `build_timeout`\)"):
         accelerate(CASES["sequential"].build(), build="process", build_timeout=0.05, fallback="raise")
-    assert not [one for one in psutil.Process().children() if "keras_trt" in " ".join(one.cmdline())]
+    assert not builders()
 
 
 def test_errors_of_the_child_are_those_of_the_backend() -> None:
@@ -73,12 +83,21 @@ def test_errors_of_the_child_are_those_of_the_backend() -> None:
 
 
 def test_ctrl_c_ends_the_child() -> None:
-    timer = threading.Timer(0.3, lambda: os.kill(os.getpid(), signal.SIGINT))
+    def interrupt() -> None:
+        for _ in range(2000):
+            if found := builders():
+                found[0].suspend()  # else it might be done before the signal comes
+                os.kill(os.getpid(), signal.SIGINT)
+                return
+            time.sleep(0.005)
+
     profile = OptimizationProfile({"x": ShapeRange((1, 2), (1, 2), (1, 2))})
-    timer.start()
+    watcher = threading.Thread(target=interrupt)
+    watcher.start()
     with pytest.raises(KeyboardInterrupt):
         child.build(OnnxRuntimeBackend(), bytes(10), BuildSpec("fp32", profile), None, 60, lambda _: None)
-    assert not [one for one in psutil.Process().children() if "keras_trt" in " ".join(one.cmdline())]
+    watcher.join()
+    assert not builders()
 
 
 @pytest.mark.parametrize(

@@ -12,9 +12,9 @@ import numpy as np
 import onnx
 import pytest
 
-from keras_trt import engines
 from keras_trt.artifact import Artifact
 from keras_trt.backends.onnxruntime import OnnxRuntimeBackend
+from keras_trt.building import engines
 from keras_trt.cache import EngineCache
 from keras_trt.export import export
 from keras_trt.export.stored import pack, unpack

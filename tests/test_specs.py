@@ -10,16 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from keras_trt.specs import (
-    OptimizationProfile,
-    ShapeRange,
-    Signature,
-    TensorSpec,
-    describe,
-    flatten,
-    leaf_paths,
-    pack,
-)
+from keras_trt.specs import OptimizationProfile, ShapeRange, Signature, TensorSpec, describe, flatten, leaf_paths, pack
 
 leaves = st.integers() | st.text() | st.none()
 

@@ -1,4 +1,4 @@
-"""Batches that are under way at once, through futures and `asyncio`."""
+"""Batches that are under way at once, through futures and `asyncio`; predictions in the caller's own arrays."""
 
 from __future__ import annotations
 
@@ -87,3 +87,19 @@ class Stateful(keras.Model):
     def call(self, x: Any) -> Any:
         self.count.assign_add(1.0)
         return 2 * x
+
+
+def test_predictions_in_arrays_of_the_caller(model: Any) -> None:
+    given = batches(5)[4]
+    out = np.full((len(given), 3), np.nan, "float32")
+    with keras_trt.accelerate(model, backend="onnxruntime", cache=None, verbose=0) as fast:
+        assert fast.predict_on_batch(given, out=out) is out
+        np.testing.assert_array_equal(out, fast.predict_on_batch(given))
+        with pytest.raises(keras_trt.InputError, match="out"):
+            fast.predict_on_batch(given, out=out[:2])
+    with pytest.warns(keras_trt.FallbackWarning):
+        fast = keras_trt.accelerate(Stateful(), backend="onnxruntime", cache=None, verbose=0, sample=given)
+    doubled = np.empty_like(given)
+    assert fast.predict_on_batch(given, out=doubled) is doubled
+    np.testing.assert_allclose(doubled, 2 * given)
+    fast.close()

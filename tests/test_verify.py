@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from keras_trt.specs import TensorSpec
-from keras_trt.verify import LIMITS, Difference, compare, random_samples, rows_depend, worst_row
+from keras_trt.verification.verify import LIMITS, Difference, compare, random_samples, rows_depend, worst_row
 
 OUTPUT = [TensorSpec("y", (None, 3), "float32")]
 WANTED = np.array([[1.0, 2.0, 3.0], [4.0, 5.0, 6.0]], "float32")

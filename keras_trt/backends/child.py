@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from .. import errors
+from .._interrupts import deferred
 from ..errors import BuildError, KerasTRTError
 from ..specs import OptimizationProfile
 from .base import Backend, BuildSpec, Report, Timings
@@ -72,25 +73,29 @@ def _run(folder: Path, timeout: float | None, report: Report) -> None:
     path = os.pathsep.join(filter(None, [root, *sys.path]))  # as here, whatever has changed it
     command = [sys.executable, "-m", "keras_trt.backends.child", str(folder)]
     with (folder / "log").open("w+b") as log:
-        with subprocess.Popen(  # noqa: S603 (this very module)
-            command,
-            stdout=subprocess.PIPE,
-            stderr=log,
-            env={**os.environ, "PYTHONPATH": path},
-            start_new_session=True,  # Ctrl-C reaches this process alone, which then ends the child
-            text=True,
-        ) as child:
-            listener = threading.Thread(target=_listen, args=(child.stdout, report), daemon=True)
-            listener.start()
+        with contextlib.ExitStack() as ending:
+            with deferred():  # an interrupt before all is in place would leave the child running
+                child = ending.enter_context(
+                    subprocess.Popen(  # noqa: S603 (this very module)
+                        command,
+                        stdout=subprocess.PIPE,
+                        stderr=log,
+                        env={**os.environ, "PYTHONPATH": path},
+                        start_new_session=True,  # Ctrl-C reaches this process alone, which then ends the child
+                        text=True,
+                    )
+                )
+                ending.callback(child.wait)  # after Ctrl-C its own end does not
+                listener = threading.Thread(target=_listen, args=(child.stdout, report), daemon=True)
+                listener.start()
+                ending.callback(listener.join)
+                ending.callback(child.kill)
             try:
                 code = child.wait(timeout)
             except subprocess.TimeoutExpired:
                 raise BuildError(
                     f"The build took longer than {timeout} s and was ended (see `build_timeout`)."
                 ) from None
-            finally:
-                child.kill()
-                listener.join()
         if code or not ((folder / _PLAN).exists() or (folder / _ERROR).exists()):
             log.seek(0)
             tail = log.read()[-4000:].decode(errors="replace").strip()

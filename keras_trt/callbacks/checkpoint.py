@@ -14,9 +14,9 @@ import keras
 from keras.src.utils import io_utils  # what Keras's callbacks print with, public in no version
 
 from .._warn import warn
-from ..attach import follow
+from ..compiled.attach import follow
 from ..errors import FallbackWarning
-from ..model import TRTModel
+from ..model.trt_model import TRTModel
 from ..options import BuildOptions
 from .background import Background
 

@@ -6,8 +6,8 @@ from typing import Any
 
 import keras
 
-from ..attach import follow
-from ..model import TRTModel
+from ..compiled.attach import follow
+from ..model.trt_model import TRTModel
 from ..options import BuildOptions
 from .checkpoint import arguments
 

@@ -79,3 +79,24 @@ def copy_to_host(target: PinnedMemory, source: DeviceMemory, size_bytes: int, st
     cudart = bindings()
     kind = cudart.cudaMemcpyKind.cudaMemcpyDeviceToHost
     check(cudart.cudaMemcpyAsync(target.address, source.address, size_bytes, kind, stream.handle))
+
+
+def copy_between(target: int, source: int, size_bytes: int, stream: Stream) -> None:
+    """Put a copy from one place on a GPU to another, of the same or another GPU, on the stream."""
+    cudart = bindings()
+    kind = cudart.cudaMemcpyKind.cudaMemcpyDefault  # where each lies follows from its address
+    check(cudart.cudaMemcpyAsync(target, source, size_bytes, kind, stream.handle))
+
+
+def to_host(target: np.ndarray[Any, Any], source: int) -> None:
+    """Copy from a GPU to an array, and wait for it."""
+    cudart = bindings()
+    kind = cudart.cudaMemcpyKind.cudaMemcpyDeviceToHost
+    check(cudart.cudaMemcpy(target.ctypes.data, source, target.nbytes, kind))
+
+
+def to_device(target: int, source: np.ndarray[Any, Any]) -> None:
+    """Copy from an array to a GPU, and wait for it."""
+    cudart = bindings()
+    kind = cudart.cudaMemcpyKind.cudaMemcpyHostToDevice
+    check(cudart.cudaMemcpy(target, source.ctypes.data, source.nbytes, kind))

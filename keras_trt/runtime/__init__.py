@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from .gpu import MAX_SLOTS, Usage
+from .results import deliver
 from .session import Session
 
-__all__ = ["MAX_SLOTS", "Session", "Usage"]
+__all__ = ["MAX_SLOTS", "Session", "Usage", "deliver"]

@@ -67,11 +67,17 @@ class GpuRunner:
         self._closed = False
         self._changed = threading.Condition()
 
-    def run(self, feeds: Mapping[str, Array], batches: Iterable[Batch], order: Sequence[int], results: Results) -> None:
+    def run(
+        self,
+        feeds: Mapping[str, Array | cuda.DeviceArray],
+        batches: Iterable[Batch],
+        order: Sequence[int],
+        results: Results,
+    ) -> None:
         """Run batches of rows: while the GPU computes one, the next is copied in, and the one before copied out.
 
         Args:
-            feeds: all rows of each input.
+            feeds: all rows of each input, on the host or on a GPU.
             batches: which rows run together; their shapes must lie in the engine's profile.
             order: places in `output_names` of the outputs that are wanted.
             results: takes them.
@@ -80,6 +86,7 @@ class GpuRunner:
             InputError: if a shape is outside the profile, or an integer does not fit the engine's type.
             CudaError, EngineLoadError: if CUDA or TensorRT fails, as for want of memory.
         """
+        wanted = [self.output_names[place] for place in order]
         under_way: deque[tuple[Slot, Batch]] = deque()
 
         def finish() -> None:
@@ -99,7 +106,8 @@ class GpuRunner:
                     while (slot := self._take(shapes, wait=not under_way)) is None:
                         finish()
                     under_way.append((slot, batch))
-                    slot.start({name: feeds[name][batch.start : batch.stop] for name in self.input_names})
+                    rows = {name: feeds[name][batch.start : batch.stop] for name in self.input_names}
+                    slot.start(rows, results.targets(batch, wanted))
                 while under_way:
                     finish()
             finally:

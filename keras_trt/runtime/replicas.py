@@ -9,6 +9,7 @@ from contextlib import ExitStack, contextmanager
 from itertools import chain, islice
 
 from ..backends.base import Array
+from ..cuda import DeviceArray
 from .gpu import GpuRunner, Usage
 from .plan import Batch
 from .results import Results
@@ -29,7 +30,9 @@ class Replicas:
         self._lock = threading.Lock()
         self._pool = ThreadPoolExecutor(4 * len(runners), thread_name_prefix="keras_trt-replica")
 
-    def run(self, feeds: Mapping[str, Array], batches: Iterable[Batch], order: Sequence[int], results: Results) -> None:
+    def run(
+        self, feeds: Mapping[str, Array | DeviceArray], batches: Iterable[Batch], order: Sequence[int], results: Results
+    ) -> None:
         """Run batches of rows, as `GpuRunner.run` does; each GPU takes the next batch when it has room for one."""
         given = iter(batches)
         first = list(islice(given, 2))

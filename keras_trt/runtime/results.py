@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from ..backends.base import Array
+from ..cuda import DeviceArray
 from . import copying
 from .plan import Batch
 
@@ -20,12 +21,17 @@ class Results:
         rows: how many there are.
         dtypes: of the outputs.
         progress: called with the number of rows done, after each batch.
+        out: arrays of all rows, on the host or on a GPU, that take the outputs. Defaults to `None`: new ones.
     """
 
     def __init__(
-        self, rows: int, dtypes: Sequence[np.dtype[Any]], progress: Callable[[int], None] | None = None
+        self,
+        rows: int,
+        dtypes: Sequence[np.dtype[Any]],
+        progress: Callable[[int], None] | None = None,
+        out: Sequence[Array | DeviceArray] | None = None,
     ) -> None:
-        self.arrays: list[Array] = []
+        self.arrays: list[Any] = list(out or ())
         self._rows, self._dtypes, self._progress = rows, dtypes, progress
         self._done = 0
         self._lock = threading.Lock()
@@ -38,7 +44,7 @@ class Results:
             outputs: arrays of `batch.size` rows.
             owned: whether nobody else will write to them.
         """
-        if owned and batch.size == self._rows:
+        if owned and batch.size == self._rows and not self.arrays:
             self.arrays = [
                 output.astype(dtype, copy=False) for output, dtype in zip(outputs, self._dtypes, strict=True)
             ]
@@ -46,11 +52,17 @@ class Results:
             self._make_room(outputs)
             count = batch.stop - batch.start
             for array, output in zip(self.arrays, outputs, strict=True):
-                copying.copy(array[batch.start : batch.stop], output[:count])
+                if not isinstance(array, DeviceArray):  # the slot has written to those
+                    copying.copy(array[batch.start : batch.stop], output[:count])
         if self._progress is not None:
             with self._lock:
                 self._done += batch.stop - batch.start
                 self._progress(self._done)
+
+    def targets(self, batch: Batch, names: Sequence[str]) -> dict[str, DeviceArray]:
+        """Return where on a GPU the rows of a batch belong, by the names of the outputs."""
+        pairs = zip(names, self.arrays, strict=False)
+        return {name: array[batch.start : batch.stop] for name, array in pairs if isinstance(array, DeviceArray)}
 
     def _make_room(self, outputs: Sequence[Array]) -> None:
         with self._lock:
@@ -59,3 +71,13 @@ class Results:
                     np.empty((self._rows, *output.shape[1:]), dtype)
                     for output, dtype in zip(outputs, self._dtypes, strict=True)
                 ]
+
+
+def deliver(outputs: Sequence[Array], out: Sequence[Array | DeviceArray]) -> list[Array | DeviceArray]:
+    """Copy outputs to where the caller wants them, and return that."""
+    for output, target in zip(outputs, out, strict=True):
+        if isinstance(target, DeviceArray):
+            target.assign(output)
+        else:
+            copying.copy(target, output)
+    return list(out)

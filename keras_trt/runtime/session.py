@@ -7,18 +7,20 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from .._warn import warn
 from ..backends.base import Array, DeviceEngine, HostEngine
+from ..cuda import DeviceArray
 from ..errors import CudaError, FallbackWarning
 from ..specs import OptimizationProfile, Signature
 from .gpu import GpuRunner, Usage
 from .host import HostRunner
 from .plan import USUAL_SIZES, Batch, BatchPlan
 from .replicas import Replicas
-from .results import Results
+from .results import Results, deliver
 
 
 @dataclass(frozen=True)
@@ -100,7 +102,7 @@ class Session:
         """Return what is held on each GPU; nothing of an engine on the host."""
         return [] if isinstance(self._runner, HostRunner) else self._runner.usage()
 
-    def takes(self, inputs: Sequence[Array]) -> Objection | None:
+    def takes(self, inputs: Sequence[Array | DeviceArray]) -> Objection | None:
         """Return why the engine cannot run `inputs`, or `None` if it can.
 
         Args:
@@ -130,17 +132,23 @@ class Session:
                     )
         return None
 
-    def run(self, inputs: Sequence[Array], progress: Callable[[int], None] | None = None) -> list[Array]:
+    def run(
+        self,
+        inputs: Sequence[Array | DeviceArray],
+        progress: Callable[[int], None] | None = None,
+        out: Sequence[Array | DeviceArray] | None = None,
+    ) -> list[Any]:
         """Return the outputs for all rows, in the signature's order and types.
 
         Args:
             inputs: one array for each input of the signature; `takes` must have no objection.
             progress: called with the number of rows done, after each batch.
+            out: arrays that take the outputs and are returned. Defaults to `None`: new ones on the host.
         """
         with self.in_use():
             while True:
                 try:
-                    return self._run(inputs, progress)
+                    return self._run(inputs, progress, out)
                 except CudaError as error:
                     if not error.out_of_memory or not self._halve():
                         raise
@@ -164,27 +172,41 @@ class Session:
             zeros = [np.zeros((size, *shape[1:]), spec.dtype) for spec, shape in zip(self._inputs, shapes, strict=True)]
             for _ in range(3):
                 began = time.perf_counter()
-                self._run_batches(zeros, [Batch(0, size, size)], None)
+                self._run_batches(zeros, [Batch(0, size, size)])
                 self._costs[size] = time.perf_counter() - began
         self._plan = BatchPlan(self._smallest, self._largest, self._costs)
 
-    def _run(self, inputs: Sequence[Array], progress: Callable[[int], None] | None) -> list[Array]:
+    def _run(
+        self,
+        inputs: Sequence[Array | DeviceArray],
+        progress: Callable[[int], None] | None,
+        out: Sequence[Array | DeviceArray] | None,
+    ) -> list[Any]:
         rows = len(inputs[0])
         plan = self._plan
         # Who calls with the same few rows again and again gets a graph of just that size.
         steady = rows == self._rows_before and plan.smallest <= rows <= plan.largest
         self._rows_before = rows
         batches = [Batch(0, rows, rows)] if steady or not self.rows_independent else plan.cut(rows)
-        return self._run_batches(inputs, batches, progress)
+        return self._run_batches(inputs, batches, progress, out)
 
     def _run_batches(
-        self, inputs: Sequence[Array], batches: Iterable[Batch], progress: Callable[[int], None] | None
-    ) -> list[Array]:
+        self,
+        inputs: Sequence[Array | DeviceArray],
+        batches: Iterable[Batch],
+        progress: Callable[[int], None] | None = None,
+        out: Sequence[Array | DeviceArray] | None = None,
+    ) -> list[Any]:
         wanted = set(self._runner.input_names)  # a builder may drop an input that the model does not use
         feeds = {name: array for name, array in zip(self._names, inputs, strict=True) if name in wanted}
+        if not isinstance(self._runner, HostRunner):
+            results = Results(len(inputs[0]), self._dtypes, progress, out)
+            self._runner.run(feeds, batches, self._order, results)
+            return results.arrays
         results = Results(len(inputs[0]), self._dtypes, progress)
-        self._runner.run(feeds, batches, self._order, results)
-        return results.arrays
+        on_host = {name: np.asarray(array) for name, array in feeds.items()}
+        self._runner.run(on_host, batches, self._order, results)
+        return results.arrays if out is None else deliver(results.arrays, out)
 
     def _halve(self) -> bool:
         """Run smaller batches from now on; `False` where they cannot be any smaller."""

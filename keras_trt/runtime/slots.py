@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any
 
@@ -38,6 +38,7 @@ class Slot:
         self.shapes: Shapes | None = None
         self._buffers: dict[str, _Buffer] = {}
         self._graph: cuda.Graph | None = None
+        self._on_gpu: frozenset[str] = frozenset()
         self._runs = 0
         with _exclusive, ExitStack() as undo:
             self._stream = cuda.Stream()
@@ -47,20 +48,49 @@ class Slot:
             cuda.wait_for_default_stream()  # where a library may have set the context up
             undo.pop_all()
 
-    def start(self, feeds: Mapping[str, Array]) -> None:
+    def start(
+        self, feeds: Mapping[str, Array | cuda.DeviceArray], targets: Mapping[str, cuda.DeviceArray] | None = None
+    ) -> None:
         """Put one inference on the stream. `wait` must follow, also after an error.
 
         Args:
-            feeds: an array for each input. One with fewer rows than its shape is padded by its last.
+            feeds: an array for each input, on the host or on a GPU. One with fewer rows than its shape is padded by
+                its last.
+            targets: where on a GPU the rows of an output go; all others go to the host.
         """
-        for name, array in feeds.items():
-            self._buffers[name].fill(name, array)
+        targets = targets or {}
+        for name, one in (*feeds.items(), *targets.items()):
+            if isinstance(one, cuda.DeviceArray) and one.dtype != self._engine.dtype(name):
+                expected = str(self._engine.dtype(name))
+                raise InputError(
+                    f"The engine has {expected} for '{name}', and only what lies on the host is cast. "
+                    f"Received: {one.dtype} on a GPU.",
+                    input_name=name,
+                    expected=expected,
+                    received=str(one.dtype),
+                )
+        on_gpu = frozenset((*(name for name, one in feeds.items() if isinstance(one, cuda.DeviceArray)), *targets))
+        if on_gpu != self._on_gpu:  # other copies than those in the graph
+            with _exclusive:
+                self._drop_graph()
+            self._on_gpu, self._runs = on_gpu, min(self._runs, 1)
         if self._runs == 1 and self._graph is None:
-            self._record()
+            self._record()  # before anything is put on the stream, which must be idle
+        for name, array in feeds.items():
+            buffer = self._buffers[name]
+            if isinstance(array, cuda.DeviceArray):
+                array.order(self._stream)
+                array.copy_to(buffer.device, len(buffer.array), self._stream)
+            else:
+                buffer.fill(name, array)
+        for target in targets.values():
+            target.order(self._stream)
         if self._graph is not None:
             self._graph.launch(self._stream)
         else:
             self._enqueue()
+        for name, target in targets.items():
+            target.copy_from(self._buffers[name].device, self._stream)
         self._runs += 1
 
     def wait(self) -> None:
@@ -106,13 +136,16 @@ class Slot:
         self._buffers = {}
 
     def _enqueue(self) -> None:
-        for name in self._engine.input_names:
+        for name in self._on_host(self._engine.input_names):
             buffer = self._buffers[name]
             cuda.copy_to_device(buffer.device, buffer.pinned, buffer.array.nbytes, self._stream)
         self._context.enqueue(self._stream.address)
-        for name in self._engine.output_names:
+        for name in self._on_host(self._engine.output_names):
             buffer = self._buffers[name]
             cuda.copy_to_host(buffer.pinned, buffer.device, buffer.array.nbytes, self._stream)
+
+    def _on_host(self, names: Sequence[str]) -> list[str]:
+        return [name for name in names if name not in self._on_gpu]
 
     def _record(self) -> None:
         # The first run, without a graph, was the warm-up that a capture needs.

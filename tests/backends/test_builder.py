@@ -17,6 +17,7 @@ from keras_trt.backends.tensorrt import types
 from keras_trt.backends.tensorrt.builder import PlanBuilder
 from keras_trt.backends.tensorrt.engine import TensorRTEngine
 from keras_trt.backends.tensorrt.flavor import flavor
+from keras_trt.building.provision import provision
 from keras_trt.errors import (
     BuildError,
     EngineLoadError,
@@ -27,7 +28,6 @@ from keras_trt.errors import (
 from keras_trt.export import export
 from keras_trt.options import BuildOptions
 from keras_trt.precision import tensor_types, typed
-from keras_trt.provision import provision
 from keras_trt.specs import OptimizationProfile, ShapeRange
 
 from .. import zoo

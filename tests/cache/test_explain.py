@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from keras_trt.cache import EngineCache, changes
-from keras_trt.cli import main
+from keras_trt.cli.main import main
 
 from ..models import accelerate, floats, keras, kl
 

@@ -18,7 +18,7 @@ import keras_trt
 from keras_trt.artifact import Artifact
 from keras_trt.cache import EngineCache
 from keras_trt.errors import FallbackWarning
-from keras_trt.verify import LIMITS
+from keras_trt.verification.verify import LIMITS
 
 from . import models
 

@@ -13,7 +13,7 @@ from keras import layers
 import keras_trt
 from keras_trt.export import export
 from keras_trt.specs import flatten, pack
-from keras_trt.verify import LIMITS
+from keras_trt.verification.verify import LIMITS
 
 from ..conformance.case import Case, draw, functional, randomize, settle
 from ..conformance.expected import SECTIONS

@@ -27,7 +27,7 @@ import pytest
 import keras_trt
 from keras_trt import cuda
 from keras_trt.runtime.gpu import MAX_SLOTS, GpuRunner
-from keras_trt.verify import LIMITS
+from keras_trt.verification.verify import LIMITS
 
 from ..test_quickstart import REPOSITORY, assert_agrees, child_environment, run_quickstart
 from . import models

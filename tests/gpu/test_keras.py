@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import keras_trt
-from keras_trt.verify import LIMITS
+from keras_trt.verification.verify import LIMITS
 
 from . import models
 

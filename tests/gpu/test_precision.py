@@ -10,7 +10,7 @@ import pytest
 import keras_trt
 from keras_trt import backends
 from keras_trt.errors import FallbackWarning
-from keras_trt.verify import LIMITS
+from keras_trt.verification.verify import LIMITS
 
 from . import models
 

@@ -8,12 +8,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from keras_trt import errors, provision
+from keras_trt import errors
 from keras_trt.backends.onnxruntime import OnnxRuntimeBackend
+from keras_trt.building import provision
 from keras_trt.cache import EngineCache
 from keras_trt.options import BuildOptions
 from keras_trt.precision import tensor_types
-from keras_trt.verify import LIMITS
+from keras_trt.verification.verify import LIMITS
 
 from .. import zoo
 from ..models import accelerate, cancelling, floats, keras, kl, recorded, warns_once

@@ -14,7 +14,7 @@ from onnx.reference import ReferenceEvaluator
 
 from keras_trt.export import export
 from keras_trt.precision import tensor_types, typed
-from keras_trt.verify import LIMITS
+from keras_trt.verification.verify import LIMITS
 
 from .. import zoo
 from . import awkward

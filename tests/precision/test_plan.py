@@ -11,13 +11,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import keras_trt
-from keras_trt.bisection import needed
+from keras_trt.building.bisection import needed
+from keras_trt.building.ladder import nodes_by_layer, planned
 from keras_trt.cache import EngineCache
 from keras_trt.errors import VerificationError
 from keras_trt.export import export
-from keras_trt.ladder import nodes_by_layer, planned
 from keras_trt.precision import tensor_types, typed
-from keras_trt.verify import LIMITS
+from keras_trt.verification.verify import LIMITS
 
 from .. import zoo
 from ..models import accelerate, cancelling, floats, keras, kl, recorded

@@ -14,8 +14,8 @@ import keras_trt
 from keras_trt.backends import EngineLayer
 from keras_trt.backends.tensorrt.layers import described_layers
 from keras_trt.cache import EngineCache
-from keras_trt.html import page
-from keras_trt.layers import layer_reports
+from keras_trt.report.html import page
+from keras_trt.report.layers import layer_reports
 
 from .. import zoo
 from ..models import accelerate, keras, kl

@@ -20,6 +20,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -53,6 +54,7 @@ class Capture(enum.IntEnum):
 class Copy(enum.IntEnum):
     cudaMemcpyHostToDevice = 1  # noqa: N815
     cudaMemcpyDeviceToHost = 2  # noqa: N815
+    cudaMemcpyDefault = 4  # noqa: N815
 
 
 @dataclass
@@ -92,6 +94,7 @@ class HostCuda:
 
     Attributes:
         calls: how often each function was called.
+        copies: how many asynchronous copies of each kind have run.
         faults: what was done that CUDA would not forgive.
         device_limit: device memory that there is, in bytes.
         driver: the CUDA that the driver supports; 0 where there is none.
@@ -108,6 +111,7 @@ class HostCuda:
         self.devices = devices
         self.driver = 13000
         self.calls: Counter[str] = Counter()
+        self.copies: Counter[Copy] = Counter()
         self.faults: list[str] = []
         self.device_limit = 1 << 30
         self.injected: dict[str, list[Status]] = {}
@@ -210,12 +214,25 @@ class HostCuda:
     def cudaMemcpyAsync(self, to: int, source: int, size: int, kind: Copy, stream: StreamHandle) -> tuple[Any, ...]:  # noqa: N802
         if status := self._begin("cudaMemcpyAsync"):
             return (status,)
-        to_kind, from_kind = ("device", "pinned") if kind == Copy.cudaMemcpyHostToDevice else ("pinned", "device")
+        to_kind, from_kind = {
+            Copy.cudaMemcpyHostToDevice: ("device", "pinned"),
+            Copy.cudaMemcpyDeviceToHost: ("pinned", "device"),
+            Copy.cudaMemcpyDefault: ("device", "device"),
+        }[kind]
 
         def copy() -> None:
+            self.copies[kind] += 1
             self.view(to, size, to_kind)[:] = self.view(source, size, from_kind)
 
         return (self._put(stream, copy),)
+
+    def cudaMemcpy(self, to: int, source: int, size: int, kind: Copy) -> tuple[Any, ...]:  # noqa: N802
+        """Between device memory and an array of the host, which is pageable."""
+        if kind == Copy.cudaMemcpyHostToDevice:
+            ctypes.memmove(self.view(to, size, "device").ctypes.data, source, size)
+        else:
+            ctypes.memmove(to, self.view(source, size, "device").ctypes.data, size)
+        return (Status.cudaSuccess,)
 
     def cudaStreamCreateWithFlags(self, flags: int) -> tuple[Any, ...]:  # noqa: ARG002, N802
         if status := self._begin("cudaStreamCreateWithFlags"):
@@ -528,15 +545,57 @@ class HostContext:
             self._in_use.release()
 
 
+class GpuArray:
+    """An array on the GPU that someone else made, and that is right only once its owner's stream has run.
+
+    Args:
+        cuda: whose memory it takes.
+        array: what it will hold.
+    """
+
+    def __init__(self, cuda: HostCuda, array: np.ndarray[Any, Any]) -> None:
+        _, self.address = cuda.cudaMalloc(array.nbytes)
+        self.cuda, self.shape, self.dtype = cuda, array.shape, array.dtype
+        self.strides: tuple[int, ...] | None = None
+        self.readonly = False
+        self._coming: np.ndarray[Any, Any] | None = array.copy()
+
+    __cuda_array_interface__: Any = None  # that it is there says where the array lies
+
+    @property
+    def content(self) -> np.ndarray[Any, Any]:
+        size = int(np.prod(self.shape)) * self.dtype.itemsize
+        return self.cuda.view(self.address, size, "device").view(self.dtype).reshape(self.shape)
+
+    def finish(self) -> None:
+        """Do what its owner has put on a stream."""
+        if self._coming is not None:
+            coming, self._coming = self._coming, None
+            self.content[...] = coming
+
+    def free(self) -> None:
+        self.cuda.cudaFree(self.address)
+
+
+def view_of(owner: GpuArray, stream: int) -> Any:
+    """Stand for cuda-core: the stream waits for the owner's."""
+    if stream != -1:
+        owner.cuda.put(stream, owner.finish)
+    return SimpleNamespace(
+        ptr=owner.address, shape=owner.shape, strides=owner.strides, dtype=owner.dtype, readonly=owner.readonly
+    )
+
+
 @contextlib.contextmanager
 def installed() -> Iterator[HostCuda]:
     """Put keras_trt.cuda on host memory; at the end everything must be freed."""
-    from keras_trt.cuda import graph, memory, runtime
+    from keras_trt.cuda import arrays, graph, memory, runtime
 
     cuda = HostCuda()
     with pytest.MonkeyPatch.context() as monkeypatch:
         for module in (runtime, memory, graph):
             monkeypatch.setattr(module, "bindings", lambda: cuda)
         monkeypatch.setattr(runtime, "require", lambda *_, **__: cuda)
+        monkeypatch.setattr(arrays, "_view", view_of)
         yield cuda
         cuda.check()

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from ..._interrupts import deferred
 from ..base import Report
 from .flavor import Flavor
 
@@ -27,19 +27,11 @@ def watched(flavor: Flavor, config: Any, report: Report) -> Iterator[None]:
     Raises:
         KeyboardInterrupt: after Ctrl-C.
     """
-    interrupted = threading.Event()
-    monitor = _monitor(flavor.trt, report, interrupted)  # held here: it must outlive the build
-    if monitor is not None and hasattr(config, "progress_monitor"):
-        config.progress_monitor = monitor
-    main = threading.current_thread() is threading.main_thread()
-    before = signal.signal(signal.SIGINT, lambda *_: interrupted.set()) if main else None
-    try:
+    with deferred() as interrupted:
+        monitor = _monitor(flavor.trt, report, interrupted)  # held here: it must outlive the build
+        if monitor is not None and hasattr(config, "progress_monitor"):
+            config.progress_monitor = monitor
         yield
-    finally:
-        if main:
-            signal.signal(signal.SIGINT, before)
-        if interrupted.is_set():
-            raise KeyboardInterrupt
 
 
 def _monitor(trt: Any, report: Report, interrupted: threading.Event) -> Any:

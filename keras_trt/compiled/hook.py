@@ -6,8 +6,8 @@ import sys
 from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
-    from .model import TRTModel
-    from .options import BuildOptions
+    from ..model.trt_model import TRTModel
+    from ..options import BuildOptions
 
 _HOME = "keras.src.models.model"  # of `Model`, in every Keras 3
 
@@ -49,8 +49,8 @@ def compile_trt(  # noqa: D417 (`self` is the model)
     >>> model.compile_trt(precision="fp16")
     >>> model.predict(images)
     """
+    from ..options import BuildOptions
     from .attach import attach
-    from .options import BuildOptions
 
     return attach(self, BuildOptions.of(options, keywords), on_weight_change, check_weights)
 

@@ -6,16 +6,16 @@ import logging
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
-from . import backends, source
+from .. import backends, source
+from ..errors import PrecisionError, VerificationError
+from ..export import export
+from ..export.signature import input_signature
+from ..head import split
+from ..loading import keras_model
+from ..options import BuildOptions, precision_of, shapes_for
+from ..verification.gate import Gate, user_sample
 from .engines import Engines, Wanted
-from .errors import PrecisionError, VerificationError
-from .export import export
-from .export.signature import input_signature
-from .gate import Gate, user_sample
-from .head import split
 from .ladder import Rung, lacks, nodes_by_layer, planned
-from .loading import keras_model
-from .options import BuildOptions, precision_of, shapes_for
 
 _logger = logging.getLogger("keras_trt")
 

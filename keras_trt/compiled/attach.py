@@ -7,11 +7,11 @@ import logging
 from collections.abc import Mapping
 from typing import Any, Literal, cast, get_args
 
-from .api import accelerate
-from .errors import StaleEngineError
-from .model import TRTModel
-from .options import BuildOptions
-from .source import ON_ENGINE, own, placed
+from ..api import accelerate
+from ..errors import StaleEngineError
+from ..model.trt_model import TRTModel
+from ..options import BuildOptions
+from ..source import ON_ENGINE, own, placed
 from .watch import Change, Watch
 
 OnWeightChange = Literal["refit", "rebuild", "keras", "raise"]

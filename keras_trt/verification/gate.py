@@ -8,13 +8,14 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
-from . import source, verify
-from .errors import InputError, KerasTRTError, VerificationError
-from .head import Head
-from .inputs import Array, standardize
-from .options import BuildOptions, Precision
-from .runtime import Session
-from .specs import ShapeRange, Signature
+from .. import source
+from ..errors import InputError, KerasTRTError, VerificationError
+from ..head import Head
+from ..inputs import Array, standardize
+from ..options import BuildOptions, Precision
+from ..runtime import Session
+from ..specs import ShapeRange, Signature
+from . import verify
 from .verify import Difference
 
 _logger = logging.getLogger("keras_trt")

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from .options import Precision
-from .specs import TensorSpec
+from ..options import Precision
+from ..specs import TensorSpec
 
 Array = np.ndarray[Any, np.dtype[Any]]
 Predict = Callable[[Sequence[Array]], Sequence[Array]]

@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from .backends import EngineLayer
-from .export.check import layer_of
-from .inputs import Array
-from .precision import values_of
+from ..backends import EngineLayer
+from ..export.check import layer_of
+from ..inputs import Array
+from ..precision import values_of
 
 #: Edges of the histograms of magnitudes, as powers of ten.
 EDGES = np.linspace(-8, 6, 57)

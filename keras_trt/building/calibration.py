@@ -6,10 +6,10 @@ from itertools import islice
 
 import numpy as np
 
-from . import data
-from .inputs import Array, is_arrays, standardize
-from .options import BuildOptions
-from .specs import Signature
+from .. import data
+from ..inputs import Array, is_arrays, standardize
+from ..options import BuildOptions
+from ..specs import Signature
 
 #: More rows make calibration slower, and hardly change the range that numbers have.
 ROWS = 512

@@ -10,16 +10,16 @@ from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from ._version import __version__
-from ._warn import warn
-from .backends import Backend, BuildSpec, child
-from .cache import EngineCache, Entry, digest
-from .errors import BuildError, CacheError, FallbackWarning, PlanError, VerificationError
-from .options import BuildOptions, Precision
-from .progress import Progress
-from .runtime import Session
-from .specs import OptimizationProfile, ShapeRange, Signature
-from .verify import Difference
+from .._version import __version__
+from .._warn import warn
+from ..backends import Backend, BuildSpec, child
+from ..cache import EngineCache, Entry, digest
+from ..errors import BuildError, CacheError, FallbackWarning, PlanError, VerificationError
+from ..options import BuildOptions, Precision
+from ..progress import Progress
+from ..runtime import Session
+from ..specs import OptimizationProfile, ShapeRange, Signature
+from ..verification.verify import Difference
 
 _logger = logging.getLogger("keras_trt")
 

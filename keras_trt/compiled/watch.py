@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any, Literal
 
-from . import fingerprint
+from .. import fingerprint
 
 Change = Literal["weights", "structure"]
 

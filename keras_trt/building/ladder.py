@@ -8,15 +8,15 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any
 
-from . import policies
-from . import precision as types
-from ._subgraphs import subgraphs
-from .backends import Judge
-from .errors import BuildError
-from .export import ExportedModel
-from .export.check import layer_of
-from .inputs import Array
-from .options import Precision
+from .. import policies
+from .. import precision as types
+from .._subgraphs import subgraphs
+from ..backends import Judge
+from ..errors import BuildError
+from ..export import ExportedModel
+from ..export.check import layer_of
+from ..inputs import Array
+from ..options import Precision
 
 _logger = logging.getLogger("keras_trt")
 

@@ -9,14 +9,14 @@ from typing import Any
 
 import numpy as np
 
-from . import data
-from ._warn import warn
-from .errors import FallbackWarning
-from .head import Head
-from .inputs import Array, is_arrays, standardize
-from .runtime import Session
-from .source import own
-from .specs import Signature, flatten, pack
+from .. import data
+from .._warn import warn
+from ..errors import FallbackWarning
+from ..head import Head
+from ..inputs import Array, is_arrays, standardize, standardize_out
+from ..runtime import Session, deliver
+from ..source import own
+from ..specs import Signature, flatten, pack
 
 # These are arrays gone wrong: `standardize` says what of them, which no adapter of Keras could.
 _NEVER_A_DATASET = (dict, list, tuple, str, bytes, int, float, complex, type(None))
@@ -72,9 +72,13 @@ class Predictor:
             return self._each_batch(owner, cut, watchers)
         return self._pack(self._whole(inputs, size, watchers))
 
-    def predict_on_batch(self, x: Any) -> Any:
-        """Return what `keras.Model.predict_on_batch` would."""
-        return self._pack(self._run(standardize(x, self._signature)))
+    def predict_on_batch(self, x: Any, out: Any = None) -> Any:
+        """Return what `keras.Model.predict_on_batch` would; in `out`, where that is given."""
+        inputs = standardize(x, self._signature)
+        if out is None:
+            return self._pack(self._run(inputs))
+        self._run(inputs, out=standardize_out(out, self._signature, len(inputs[0])))
+        return out
 
     @property
     def _steps_per_execution(self) -> int:
@@ -133,21 +137,27 @@ class Predictor:
             raise ValueError("The data has no batch to predict. It must give at least one.")
         return self._pack([data.concatenate(part) for part in parts])
 
-    def _run(self, inputs: Sequence[Array], progress: Callable[[int], None] | None = None) -> list[Any]:
+    def _run(
+        self,
+        inputs: Sequence[Array],
+        progress: Callable[[int], None] | None = None,
+        out: Sequence[Any] | None = None,
+    ) -> list[Any]:
         """Return flat outputs for standardized inputs: from the engine, or from Keras where it cannot."""
         if len(inputs[0]) == 0:
             return self._nothing(inputs)
         if self._head is not None and self._regroups and len(inputs[0]) > (largest := self._session.profile.batch[2]):
-            return self._in_parts(inputs, largest, progress)
+            parts = self._in_parts(inputs, largest, progress)
+            return parts if out is None else deliver(parts, out)
         ready = inputs if self._head is None else self._head(inputs)
         objection = self._session.takes(ready)
         if objection is None:
-            return list(self._session.run(ready, progress))
+            return list(self._session.run(ready, progress, out))
         self.warn_once(objection.kind, f"{self._instead} runs a batch that the engine cannot: {objection.text}.")
         outputs = self._by_keras(inputs)
         if progress is not None:
             progress(len(inputs[0]))
-        return outputs
+        return outputs if out is None else deliver([np.asarray(output) for output in outputs], out)
 
     def _in_parts(self, inputs: Sequence[Array], size: int, progress: Callable[[int], None] | None) -> list[Any]:
         """Run as many rows at a time as the engine takes: what the head gives for all rows may not fit into memory."""
@@ -166,7 +176,8 @@ class Predictor:
         return [np.empty((0, *(axis or 0 for axis in spec.shape[1:])), spec.dtype) for spec in outputs]
 
     def _by_keras(self, inputs: Sequence[Array]) -> list[Any]:
-        return flatten(own(self._source, "predict_on_batch")(pack(self._signature.input_structure, inputs)))
+        on_host = [np.asarray(array) for array in inputs]
+        return flatten(own(self._source, "predict_on_batch")(pack(self._signature.input_structure, on_host)))
 
     def _pack(self, outputs: Sequence[Any]) -> Any:
         return pack(self._signature.output_structure, outputs)

@@ -16,13 +16,11 @@ from typing import Any, Literal
 
 import numpy as np
 
-from . import artifact, errors, fingerprint
-from ._version import __version__
-from .backends import Backend
-from .cache import EngineCache, digest, nearest
-from .calibration import calibration_rows
-from .engines import Check, Engines, Made, Wanted, costs_of, profile
-from .errors import (
+from .. import artifact, errors, fingerprint
+from .._version import __version__
+from ..backends import Backend
+from ..cache import EngineCache, digest, nearest
+from ..errors import (
     BuildError,
     CacheError,
     ExportError,
@@ -32,21 +30,23 @@ from .errors import (
     UnsupportedOperatorError,
     VerificationError,
 )
-from .export import ExportedModel, export
-from .export.check import layer_of
-from .export.signature import input_signature
-from .export.stored import pack, unpack
-from .gate import Gate, user_sample
-from .head import Head
-from .inputs import digest_of
+from ..export import ExportedModel, export
+from ..export.check import layer_of
+from ..export.signature import input_signature
+from ..export.stored import pack, unpack
+from ..head import Head
+from ..inputs import digest_of
+from ..options import BuildOptions, Precision, precision_of, shapes_for
+from ..precision import Quantization, calibrate, lowered
+from ..report.measure import Measurement, weights_of
+from ..report.report import Report
+from ..runtime import Session
+from ..specs import ShapeRange, Signature, TensorSpec
+from ..verification.gate import Gate, user_sample
+from ..verification.verify import Difference
+from .calibration import calibration_rows
+from .engines import Check, Engines, Made, Wanted, costs_of, profile
 from .ladder import Ladder, Rung, default_precision, lacks, planned
-from .measure import Measurement, weights_of
-from .options import BuildOptions, Precision, precision_of, shapes_for
-from .precision import Quantization, calibrate, lowered
-from .report import Report
-from .runtime import Session
-from .specs import ShapeRange, Signature, TensorSpec
-from .verify import Difference
 
 _logger = logging.getLogger("keras_trt")
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
-from .report import Report
-from .source import own
+from ..report.report import Report
+from ..source import own
 
 
 class KerasFace:

@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from ..verification.verify import Difference
 from .html import page
 from .layers import LayerReport
-from .verify import Difference
 
 _HOW = {
     "built": "engine built",

@@ -10,21 +10,21 @@ from typing import Any
 
 import numpy as np
 
-from . import data, fingerprint
-from ._version import __version__
-from .backends import Backend
-from .cache import EngineCache, digest
+from .. import data, fingerprint
+from .._version import __version__
+from ..backends import Backend
+from ..cache import EngineCache, digest
+from ..errors import CacheError, KerasTRTError, VerificationError
+from ..export.signature import input_signature
+from ..head import Head
+from ..inputs import digest_of, standardize
+from ..model.predictor import Predictor
+from ..options import BuildOptions, Precision
+from ..report.report import Candidate
+from ..specs import flatten, pack
 from .calibration import calibration_rows
-from .errors import CacheError, KerasTRTError, VerificationError
-from .export.signature import input_signature
-from .head import Head
-from .inputs import digest_of, standardize
 from .ladder import lacks
-from .options import BuildOptions, Precision
-from .predictor import Predictor
 from .provision import Provisioned, provision
-from .report import Candidate
-from .specs import flatten, pack
 
 _CANDIDATES: tuple[Precision, ...] = ("fp8", "int8", "fp16", "bf16", "tf32", "fp32")
 #: Calls that the time of a batch is the median of.

@@ -8,8 +8,8 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from .cache import EngineCache, Item, changes, nearest
-from .errors import CacheError
+from ..cache import EngineCache, Item, changes, nearest
+from ..errors import CacheError
 
 _COLUMNS = ("key", "model", "precision", "backend", "device", "size", "used")
 

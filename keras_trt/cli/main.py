@@ -8,9 +8,9 @@ import sys
 from collections.abc import Sequence
 from typing import Any, get_args
 
-from .cli_cache import add_parser
-from .errors import CacheError, MissingDependencyError
-from .options import BackendName, Precision
+from ..errors import CacheError, MissingDependencyError
+from ..options import BackendName, Precision
+from .cache import add_parser
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -25,14 +25,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     chosen = _parser().parse_args(arguments)
     if chosen.command == "cache":
-        from .cli_cache import run
+        from .cache import run
 
         try:
             return run(chosen)
         except (CacheError, ValueError) as error:
             print(f"keras-trt: {error}", file=sys.stderr)  # noqa: T201 (a command)
             return 2
-    from .diagnosis import doctor
+    from ..diagnosis import doctor
 
     try:
         diagnosis = doctor(

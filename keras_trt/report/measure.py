@@ -7,14 +7,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from . import fingerprint
-from .backends import Backend
-from .export import export
-from .gate import Gate
+from .. import fingerprint
+from ..backends import Backend
+from ..export import export
+from ..options import Precision
+from ..runtime import Session
+from ..specs import Signature
+from ..verification.gate import Gate
 from .layers import LayerReport, compare_layers, layer_reports
-from .options import Precision
-from .runtime import Session
-from .specs import Signature
 
 _logger = logging.getLogger("keras_trt")
 

@@ -16,16 +16,17 @@ from typing import Any, Literal, Protocol
 
 import numpy as np
 
-from . import artifact
-from .errors import ExportError, StaleEngineError
+from .. import artifact
+from ..cuda import DeviceArray, is_on_gpu
+from ..errors import ExportError, StaleEngineError
+from ..graph_source import GraphSource
+from ..report.report import Report
+from ..runtime import MAX_SLOTS, Session, Usage, deliver
+from ..source import own
+from ..specs import flatten
 from .evaluation import Evaluator
 from .face import KerasFace
-from .graph_source import GraphSource
 from .predictor import Predictor
-from .report import Report
-from .runtime import MAX_SLOTS, Session, Usage
-from .source import own
-from .specs import flatten
 
 
 class Following(Protocol):
@@ -128,20 +129,35 @@ class TRTModel(KerasFace):
             keras_predict = own(self._source, "predict")
             return keras_predict(x, batch_size=batch_size, verbose=verbose, steps=steps, callbacks=callbacks)
 
-    def predict_on_batch(self, x: Any) -> Any:
+    def predict_on_batch(self, x: Any, *, out: Any = None) -> Any:
         """Return predictions for one batch, as `keras.Model.predict_on_batch` does.
+
+        Arrays on the engine's GPU (of CuPy, PyTorch, JAX, TensorFlow) are not brought to the host: what their owner has
+        put on its stream is waited for.
 
         Args:
             x: arrays or tensors in the nesting of the model's inputs, each `(rows, …)`.
+            out: arrays in the nesting of the outputs, with their shapes and types, on the host or on a GPU, that take
+                the predictions. Defaults to `None`: new ones on the host.
 
         Returns:
-            numpy arrays `(rows, …)` in the nesting of the model's outputs.
+            numpy arrays `(rows, …)` in the nesting of the model's outputs; or `out`.
 
         Raises:
-            InputError: if the data does not fit the model.
+            InputError: if the data, or `out`, does not fit the model.
+
+        Example:
+        >>> fast.predict_on_batch(images, out=logits)   # both torch tensors on the GPU
         """
         with self._engine() as (predictor, _):
-            return (predictor.predict_on_batch if predictor else own(self._source, "predict_on_batch"))(x)
+            if predictor is not None:
+                return predictor.predict_on_batch(x, out)
+            outputs = own(self._source, "predict_on_batch")(x)
+            if out is None:
+                return outputs
+            targets = [DeviceArray(one) if is_on_gpu(one) else one for one in flatten(out)]
+            deliver([np.asarray(one) for one in flatten(outputs)], targets)
+            return out
 
     def __call__(self, x: Any, training: bool | None = False, **keywords: Any) -> Any:
         """Return predictions for one batch, of the kind that was given.

@@ -7,9 +7,9 @@ from collections.abc import Iterator
 from types import FunctionType, MethodType
 from typing import Any
 
+from ..source import own, placed
+from ..specs import Signature, describe, flatten, pack
 from .predictor import Predictor
-from .source import own, placed
-from .specs import Signature, describe, flatten, pack
 
 #: What a test function is traced for; another loss, other metrics or another way of running need another one.
 _TRACED_FOR = ("_compile_loss", "_compile_metrics", "_loss_tracker", "run_eagerly", "steps_per_execution")

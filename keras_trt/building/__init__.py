@@ -1,0 +1,1 @@
+"""From a model to an engine that can be trusted: from the cache, else exported, typed, built, compared, kept."""

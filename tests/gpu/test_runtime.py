@@ -1,0 +1,100 @@
+"""Data on the GPU, many batches at once, futures, memory: on a real GPU."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import keras_trt
+from keras_trt import cuda
+from keras_trt.runtime.gpu import MAX_SLOTS
+
+from . import models
+
+pytestmark = pytest.mark.gpu
+
+
+class OnGpu:
+    """An array on the GPU as CuPy or PyTorch show theirs: read by cuda-core through `__cuda_array_interface__`."""
+
+    def __init__(self, array: np.ndarray[Any, Any]) -> None:
+        self._memory, self._stream = cuda.DeviceMemory(array.nbytes), cuda.Stream()
+        self._pinned = cuda.PinnedMemory(array.nbytes)
+        self._pinned.array[: array.nbytes] = np.ascontiguousarray(array).view(np.uint8).reshape(-1)
+        # Not waited for: whoever reads it must.
+        cuda.copy_to_device(self._memory, self._pinned, array.nbytes, self._stream)
+        self.shape, self.dtype = array.shape, array.dtype
+
+    @property
+    def __cuda_array_interface__(self) -> dict[str, Any]:
+        return {
+            "shape": self.shape,
+            "typestr": self.dtype.str,
+            "data": (self._memory.address, False),
+            "strides": None,
+            "stream": self._stream.address,
+            "version": 3,
+        }
+
+    def close(self) -> None:
+        for one in (self._stream, self._memory, self._pinned):
+            one.close()
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    model = models.cnn()
+    options: dict[str, Any] = {"backend": "tensorrt", "optimization_level": 0, "precision": "fp32", "verbose": 0}
+    cache: Path = tmp_path_factory.mktemp("engines") / "cache"
+    with keras_trt.accelerate(model, cache=cache, batch_sizes=(1, 16, 32), fallback="raise", **options) as fast:
+        rows = models.random_rows(model, 700, seed=5)
+        yield fast, rows, np.asarray(model.predict(rows, verbose=0))
+
+
+def assert_right(got: Any, wanted: Any) -> None:
+    assert models.relative(wanted, np.roll(wanted, 1, axis=0)) > 1e-2
+    assert models.relative(np.asarray(got), wanted) < 1e-4
+
+
+def test_inputs_and_outputs_on_the_gpu(made: Any) -> None:
+    fast, rows, wanted = made
+    for start, count in ((0, 32), (32, 32), (64, 7), (71, 7), (100, 600), (0, 32)):
+        given, out = OnGpu(rows[start : start + count]), OnGpu(np.full((count, *wanted.shape[1:]), np.nan, "float32"))
+        assert_right(fast.predict_on_batch(given), wanted[start : start + count])
+        assert fast.predict_on_batch(given, out=out) is out
+        assert_right(cuda.DeviceArray(out), wanted[start : start + count])
+        host = np.full((count, *wanted.shape[1:]), np.nan, "float32")
+        fast.predict_on_batch(rows[start : start + count], out=host)
+        assert_right(host, wanted[start : start + count])
+        given.close()
+        out.close()
+
+
+def test_batches_are_pipelined(made: Any) -> None:
+    fast, rows, wanted = made
+    for _ in range(3):
+        assert_right(fast.predict(rows, batch_size=32, verbose=0), wanted)
+    (use,) = fast.memory()
+    assert use.slots == MAX_SLOTS
+    assert use.context_bytes > 0
+    assert use.buffer_bytes >= rows[:32].nbytes
+
+
+def test_costs_are_measured_and_kept(made: Any) -> None:
+    fast, _, _ = made
+    costs = fast._session.costs
+    assert set(costs) == {1, 8, 32}
+    assert 0 < costs[1] < 1
+
+
+def test_futures(made: Any) -> None:
+    fast, rows, wanted = made
+    starts = np.random.default_rng(0).integers(0, 650, 200)
+    futures = [(start, fast.submit(rows[start : start + 1 + start % 40])) for start in starts]
+    for start, future in futures:
+        answer = future.result()
+        assert models.relative(answer, wanted[start : start + len(answer)]) < 1e-4
