@@ -7,7 +7,6 @@ by the digest of the graph.
 
 from __future__ import annotations
 
-import importlib.metadata
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,7 +16,6 @@ from typing import Any, Literal
 import numpy as np
 
 from .. import artifact, errors, fingerprint
-from .._version import __version__
 from ..backends import Backend
 from ..cache import EngineCache, digest, nearest
 from ..errors import (
@@ -47,6 +45,7 @@ from ..verification.verify import Difference
 from .calibration import calibration_rows
 from .engines import Check, Engines, Made, Wanted, costs_of, profile
 from .ladder import Ladder, Rung, default_precision, lacks, planned
+from .versions import versions
 
 _logger = logging.getLogger("keras_trt")
 
@@ -151,7 +150,7 @@ class _Provision:
             **self.engines.options(
                 self.asked, self.ranges, self.options.optimization_level, refittable=self.refittable
             ),
-            "versions": _versions(),
+            "versions": versions(),
         }
 
     def _explain_miss(self) -> None:
@@ -300,7 +299,7 @@ class _Provision:
                 "model": self.model.name,
                 "signature": signature.to_json(),
                 "fields": self.fields,
-                "versions": _versions(),
+                "versions": versions(),
             },
         )
         if key is not None and all(kind in _LASTING for kind, _ in fell_back):
@@ -392,7 +391,7 @@ class _Provision:
             precision=precision,
             optimization_level=self.options.optimization_level,
             rows_independent=made.session.rows_independent,
-            versions=_versions(),
+            versions=versions(),
             graph=made.graph(),
             inputs=rows,
             outputs=made.session.run(rows),
@@ -401,17 +400,3 @@ class _Provision:
 
     def _store_record(self, key: str, record: Mapping[str, Any]) -> None:
         self.engines.store(lambda cache: cache.put_record(key, record))
-
-
-def _versions() -> dict[str, str]:
-    """Return the versions of all that shapes a graph between Keras and the engine."""
-    found = {name: _version(name) for name in ("keras", "tf2onnx", "onnx", "onnxruntime", "numpy")}
-    tensorflow = next((v for v in map(_version, ("tensorflow", "tensorflow-cpu", "tf-nightly")) if v), "")
-    return {"keras_trt": __version__, "tensorflow": tensorflow, **found}
-
-
-def _version(distribution: str) -> str:
-    try:
-        return importlib.metadata.version(distribution)
-    except importlib.metadata.PackageNotFoundError:
-        return ""
