@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
+import logging
 import tempfile
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
@@ -17,6 +16,8 @@ from .lower import lower
 
 Array = np.ndarray[Any, np.dtype[Any]]
 Method = Literal["entropy", "percentile", "minmax"]
+
+_logger = logging.getLogger("keras_trt")
 
 #: Rows that a graph is run on at once: a calibrator keeps what all layers make of them.
 _ROWS = 16
@@ -52,6 +53,8 @@ def calibrate(onnx: bytes, feeds: Mapping[str, Array], method: Method) -> dict[s
     import onnx as onnx_package
     from onnxruntime.quantization import calibrate as calibrators
 
+    # They print what they do. Standard output is the whole process's, so it is their `print` that is replaced.
+    vars(calibrators)["print"] = _log
     proto = onnx_package.shape_inference.infer_shapes(onnx_package.load_from_string(onnx))
     places = dict(_places(proto.graph))
     wanted = {tensor for places_of_node in places.values() for tensor in places_of_node.values()}
@@ -59,8 +62,7 @@ def calibrate(onnx: bytes, feeds: Mapping[str, Array], method: Method) -> dict[s
         return {}
     graph = proto.graph
     infos = {value.name: value for value in (*graph.value_info, *graph.input, *graph.output)}
-    # They print what they do.
-    with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
+    with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "graph.onnx"
         path.write_bytes(proto.SerializeToString())
         calibrator: Any = {
@@ -117,6 +119,10 @@ def quantized(onnx: bytes, kind: Literal["int8", "fp8"], how: Quantization, keep
     typed = ir.to_proto(model)
     onnx_package.checker.check_model(typed, full_check=True)
     return bytes(typed.SerializeToString(deterministic=True))
+
+
+def _log(*words: object) -> None:
+    _logger.debug("%s", " ".join(map(str, words)))
 
 
 class _Once:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -150,3 +152,22 @@ def test_a_model_that_8_bits_break_runs_in_more() -> None:
         fast = accelerate(model, precision="int8", calibration_data=floats(6)(64), sample=floats(6)(16) * 1e-3)
     warns_once(records, "int8: the engine differs from Keras")
     assert fast.precision == "fp16"
+
+
+def test_calibrations_at_once_leave_standard_output_alone(capsys: pytest.CaptureFixture[str]) -> None:
+    exported = export(keras.Sequential([keras.Input((4,)), kl.Dense(2)]))
+    out, seen = sys.stdout, []
+
+    class Rows(dict[str, Any]):
+        """Looks at standard output while a calibration runs."""
+
+        def items(self) -> Any:
+            seen.append(sys.stdout)
+            return super().items()
+
+    feeds = Rows({exported.signature.inputs[0].name: floats(4)(64)})
+    with ThreadPoolExecutor() as threads:
+        list(threads.map(lambda _: calibrate(exported.onnx, feeds, "entropy"), range(4)))
+    assert seen
+    assert all(one is out for one in [*seen, sys.stdout])
+    assert capsys.readouterr().out == ""
