@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import re
 import time
 from dataclasses import asdict, replace
@@ -14,17 +15,20 @@ from .. import data, fingerprint
 from .._version import __version__
 from ..backends import Backend
 from ..cache import EngineCache, digest
-from ..errors import CacheError, KerasTRTError, VerificationError
+from ..errors import BuildError, CacheError, InputError, KerasTRTError, VerificationError
 from ..export.signature import input_signature
 from ..head import Head
 from ..inputs import digest_of, standardize
 from ..model.predictor import Predictor
 from ..options import BuildOptions, Precision
 from ..report.report import Candidate
+from ..source import own
 from ..specs import flatten, pack
 from .calibration import calibration_rows
 from .ladder import lacks
 from .provision import Provisioned, provision
+
+_logger = logging.getLogger("keras_trt")
 
 _CANDIDATES: tuple[Precision, ...] = ("fp8", "int8", "fp16", "bf16", "tf32", "fp32")
 #: Calls that the time of a batch is the median of.
@@ -74,8 +78,13 @@ class _Tuning:
         key = self._key()
         kept = None if key is None or self._cache is None else self._cache.get_record(key)
         if kept is not None:
-            return self._with(self._provision(kept["precision"]), [Candidate(**one) for one in kept["table"]])
-        reference = self._metric(self._whole.predict(self._x, verbose=0))
+            try:
+                return self._with(self._provision(kept["precision"]), [Candidate(**one) for one in kept["table"]])
+            except (BuildError, VerificationError) as error:
+                _logger.warning(
+                    "The precision that was chosen before can be had no more, and is chosen anew: %s", error
+                )
+        reference = self._metric(own(self._whole, "predict")(self._x, verbose=0))
         table = [Candidate("keras", reference, None, "the model itself")]
         tried = [self._try(precision, reference) for precision in _CANDIDATES]
         within = [one.milliseconds for one in tried if one.milliseconds is not None and not one.outcome]
@@ -101,6 +110,8 @@ class _Tuning:
             return Candidate(precision, None, None, "no calibration_data")
         try:
             ready = self._provision(precision)
+        except InputError:
+            raise  # the user's sample: no precision could mend it
         except KerasTRTError as error:
             return Candidate(precision, None, None, str(error).splitlines()[0])
         try:

@@ -117,3 +117,54 @@ def test_a_model_that_is_not_compiled_needs_a_metric() -> None:
     x, y = floats(4)(8), np.zeros((8, 2), "float32")
     with pytest.raises(ValueError, match="not compiled"):
         keras_trt.accelerate(model, precision="auto", validation_data=(x, y), backend="onnxruntime", cache=None)
+
+
+def classifier(*outputs: str, metrics: Any = ("accuracy",), loss: Any = "sparse_categorical_crossentropy") -> Any:
+    """Return a small network with one output, or with several named ones."""
+    given = keras.Input((4,))
+    heads = [kl.Dense(2, activation="softmax", name=name)(given) for name in outputs]
+    model = keras.Model(given, heads if len(outputs) > 1 else heads[0])
+    model.compile("sgd", loss, metrics=list(metrics) if isinstance(metrics, tuple) else metrics)
+    return model
+
+
+QUIET: dict[str, Any] = {"backend": "onnxruntime", "cache": None, "batch_sizes": (1, 8, 32), "verbose": 0}
+X = floats(4)(64)
+
+
+def test_the_reference_is_keras_though_an_engine_of_earlier_weights_has_its_place() -> None:
+    model = classifier("one")
+    y = model.predict(X, verbose=0).argmax(axis=-1)
+    last = model.get_layer("one")
+    kernel = np.asarray(last.kernel)
+    last.kernel.assign(-kernel)
+    fast = model.compile_trt(precision="auto", validation_data=(X, y), accuracy_budget=1, **QUIET)
+    assert fast.report().candidates[0].metric < 0.5
+    last.kernel.assign(kernel)
+    model.predict(X, verbose=0)
+    assert [fast.report().candidates[i].metric for i in (0, -1)] == [1, 1]
+    model.uncompile_trt()
+
+
+def test_a_sample_that_does_not_fit_is_an_error_and_no_outcome() -> None:
+    with pytest.raises(InputError, match="takes the shape"):
+        tuned(sample=floats(9, 8, 1)(4))
+
+
+def test_a_choice_that_can_be_had_no_more_is_made_anew(cache: EngineCache, monkeypatch: pytest.MonkeyPatch) -> None:
+    keys, put = [], EngineCache.put_record
+
+    def noted(self: EngineCache, key: str, record: Any) -> None:
+        keys.extend([key] if "table" in record else [])
+        put(self, key, record)
+
+    monkeypatch.setattr(EngineCache, "put_record", noted)
+    y = np.zeros(len(X))
+    options = {**QUIET, "cache": cache, "precision": "auto", "validation_data": (X, y), "accuracy_budget": 1}
+    model = classifier("one")
+    keras_trt.accelerate(model, **options)
+    (key,) = keys
+    cache.put_record(key, {**(cache.get_record(key) or {}), "precision": "tf32"})  # which ONNX Runtime has not
+    fast = keras_trt.accelerate(model, fallback="raise", **options)
+    assert fast.precision in ("fp16", "fp32")
+    assert (cache.get_record(key) or {})["precision"] == fast.precision
