@@ -42,7 +42,7 @@ class BuildOptions:
         monitor: for `"auto"`: name of a compiled metric or `"loss"`, or a callable `(y, y_pred) -> float`. Defaults to
             `None`: the first compiled metric, else the loss.
         mode: for `"auto"`: whether the metric is better as it is larger, `"max"`, or smaller, `"min"`. Defaults to
-            `"auto"`: smaller for losses and errors, and larger for all else.
+            `"auto"`: as Keras knows it of its own metrics and losses. A callable, and a metric of one's own, need it.
         backend: `"tensorrt"`, `"tensorrt_rtx"` or `"onnxruntime"`; one that is named and cannot be used is an
             error. Defaults to `"auto"`: the first of these three that can be used.
         batch_sizes: smallest, most usual and largest batch of the engine. Larger batches are run in chunks.
@@ -108,6 +108,11 @@ class BuildOptions:
     def __post_init__(self) -> None:
         _choice("precision", self.precision, (None, "auto", *get_args(Precision)))
         _choice("mode", self.mode, ("auto", "min", "max"))
+        if callable(self.monitor) and self.mode == "auto":
+            raise ValueError(
+                '`monitor` that is a callable needs `mode`: "min" where it is better as it is smaller, "max" where '
+                "larger. Received: mode='auto'"
+            )
         if (self.precision == "auto") != (self.validation_data is not None):
             raise ValueError(
                 "`precision='auto'` and `validation_data` go together: the metric on them chooses. Received: "

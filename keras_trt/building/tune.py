@@ -6,8 +6,9 @@ import contextlib
 import logging
 import re
 import time
+from collections.abc import Mapping
 from dataclasses import asdict, replace
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -28,13 +29,22 @@ from .calibration import calibration_rows
 from .ladder import lacks
 from .provision import Provisioned, provision
 
+Mode = Literal["min", "max"]
+
 _logger = logging.getLogger("keras_trt")
 
 _CANDIDATES: tuple[Precision, ...] = ("fp8", "int8", "fp16", "bf16", "tf32", "fp32")
 #: Calls that the time of a batch is the median of.
 _CALLS = 20
-#: Names of metrics that are better as they are smaller.
-_SMALLER = re.compile("loss|error|entropy|divergence|hinge|poisson|perplexity|^(mae|mse|rmse|mape|msle)$")
+#: What Keras calls them.
+_DIRECTIONS: Mapping[str, Mode] = {"down": "min", "up": "max"}
+#: Metrics that Keras itself gives no direction.
+_MODES: Mapping[str, Mode] = {
+    "FalseNegatives": "min",
+    "FalsePositives": "min",
+    "TrueNegatives": "max",
+    "TruePositives": "max",
+}
 
 
 def tune(
@@ -52,7 +62,8 @@ def tune(
         head: what runs in front of the engine, if anything does.
 
     Raises:
-        InputError, ValueError: if the validation data has no answers, or the model no such metric.
+        InputError, ValueError: if the validation data has no answers, or the model no such metric; if it is not known
+            whether the metric is better as it is larger.
         VerificationError: if no precision is within the budget.
         ExportError, EngineLoadError, CudaError: if no engine can be had.
     """
@@ -73,6 +84,7 @@ class _Tuning:
             arrays = pack(self._takes.input_structure, self._calibration or ())
             self._options = replace(options, calibration_data=arrays)
         self._monitored = ""
+        self._mode: Mode | None = None if options.mode == "auto" else options.mode
 
     def run(self) -> Provisioned:
         key = self._key()
@@ -85,6 +97,7 @@ class _Tuning:
                     "The precision that was chosen before can be had no more, and is chosen anew: %s", error
                 )
         reference = self._metric(own(self._whole, "predict")(self._x, verbose=0))
+        self._mode = self._mode or _mode(self._whole, self._monitored)
         table = [Candidate("keras", reference, None, "the model itself")]
         tried = [self._try(precision, reference) for precision in _CANDIDATES]
         within = [one.milliseconds for one in tried if one.milliseconds is not None and not one.outcome]
@@ -120,7 +133,7 @@ class _Tuning:
             milliseconds = self._milliseconds(predictor, ready)
         finally:
             ready.session.close()
-        loss = (reference - metric) * (1 if self._larger_is_better() else -1)
+        loss = (reference - metric) * (1 if self._mode == "max" else -1)
         within = loss <= self._options.accuracy_budget  # which NaN is not
         return Candidate(precision, metric, milliseconds, "" if within else f"loses {loss:.3g}")
 
@@ -175,11 +188,6 @@ class _Tuning:
             model.reset_metrics()
         return {**{name: float(value) for name, value in values.items()}, "loss": float(loss)}
 
-    def _larger_is_better(self) -> bool:
-        if self._options.mode != "auto":
-            return self._options.mode == "max"
-        return _SMALLER.search(self._monitored) is None
-
     def _key(self) -> str | None:
         """Return what the choice is found by, or `None` where something that it depends on cannot be hashed."""
         options = self._options
@@ -205,3 +213,30 @@ class _Tuning:
                 "keras_trt": __version__,
             },
         )
+
+
+def _mode(model: Any, monitored: str) -> Mode:
+    """Tell, as Keras's own callbacks do, whether a metric is better as it is smaller or larger.
+
+    Raises:
+        ValueError: if that is not known, as of users' own metrics.
+    """
+    metrics = [one for each in model.metrics for one in getattr(each, "metrics", [each])]
+    # Keras puts the output's name in front where there are several, and a number behind a name that is there already.
+    named = [one for one in metrics if re.fullmatch(rf"(.+_)?{re.escape(one.name)}(_\d+)?", monitored)]
+    longest = max((len(one.name) for one in named), default=0)
+    modes = {_mode_of(one) for one in named if len(one.name) == longest}
+    if modes == {None} and monitored.endswith("loss"):  # the mean that Keras or a model of one's own takes of a loss
+        return "min"
+    if len(modes) == 1 and (mode := modes.pop()) is not None:
+        return mode
+    raise ValueError(
+        f'It is not known whether the metric {monitored!r} is better as it is smaller or larger: give mode="min" or '
+        "mode=\"max\". Received: mode='auto'"
+    )
+
+
+def _mode_of(metric: Any) -> Mode | None:
+    # Keras has no public door to it. It is the same from 3.10 on.
+    found = _DIRECTIONS.get(getattr(metric, "_direction", ""))
+    return found or _MODES.get(type(metric).__name__)

@@ -96,6 +96,7 @@ def test_auto_keeps_the_fastest_within_the_budget() -> None:
         validation_data=(rows, labels),
         accuracy_budget=0.05,
         monitor=accuracy,
+        mode="max",
         calibration_data=rows[:64],
         **OPTIONS,
     ) as fast:

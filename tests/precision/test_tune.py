@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 import keras_trt
+from keras_trt.building.tune import _mode
 from keras_trt.cache import EngineCache
 from keras_trt.errors import InputError
 
@@ -70,7 +71,7 @@ def test_a_budget_that_rounding_breaks() -> None:
 
 def test_where_nothing_is_within_the_budget_keras_runs() -> None:
     with recorded() as records:
-        fast = tuned(monitor=lambda *_: float("nan"))
+        fast = tuned(monitor=lambda *_: float("nan"), mode="max")
     warns_once(records, "No precision keeps 'digits' within accuracy_budget=0.01")
     assert fast.backend == "keras"
 
@@ -103,9 +104,10 @@ def test_a_models_metrics_are_left_empty() -> None:
         ({"accuracy_budget": -1}, ValueError, "0 or more"),
         ({"monitor": "nothing"}, ValueError, "`monitor` is one of loss, accuracy"),
         ({"mode": "up"}, ValueError, "`mode` is one of"),
+        ({"monitor": lambda *_: 1.0}, ValueError, "callable needs `mode`"),
         ({"validation_data": tf.data.Dataset.from_tensor_slices(floats(8, 8, 1)(4)).batch(2)}, InputError, "answers"),
     ],
-    ids=["no-data", "budget", "metric", "mode", "no-answers"],
+    ids=["no-data", "budget", "metric", "mode", "callable-without-mode", "no-answers"],
 )
 def test_what_is_refused(options: dict[str, Any], error: Any, says: str) -> None:
     with pytest.raises(error, match=says):
@@ -168,3 +170,70 @@ def test_a_choice_that_can_be_had_no_more_is_made_anew(cache: EngineCache, monke
     fast = keras_trt.accelerate(model, fallback="raise", **options)
     assert fast.precision in ("fp16", "fp32")
     assert (cache.get_record(key) or {})["precision"] == fast.precision
+
+
+def own_metric(y: Any, found: Any) -> Any:
+    return keras.ops.mean(keras.ops.abs(y - found))
+
+
+MODES = {
+    "loss": "min",
+    "a_loss": "min",
+    "a_logcosh": "min",
+    "a_rmse": "min",
+    "a_mean_absolute_error": "min",
+    "a_false_negatives": "min",
+    "a_true_positives": "max",
+    "a_score": "max",
+    "a_own_metric": None,
+    "b_mae": "min",
+    "b_score": "max",
+    "b_hinge_of_r2": "max",
+    "b_weighted_mae": "min",
+}
+
+
+def several() -> Any:
+    model = classifier("a", "b", metrics=None, loss="mse")
+    metrics = keras.metrics
+    a = [
+        metrics.LogCoshError(name="logcosh"),
+        metrics.RootMeanSquaredError(name="rmse"),
+        metrics.MeanAbsoluteError(),
+        metrics.FalseNegatives(),
+        metrics.TruePositives(),
+        metrics.CosineSimilarity(name="score"),
+        own_metric,
+    ]
+    b = [metrics.MeanAbsoluteError(name="mae"), metrics.Accuracy(name="score"), metrics.R2Score(name="hinge_of_r2")]
+    model.compile(
+        "sgd", "mse", metrics={"a": a, "b": b}, weighted_metrics={"b": [metrics.MeanSquaredError(name="mae")]}
+    )
+    return model
+
+
+def test_keras_says_which_way_its_metrics_are_better() -> None:
+    model, y = several(), [np.eye(2, dtype="float32")[np.arange(64) % 2]] * 2
+    found = model.evaluate(X, y, sample_weight=[np.ones(64), np.ones(64)], verbose=0, return_dict=True)
+    assert set(MODES) <= set(found)
+    for name, mode in MODES.items():
+        if mode is not None:
+            assert _mode(model, name) == mode, name
+        else:
+            with pytest.raises(ValueError, match='give mode="min" or mode="max"'):
+                _mode(model, name)
+
+
+def test_a_metric_that_falls_is_no_loss_where_less_is_better() -> None:
+    """Precisions with a smaller error than Keras's are within any budget, and such with a larger one are not."""
+    _, _, x, _ = digits()
+    model = digits_model()
+    exact = model.predict(x, verbose=0)
+    regression = keras.Model(model.input, model.output)
+    regression.compile("sgd", "mse", metrics=["mae"])
+    options = {"precision": "auto", "validation_data": (x, exact), "accuracy_budget": 1e-4}
+    table = {one.precision: one for one in accelerate(regression, **options).report().candidates}
+    assert table["fp16"].outcome.startswith("loses")
+    assert table["fp32"].outcome == "chosen"
+    table = {one.precision: one for one in accelerate(regression, mode="max", **options).report().candidates}
+    assert table["fp16"].outcome in ("chosen", "slower")
