@@ -235,8 +235,15 @@ def _standardize_one(leaf: Any, spec: TensorSpec, *, guessed: bool) -> Any:
 
 
 def digest_of(rows: Sequence[Any] | None) -> str | None:
-    """Return the digest of flat arrays: their types, shapes and numbers."""
+    """Return the digest of flat arrays: their types, shapes and numbers or strings."""
     if rows is None:
         return None
     arrays = [np.ascontiguousarray(array) for array in rows]
-    return digest("arrays", {"arrays": [[one.dtype.name, list(one.shape), one.tobytes()] for one in arrays]})
+    return digest("arrays", {"arrays": [[one.dtype.name, list(one.shape), _content(one)] for one in arrays]})
+
+
+def _content(array: Array) -> Any:
+    """Return what an array holds: of one of Python's objects its bytes are addresses, other ones in each process."""
+    if array.dtype.hasobject:
+        return [item.item() if isinstance(item, np.generic) else item for item in array.ravel().tolist()]
+    return array.tobytes()

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from keras_trt.errors import InputError
-from keras_trt.inputs import is_arrays, standardize
+from keras_trt.inputs import digest_of, is_arrays, standardize
 from keras_trt.specs import Signature, TensorSpec, describe, pack
 
 ONE = TensorSpec("image", (None, 4), "float32")
@@ -236,3 +236,22 @@ def test_what_does_not_fit_two_inputs(x: Any, words: str) -> None:
             standardize(x, takes(*TWO, nesting=nesting))
         assert words in str(caught.value)
         assert "eceived" in str(caught.value)
+
+
+@pytest.mark.parametrize("dtype", [object, "T", "U", "S"])
+def test_strings_that_are_equal_have_one_digest_wherever_they_lie(dtype: Any) -> None:
+    texts = ["a word that is too long to be kept in an array itself", "b"]
+
+    def copies() -> Any:
+        return np.array(["".join(list(text)) for text in texts], object if dtype is object else np.dtype(dtype))
+
+    assert digest_of([copies()]) == digest_of([copies()])
+    other = copies()
+    other[0] = "A" + texts[0][1:]  # as long, and not the same
+    assert digest_of([copies()]) != digest_of([other])
+
+
+def test_equal_numbers_of_other_types_and_shapes_have_other_digests() -> None:
+    arrays = [FIRST, FIRST.T, FIRST.astype("float32"), FIRST.astype(object), FIRST[:2]]
+    assert len({digest_of([array]) for array in arrays}) == len(arrays)
+    assert digest_of([FIRST.astype(object)]) == digest_of([FIRST.astype(object)])

@@ -34,6 +34,8 @@ Mode = Literal["min", "max"]
 _logger = logging.getLogger("keras_trt")
 
 _CANDIDATES: tuple[Precision, ...] = ("fp8", "int8", "fp16", "bf16", "tf32", "fp32")
+#: What of a compiled model its metrics come from; an optimizer has a name that Keras makes up.
+_JUDGES = ("loss", "loss_weights", "metrics", "weighted_metrics")
 #: Calls that the time of a batch is the median of.
 _CALLS = 20
 #: What Keras calls them.
@@ -197,13 +199,14 @@ class _Tuning:
             structure, weights = fingerprint.structure_key(self._whole), fingerprint.weights_key(self._whole)
         except fingerprint.Unhashable:
             return None
+        compiled, data = self._whole.get_compile_config(), (self._x, self._y, self._weights)
         return digest(
             "choice",
             {
                 "structure": structure,
                 "weights": weights,
-                "compiled": str(self._whole.get_compile_config()),
-                "data": digest_of([*flatten(self._x), *flatten(self._y), *flatten(self._weights)]),
+                "compiled": [str(compiled.get(name)) for name in _JUDGES],
+                "data": [None if part is None else digest_of(flatten(part)) for part in data],
                 "calibration": [digest_of(self._calibration), options.calibration_method],
                 "sample": digest_of(None if options.sample is None else standardize(options.sample, self._takes)),
                 "precision plan": sorted(options.precision_plan or ()),

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
 import keras_trt
-from keras_trt.building.tune import _mode
+from keras_trt import backends
+from keras_trt.building.tune import _mode, _Tuning
 from keras_trt.cache import EngineCache
 from keras_trt.errors import InputError
+from keras_trt.head import split
 
 from ..models import accelerate, floats, keras, kl, recorded, tf, warns_once
 from .trained import accuracy, digits, digits_model
@@ -237,3 +242,23 @@ def test_a_metric_that_falls_is_no_loss_where_less_is_better() -> None:
     assert table["fp32"].outcome == "chosen"
     table = {one.precision: one for one in accelerate(regression, mode="max", **options).report().candidates}
     assert table["fp16"].outcome in ("chosen", "slower")
+
+
+def choice_key(folder: str) -> str | None:
+    """Return what the choice for a model that takes strings is found by."""
+    given = keras.Input((), dtype="string")
+    words = kl.StringLookup(vocabulary=["a", "b"], output_mode="one_hot")(given)
+    model = keras.Model(given, kl.Dense(2, kernel_initializer="ones")(words))
+    model.compile(keras.optimizers.Adam(), "mse", metrics=["mae"])
+    data = np.array(["a", "b", "b"], object), np.ones((3, 2))
+    options = keras_trt.BuildOptions(precision="auto", validation_data=data)
+    return _Tuning(model, backends.choose("onnxruntime", [0])[0], options, EngineCache(folder), split(model))._key()
+
+
+def test_a_choice_is_found_from_any_process_and_any_model_that_is_equal(tmp_path: Path) -> None:
+    code = f"from tests.precision.test_tune import choice_key; print(choice_key({str(tmp_path)!r}))"
+    run = [sys.executable, "-W", "ignore", "-c", code]
+    root = Path(__file__).parents[2]
+    there = subprocess.run(run, capture_output=True, text=True, cwd=root, timeout=300, check=True).stdout.strip()
+    assert len(there) == 64
+    assert {choice_key(str(tmp_path)), choice_key(str(tmp_path))} == {there}
