@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import os
 from typing import Any
 
 from . import backends, source
 from ._warn import warn
+from .building.engines import cache_of
 from .building.provision import provision
 from .building.tune import tune
-from .cache import EngineCache
-from .errors import CacheError, EngineLoadError, FallbackWarning, InputError, KerasTRTError, refuse
+from .errors import EngineLoadError, FallbackWarning, InputError, KerasTRTError, refuse
 from .head import split
 from .loading import keras_model
 from .model.predictor import Predictor
@@ -92,19 +91,6 @@ def accelerate(model: Any, *, options: BuildOptions | None = None, **keywords: A
         print(report)  # noqa: T201 (as Keras's own verbose)
     predictor = Predictor(model, ready.signature, ready.session, head)
     return TRTModel(model, predictor, ready.session, report, ready.contents)
-
-
-def cache_of(options: BuildOptions) -> EngineCache | None:
-    """Return the cache that is asked for; none, with a warning, for a user who has no folder for it."""
-    if isinstance(options.cache, EngineCache) or options.cache is None:
-        return options.cache
-    if options.cache is False:
-        return None
-    try:
-        return EngineCache(None if options.cache is True else os.fspath(options.cache))
-    except CacheError as error:
-        warn(f"Engines are not cached, so each start builds them again: {error}", FallbackWarning)
-        return None
 
 
 def _keras_instead(model: Any, why: str, options: BuildOptions) -> TRTModel:

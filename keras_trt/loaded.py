@@ -8,11 +8,10 @@ from typing import Any, Literal, cast
 
 from . import artifact, backends
 from ._warn import warn
-from .api import cache_of
 from .artifact import Artifact
 from .backends import Backend
 from .backends.onnxruntime import OnnxRuntimeBackend
-from .building.engines import Engines, Made, Wanted
+from .building.engines import Engines, Made, Wanted, cache_of
 from .errors import EngineLoadError, FallbackWarning, KerasTRTError, PlanError, VerificationError
 from .graph_source import GraphSource
 from .model.predictor import Predictor

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from keras_trt import OptimizationProfile, ShapeRange
-from keras_trt.building.engines import CachedTimings
+from keras_trt import OptimizationProfile, ShapeRange, backends
+from keras_trt.building.engines import CachedTimings, Engines
 from keras_trt.cache import EngineCache
 from keras_trt.options import ENGINE_OPTIONS, OTHER_OPTIONS
 
@@ -33,6 +33,16 @@ def test_timings_are_kept_for_one_tensorrt_on_one_gpu(cache: EngineCache) -> Non
     assert timings.read() == b"measured more"
     for other in ({**IDENTITY, "TensorRT": "10.9.0.35"}, {**IDENTITY, "gpu": "L40"}):
         assert CachedTimings(cache, other, lambda write: stored(cache, write)).read() == b""
+
+
+def test_engines_that_are_not_kept_share_what_was_measured(cache: EngineCache) -> None:
+    backend = backends.choose("onnxruntime", [0])[0]
+    engines = [Engines(backend, cache, keep=keep) for keep in (False, True)]
+    first, second = (one._timings() for one in engines)
+    assert first is not None
+    assert second is not None
+    first.update(lambda before: before + b"measured")
+    assert second.read() == b"measured"
 
 
 def test_builds_at_once_lose_nothing_of_each_other(cache: EngineCache) -> None:

@@ -14,7 +14,7 @@ from ..head import split
 from ..loading import keras_model
 from ..options import BuildOptions, precision_of, shapes_for
 from ..verification.gate import Gate, user_sample
-from .engines import Engines, Wanted
+from .engines import Engines, Wanted, cache_of
 from .ladder import Rung, lacks, nodes_by_layer, planned
 
 _logger = logging.getLogger("keras_trt")
@@ -26,7 +26,8 @@ def find_precision_plan(
     """Return the layers that must compute in float32 for an engine in half precision to be right.
 
     Engines are built with more or fewer layers in float32 and compared with Keras, as `accelerate` does it, until
-    the layers that matter are found by bisection: about log2(layers) engines for each. Nothing is kept of them.
+    the layers that matter are found by bisection: about log2(layers) engines for each. They are not kept; what TensorRT
+    measured while it built them is, in the cache.
 
     Args:
         model: as for `accelerate`.
@@ -68,7 +69,7 @@ def find_precision_plan(
     independent = not gate.rows_depend(signature)
     layers = nodes_by_layer(model, exported)
     given = planned(chosen.precision_plan, model, exported)
-    engines = Engines(backend, None)
+    engines = Engines(backend, cache_of(chosen), chosen, model.name, keep=False)
 
     def failure(kept: Sequence[str]) -> str | None:
         keep = given.union(*(layers[name] for name in kept))

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import os
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 from .._version import __version__
@@ -99,20 +101,30 @@ class Engines:
 
     Args:
         backend: builds and loads.
-        cache: where engines are kept, or `None`.
+        cache: where engines and what builds have measured are kept, or `None`.
+        options: tell how engines are built, and what is shown of it. Defaults to `None`: nothing is shown.
+        title: what is shown as their name.
+        keep: whether engines are kept; else only what their builds have measured is.
 
     Attributes:
         seconds: wall time of each step so far, by name.
     """
 
     def __init__(
-        self, backend: Backend, cache: EngineCache | None, options: BuildOptions | None = None, title: str = ""
+        self,
+        backend: Backend,
+        cache: EngineCache | None,
+        options: BuildOptions | None = None,
+        title: str = "",
+        *,
+        keep: bool = True,
     ) -> None:
         how = options or BuildOptions(verbose=0)
         self._in_process, self._timeout = how.build == "process", how.build_timeout
         self._progress = Progress(title, show=bool(how.verbose))
         self.backend = backend
-        self.cache = cache
+        self.cache = cache if keep else None
+        self._measured = cache
         self.seconds: dict[str, float] = {}
         self._warned = False
 
@@ -291,22 +303,39 @@ class Engines:
 
     def store(self, write: Callable[[EngineCache], None]) -> bool:
         """Write to the cache, and return whether it did; where it cannot be written to, one warning says so."""
-        if self.cache is None:
+        return self._store(self.cache, write)
+
+    def _store(self, cache: EngineCache | None, write: Callable[[EngineCache], None]) -> bool:
+        if cache is None:
             return False
         try:
-            write(self.cache)
+            write(cache)
         except CacheError as error:
             self._warn_uncached(error)
             return False
         return True
 
     def _timings(self) -> CachedTimings | None:
-        return None if self.cache is None else CachedTimings(self.cache, self.backend.identity(), self.store)
+        cache = self._measured
+        return None if cache is None else CachedTimings(cache, self.backend.identity(), partial(self._store, cache))
 
     def _warn_uncached(self, error: CacheError) -> None:
         if not self._warned:
             self._warned = True
             warn(f"The engine is not cached, so the next start builds it again: {error}", FallbackWarning)
+
+
+def cache_of(options: BuildOptions) -> EngineCache | None:
+    """Return the cache that is asked for; none, with a warning, for a user who has no folder for it."""
+    if isinstance(options.cache, EngineCache) or options.cache is None:
+        return options.cache
+    if options.cache is False:
+        return None
+    try:
+        return EngineCache(None if options.cache is True else os.fspath(options.cache))
+    except CacheError as error:
+        warn(f"Engines are not cached, so each start builds them again: {error}", FallbackWarning)
+        return None
 
 
 def costs_of(entry: Entry) -> dict[int, float] | None:

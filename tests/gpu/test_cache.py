@@ -211,3 +211,12 @@ def test_builds_share_what_was_measured(tmp_path: Path, caplog: pytest.LogCaptur
     refused = [line for line in caplog.messages if "timing cache" in line]
     say(build_seconds=seconds, timing_cache_bytes=sizes, refused=refused)
     assert sizes[1] >= sizes[0] or refused
+
+
+def test_the_search_for_a_plan_keeps_what_was_measured_alone(tmp_path: Path) -> None:
+    cache = EngineCache(tmp_path)
+    plan = keras_trt.find_precision_plan(
+        models.cnn(), backend="tensorrt", optimization_level=0, cache=cache, verbose=0
+    )  # fmt: skip
+    say(plan=plan)
+    assert ["timings_of" in item.manifest for item in cache.items()] == [True]

@@ -14,7 +14,7 @@ import keras_trt
 from keras_trt.building.bisection import needed
 from keras_trt.building.ladder import nodes_by_layer, planned
 from keras_trt.cache import EngineCache
-from keras_trt.errors import VerificationError
+from keras_trt.errors import BuildError, VerificationError
 from keras_trt.export import export
 from keras_trt.precision import tensor_types, typed
 from keras_trt.verification.verify import LIMITS
@@ -110,6 +110,15 @@ def test_a_pattern_that_fits_nothing_lists_the_layers() -> None:
 def test_plans_that_are_none(plan: Any) -> None:
     with pytest.raises(ValueError, match="precision_plan"):
         keras_trt.BuildOptions(precision_plan=plan)
+
+
+def test_the_search_builds_as_it_is_told_and_keeps_no_engine(cache: EngineCache) -> None:
+    model = zoo.make("mlp")
+    assert keras_trt.find_precision_plan(model, backend="onnxruntime", cache=cache, verbose=0) == {}
+    assert list(cache.items()) == []
+    options = {"backend": "onnxruntime", "build": "process", "build_timeout": 1e-3, "cache": None}
+    with pytest.raises(BuildError, match="took longer than"):
+        keras_trt.find_precision_plan(model, **options)
 
 
 def test_what_no_plan_can_mend_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
