@@ -11,7 +11,8 @@ from typing import Any
 
 from . import backends, fingerprint, source
 from .backends import Backend, Judge
-from .building.ladder import LADDER, Rung, default_precision, lacks
+from .building.calibration import uncalibrated
+from .building.ladder import LADDER, Rung, default_precision, lacks, planned
 from .errors import BuildError, EngineLoadError, ExportError, KerasTRTError, VerificationError
 from .export import ExportedModel, examine
 from .export.check import layer_of
@@ -141,11 +142,18 @@ def _findings(model: Any, options: BuildOptions, judge: Judge, backend: Backend 
     exported, found = examine(model, options.sample)
     yield from found
     yield from _sizes_and_rows(model, exported, options, head)
+    if (why := uncalibrated(options)) is not None:
+        yield Finding(why, action="refused", cost=_RAISES)
     if exported is None:
         return
-    yield from _judged(model, exported, options, judge)
+    try:
+        keep = planned(options.precision_plan, model, exported)
+    except ValueError as error:
+        yield Finding(str(error), action="refused", cost=_RAISES)
+        keep = frozenset()
+    yield from _judged(model, exported, options, judge, keep)
     if backend is not None and backend is not judge:
-        yield from _judged(model, exported, options, backend)
+        yield from _judged(model, exported, options, backend, keep)
 
 
 def _uncached(model: Any, options: BuildOptions) -> Iterator[Finding]:
@@ -186,7 +194,9 @@ def _sizes_and_rows(
         yield Finding(str(error))
 
 
-def _judged(model: Any, exported: ExportedModel, options: BuildOptions, judge: Judge) -> Iterator[Finding]:
+def _judged(
+    model: Any, exported: ExportedModel, options: BuildOptions, judge: Judge, keep: frozenset[str]
+) -> Iterator[Finding]:
     ladder = LADDER[precision_of(options, default_precision(model, judge))]
     for i, precision in enumerate(ladder):
         below = [other for other in ladder[i + 1 :] if lacks(judge, other) is None]
@@ -197,7 +207,7 @@ def _judged(model: Any, exported: ExportedModel, options: BuildOptions, judge: J
                 continue
             # Which ranges numbers have is nothing to a parser.
             eight_bits = partial(Quantization, judge.beside_8_bits, even_thresholds(exported.onnx))
-            graph = Rung(precision, quantization=eight_bits).graph(exported)
+            graph = Rung(precision, keep, eight_bits).graph(exported)
         except BuildError as error:
             yield Finding(str(error), cost=cost)
             continue

@@ -225,10 +225,24 @@ def test_a_precision_that_a_backend_lacks() -> None:
 
 
 @pytest.mark.parametrize("precision", ["int8", "fp8", "bf16"])
-def test_low_precisions_are_judged_without_calibration_data(precision: str) -> None:
+def test_low_precisions_are_judged(precision: str) -> None:
     model = keras.Sequential([keras.Input((8, 8, 3)), kl.Conv2D(4, 3), kl.Flatten(), kl.Dense(3)])
-    diagnosis = keras_trt.doctor(model, precision=precision)
+    diagnosis = keras_trt.doctor(model, precision=precision, calibration_data=floats(8, 8, 3)(4))
     assert [one.problem for one in diagnosis if "has no" not in one.problem and one.action != "kept"] == []
+
+
+@pytest.mark.parametrize(
+    "options", [{"precision": "int8"}, {"precision_plan": {"dens": "float32"}}], ids=["calibration data", "plan"]
+)
+def test_options_that_are_refused_are_so_with_the_sentence_of_the_error(options: Any) -> None:
+    model = sequential(kl.Dense(2, name="dense"))
+    (finding,) = keras_trt.doctor(model, backend="onnxruntime", **options, **QUIET)
+    assert finding.action == "refused"
+    with pytest.raises(ValueError, match=r"calibration_data|precision_plan") as caught:
+        keras_trt.accelerate(model, backend="onnxruntime", verbose=0, **options, **QUIET)
+    assert finding.problem == str(caught.value)
+    options = {"precision": "int8", "calibration_data": floats(8)(4), "precision_plan": {"dense": "float32"}}
+    assert keras_trt.doctor(model, backend="onnxruntime", **options, **QUIET).ok
 
 
 def test_an_unbuilt_model() -> None:

@@ -15,6 +15,16 @@ from ..specs import Signature
 ROWS = 512
 
 
+def uncalibrated(options: BuildOptions) -> str | None:
+    """Return what is said where a precision needs `calibration_data` and there is none; `None` where all is well."""
+    if options.precision not in ("int8", "fp8") or options.calibration_data is not None:
+        return None
+    return (
+        f"precision={options.precision!r} needs `calibration_data`: a few hundred rows like those that the model "
+        "will see, as arrays or a dataset. Random rows would give ranges that are of no use."
+    )
+
+
 def calibration_rows(options: BuildOptions, takes: Signature) -> list[Array] | None:
     """Return the flat rows of `options.calibration_data`, or `None` where the precision needs none.
 
@@ -28,12 +38,9 @@ def calibration_rows(options: BuildOptions, takes: Signature) -> list[Array] | N
     """
     if options.precision not in ("int8", "fp8"):
         return None
+    if (why := uncalibrated(options)) is not None:
+        raise ValueError(why)
     given = options.calibration_data
-    if given is None:
-        raise ValueError(
-            f"precision={options.precision!r} needs `calibration_data`: a few hundred rows like those that the model "
-            "will see, as arrays or a dataset. Random rows would give ranges that are of no use."
-        )
     if is_arrays(given):
         return [array[:ROWS] for array in standardize(given, takes)]
     batches, _ = data.keras_batches(given, None, None)

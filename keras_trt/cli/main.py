@@ -35,12 +35,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from ..diagnosis import doctor
 
     try:
+        sample = _sample(chosen.sample)
         diagnosis = doctor(
             chosen.model,
             precision=chosen.precision,
             backend=chosen.backend,
             batch_sizes=tuple(chosen.batch_sizes),
-            sample=_sample(chosen.sample),
+            sample=sample,
+            calibration_data=sample,
             device=chosen.device,
         )
     except (TypeError, ValueError, OSError, MissingDependencyError) as error:
@@ -63,7 +65,10 @@ def _parser() -> argparse.ArgumentParser:
     doctor.add_argument("--precision", choices=get_args(Precision), help="default: the backend's own")
     doctor.add_argument("--backend", choices=get_args(BackendName), default="auto")
     doctor.add_argument("--batch-sizes", nargs=3, type=int, default=(1, 32, 128), metavar=("MIN", "OPT", "MAX"))
-    doctor.add_argument("--sample", help="a batch of inputs: .npy, or .npz with an array for each input name")
+    doctor.add_argument(
+        "--sample",
+        help="a batch of inputs: .npy, or .npz with an array for each input name; 8 bits are calibrated on it",
+    )
     doctor.add_argument("--device", type=int, default=0, help="index of the GPU")
     add_parser(commands)
     return parser
