@@ -20,7 +20,6 @@ import hmac
 import json
 import os
 import struct
-import tempfile
 import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -29,6 +28,7 @@ from typing import IO, Any, get_args
 
 import numpy as np
 
+from ._files import replacing
 from .cache import documents
 from .errors import ArtifactError
 from .options import Precision
@@ -127,24 +127,15 @@ def write(path: str | os.PathLike[str], contents: Contents, key: bytes | None = 
     members = {_MANIFEST: sealed, **members}
     if key is not None:
         members[_SIGNATURE] = _signature(sealed, key)
-    target = Path(path)
-    descriptor, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
-    try:
-        with os.fdopen(descriptor, "w+b") as file:
-            with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
-                for name, data in members.items():
-                    archive.writestr(zipfile.ZipInfo(name, _TIME), data)
-                archive.comment = _COMMENT + b"0" * _DIGITS
-            size = file.seek(0, os.SEEK_END)
-            digest = _digest(file, size - _DIGITS)
-            file.seek(size - _DIGITS)
-            file.write(digest.encode())
-            file.flush()
-            os.fsync(file.fileno())
-        Path(temporary).replace(target)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    with replacing(Path(path)) as file:
+        with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
+            for name, data in members.items():
+                archive.writestr(zipfile.ZipInfo(name, _TIME), data)
+            archive.comment = _COMMENT + b"0" * _DIGITS
+        size = file.seek(0, os.SEEK_END)
+        digest = _digest(file, size - _DIGITS)
+        file.seek(size - _DIGITS)
+        file.write(digest.encode())
 
 
 class Artifact:

@@ -518,3 +518,15 @@ def test_without_a_gpu(saved: Path) -> None:
         loaded = load(saved, backend="auto")
     assert loaded.backend == "onnxruntime"
     assert len(flatten(loaded.predict(CASES["sequential"].data(3), verbose=0))[0]) == 3
+
+
+def test_others_may_read_what_is_saved(tmp_path: Path) -> None:
+    before = os.umask(0o022)
+    try:
+        model = CASES["sequential"].build()
+        keras_trt.export_onnx(model, tmp_path / "model.onnx")
+        with accelerate(model) as fast:
+            fast.save(tmp_path / "model.ktrt")
+    finally:
+        os.umask(before)
+    assert [(tmp_path / name).stat().st_mode & 0o777 for name in ("model.onnx", "model.ktrt")] == [0o644] * 2

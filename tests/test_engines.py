@@ -14,7 +14,7 @@ from keras_trt.building.engines import CachedTimings, Engines
 from keras_trt.cache import EngineCache
 from keras_trt.options import ENGINE_OPTIONS, OTHER_OPTIONS
 
-from .models import accelerate, floats, keras, kl
+from .models import accelerate, floats, keras, kl, same
 
 REPOSITORY = Path(__file__).parents[1]
 IDENTITY = {"backend": "tensorrt", "TensorRT": "10.9.0.34", "gpu": "L4"}
@@ -50,7 +50,7 @@ def test_builds_at_once_lose_nothing_of_each_other(cache: EngineCache) -> None:
     code = """
 import sys
 from keras_trt.cache import EngineCache
-from keras_trt.engines import CachedTimings
+from keras_trt.building.engines import CachedTimings
 cache = EngineCache(sys.argv[1])
 timings = CachedTimings(cache, {"gpu": "L4"}, lambda write: write(cache) or True)
 for turn in range(10):
@@ -64,6 +64,22 @@ for turn in range(10):
     found = CachedTimings(cache, {"gpu": "L4"}, lambda write: stored(cache, write)).read().split()
     assert sorted(found) == sorted(f"{number}.{turn}".encode() for number in range(8) for turn in range(10))
     sys.stdout.write(f"8 processes: {len(found)} of 80 measurements kept\n")
+
+
+@pytest.mark.parametrize("keyed", [True, False])
+def test_a_stored_plan_that_cannot_be_loaded_is_built_again(cache: EngineCache, keyed: bool) -> None:
+    numbers = iter(range(3))  # what no key can be made of
+    shift = kl.Dense(3) if keyed else kl.Lambda(lambda x: x + (0 if numbers is None else 1))
+    model = keras.Sequential([keras.Input((4,)), kl.Dense(4), shift])
+    x = floats(4)(20)
+    expected = model.predict(x, verbose=0)
+    assert accelerate(model, cache=cache).report().origin == "built"
+    (engine,) = (item for item in cache.items() if item.kind == "entry" and "backend" in item.manifest)
+    cache.put(engine.key, b"of another ONNX Runtime", engine.manifest)
+    for origin in ("built", "cache"):
+        fast = accelerate(model, cache=cache)
+        assert fast.report().origin == origin
+        same(expected, fast.predict(x, verbose=0))
 
 
 # Which options change the engine: what the two lists say is what the keys do.

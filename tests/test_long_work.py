@@ -82,6 +82,23 @@ def test_errors_of_the_child_are_those_of_the_backend() -> None:
         child.build(OnnxRuntimeBackend(), b"no graph", BuildSpec("fp32", profile), None, 60, lambda _: None)
 
 
+def test_the_child_tells_what_belongs_to_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any, **__: Any) -> bytes:
+        error = keras_trt.UnsupportedOperatorError("No such operator.", log="line", nodes=["a", "b"])
+        error.add_note("The GPU has 3 MiB free.")
+        raise error
+
+    profile = OptimizationProfile({"x": ShapeRange((1, 2), (1, 2), (1, 2))})
+    # The child's half in this process, so that a backend can be made to refuse.
+    monkeypatch.setattr(OnnxRuntimeBackend, "build", refuse)
+    monkeypatch.setattr(child, "_run", lambda folder, *_: child.main(folder))
+    with pytest.raises(keras_trt.UnsupportedOperatorError) as caught:
+        child.build(OnnxRuntimeBackend(), b"", BuildSpec("fp32", profile), None, 60, lambda _: None)
+    assert caught.value.nodes == ("a", "b")
+    assert str(caught.value).count("line") == 1
+    assert caught.value.__notes__ == ["The GPU has 3 MiB free."]
+
+
 def test_ctrl_c_ends_the_child() -> None:
     def interrupt() -> None:
         for _ in range(2000):

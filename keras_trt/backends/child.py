@@ -60,8 +60,10 @@ def build(
         _run(folder, timeout, report)
         if (folder / _ERROR).exists():
             error = json.loads((folder / _ERROR).read_text())
-            kind = getattr(errors, error["kind"])
-            raise kind(error["message"], **({"log": error["log"]} if error["log"] else {}))
+            raised = getattr(errors, error["kind"])(error["message"], **error["about"])
+            for note in error["notes"]:
+                raised.add_note(note)
+            raise raised
         if timings is not None and (measured := (folder / _TIMINGS).read_bytes()) != known:
             # What others have measured meanwhile is lost, and measured again by who needs it.
             timings.update(lambda _: measured)
@@ -71,7 +73,8 @@ def build(
 def _run(folder: Path, timeout: float | None, report: Report) -> None:
     root = str(Path(__file__).parents[2])
     path = os.pathsep.join(filter(None, [root, *sys.path]))  # as here, whatever has changed it
-    command = [sys.executable, "-m", "keras_trt.backends.child", str(folder)]
+    # -P: not with the folder that happens to be the current one in front of all modules.
+    command = [sys.executable, "-P", "-m", "keras_trt.backends.child", str(folder)]
     with (folder / "log").open("w+b") as log:
         with contextlib.ExitStack() as ending:
             with deferred():  # an interrupt before all is in place would leave the child running
@@ -137,8 +140,12 @@ def main(folder: Path) -> None:
         backend, _ = choose(asked["backend"], [asked["device"]])
         plan = backend.build((folder / _GRAPH).read_bytes(), spec, timings, report=_tell)
     except KerasTRTError as error:
-        about = {"kind": type(error).__name__, "message": str(error.args[0]), "log": getattr(error, "log", "")}
-        (folder / _ERROR).write_text(json.dumps(about))
+        about = {name: vars(error)[name] for name in ("log", "name", "nodes") if vars(error).get(name)}
+        message = str(error.args[0])
+        if "log" in about:  # which a BuildError puts into its message
+            message = message.removesuffix(f"\nThe builder's log:\n{about['log']}")
+        told = {"kind": type(error).__name__, "message": message, "about": about}
+        (folder / _ERROR).write_text(json.dumps({**told, "notes": getattr(error, "__notes__", [])}))
         return
     part = folder / f"{_PLAN}.part"
     part.write_bytes(plan)

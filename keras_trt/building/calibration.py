@@ -42,11 +42,11 @@ def calibration_rows(options: BuildOptions, takes: Signature) -> list[Array] | N
         raise ValueError(why)
     given = options.calibration_data
     if is_arrays(given):
-        return [array[:ROWS] for array in standardize(given, takes)]
+        return [np.asarray(array[:ROWS]) for array in standardize(given, takes)]
     batches, _ = data.keras_batches(given, None, None)
     parts: list[list[Array]] = []
     for batch in islice(batches, ROWS):
-        parts.append(standardize(batch, takes))
+        parts.append([np.asarray(array) for array in standardize(batch, takes)])
         if sum(len(part[0]) for part in parts) >= ROWS:
             break
     if not parts:

@@ -16,7 +16,15 @@ from .._version import __version__
 from .._warn import warn
 from ..backends import Backend, BuildSpec, child
 from ..cache import EngineCache, Entry, digest
-from ..errors import BuildError, CacheError, FallbackWarning, PlanError, VerificationError
+from ..errors import (
+    BuildError,
+    CacheError,
+    CudaError,
+    EngineLoadError,
+    FallbackWarning,
+    PlanError,
+    VerificationError,
+)
 from ..options import BuildOptions, Precision
 from ..progress import Progress
 from ..runtime import Session
@@ -166,10 +174,9 @@ class Engines:
         # Its own lock: a model without a structure key has no other, and two records may lead to one engine.
         with self.one_builder(key):
             entry = self.cache.get(key) if self.cache is not None else None
-            if entry is not None:
-                session = self._load(entry.payload, wanted, costs_of(entry))
-                differences = self.checked(session, check)
-                return Made(key, session, "cache", differences, self.graph(key, wanted.graph_sha256))
+            if entry is not None and (stored := self._stored(key, entry, wanted)) is not None:
+                differences = self.checked(stored, check)
+                return Made(key, stored, "cache", differences, self.graph(key, wanted.graph_sha256))
             family = self._family(wanted, options)
             new = self._refitted(family, wanted, check) or self._built(wanted, check)
             costs = [list(pair) for pair in new.session.costs.items()]
@@ -182,6 +189,15 @@ class Engines:
                 self.store(lambda cache: cache.put_record(family, {"engine": key}))
         graph = self.graph(key, wanted.graph_sha256) if kept else lambda: wanted.graph
         return Made(key, new.session, new.origin, new.differences, graph)
+
+    def _stored(self, key: str, entry: Entry, wanted: Wanted) -> Session | None:
+        """Return the engine of an entry; one that cannot be loaded is forgotten."""
+        try:
+            return self._load(entry.payload, wanted, costs_of(entry))
+        except PlanError as error:
+            _logger.warning("An engine in the cache cannot be loaded and is built anew: %s", error)
+            self.store(lambda cache: cache.discard(key))
+            return None
 
     def _built(self, wanted: Wanted, check: Check) -> _New:
         with self.timed("build"):
@@ -203,7 +219,7 @@ class Engines:
                 plan = self.backend.refit(base.payload, wanted.graph, wanted.weights)
             session = self._load(plan, wanted, costs_of(base))  # other weights take no other time
             return _New(plan, session, "refitted", self.checked(session, check))
-        except (BuildError, PlanError, VerificationError) as error:
+        except (BuildError, EngineLoadError, CudaError, VerificationError) as error:
             _logger.warning("An engine could not be refitted, and is built: %s", error)
             return None
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .. import policies
+from .._files import replacing
 from .._subgraphs import subgraphs
 from ..errors import ExportError, refuse
 from ..findings import Finding
@@ -171,17 +171,8 @@ def export_onnx(model: Any, filepath: str | os.PathLike[str], *, sample: Any = N
     >>> keras_trt.export_onnx(model, "model.onnx")
     """
     exported = export(keras_model(model), sample)
-    target = Path(filepath)
-    descriptor, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(exported.onnx)
-            file.flush()
-            os.fsync(file.fileno())
-        Path(temporary).replace(target)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    with replacing(Path(filepath)) as file:
+        file.write(exported.onnx)
 
 
 def _finish(proto: Any, known: Signature) -> tuple[bytes, dict[str, str]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import ExitStack, contextmanager
 from itertools import chain, islice
 
@@ -52,9 +52,13 @@ class Replicas:
         others = [self._pool.submit(one, runner) for runner in self._runners[1:]]
         try:
             one(self._runners[0])
+        except BaseException:
+            shared.end()  # also after Ctrl-C
+            raise
         finally:
-            for other in others:
-                other.result()
+            wait(others)  # all of them, before anyone may use the results
+        for other in others:
+            other.result()
 
     def reserve(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
         """Take what a call with these shapes will need on each GPU.

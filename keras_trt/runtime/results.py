@@ -37,16 +37,17 @@ class Results:
         self._lock = threading.Lock()
 
     def put(self, batch: Batch, outputs: Sequence[Array], *, owned: bool = False) -> None:
-        """Take the outputs of a batch.
+        """Take the outputs of a batch. Those of a batch that holds all rows may have any shape.
 
         Args:
             batch: where its rows belong.
             outputs: arrays of `batch.size` rows.
             owned: whether nobody else will write to them.
         """
-        if owned and batch.size == self._rows and not self.arrays:
+        if batch.size == self._rows and not self.arrays:
+            pairs = zip(outputs, self._dtypes, strict=True)
             self.arrays = [
-                output.astype(dtype, copy=False) for output, dtype in zip(outputs, self._dtypes, strict=True)
+                output.astype(dtype, copy=False) if owned else _copied(output, dtype) for output, dtype in pairs
             ]
         else:
             self._make_room(outputs)
@@ -71,6 +72,12 @@ class Results:
                     np.empty((self._rows, *output.shape[1:]), dtype)
                     for output, dtype in zip(outputs, self._dtypes, strict=True)
                 ]
+
+
+def _copied(output: Array, dtype: np.dtype[Any]) -> Array:
+    array = np.empty(output.shape, dtype)
+    copying.copy(array, output)
+    return array
 
 
 def deliver(outputs: Sequence[Array], out: Sequence[Array | DeviceArray]) -> list[Array | DeviceArray]:

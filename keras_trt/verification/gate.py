@@ -8,6 +8,8 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
+
 from .. import source
 from ..errors import InputError, KerasTRTError, VerificationError
 from ..head import Head
@@ -40,7 +42,7 @@ def user_sample(
             f"`sample` needs at least {fixed or 1} rows. Received: {received}.", expected=fixed or 1, received=received
         )
     rows = fixed or max(_SAMPLE_ROWS, options.batch_sizes[1])
-    return [array[:rows] for array in sample]
+    return [np.asarray(array[:rows]) for array in sample]  # rows that lie on a GPU too
 
 
 def _fixed_batch(takes: Signature) -> int | None:

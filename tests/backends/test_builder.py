@@ -201,3 +201,19 @@ def test_errors_that_nobody_collects_are_logged(caplog: pytest.LogCaptureFixture
             one._receive(1, "goes into an exception")
     assert [record.message for record in caplog.records] == ["lost and found"]
     assert collected == ["goes into an exception"]
+
+
+def test_logs_may_be_nested() -> None:
+    one = flavor("tensorrt_rtx")
+    with one.log() as outer:
+        with one.log() as inner:
+            one._receive(2, "inside")
+        one._receive(2, "outside")
+        with one.log() as empty:
+            pass
+        one._receive(2, "after")
+    assert (outer, inner, empty) == (["inside", "outside", "after"], ["inside"], [])
+    with one.log() as first, one.log() as second:  # both empty, and so equal
+        pass
+    assert first == second == []
+    assert not one._sinks

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import threading
+import time
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from keras_trt.errors import CudaError, EngineLoadError, FallbackWarning, InputE
 from keras_trt.runtime import Session, copying
 from keras_trt.runtime.gpu import MAX_SLOTS
 from keras_trt.runtime.plan import Batch, BatchPlan
+from keras_trt.runtime.results import Results
 from keras_trt.specs import OptimizationProfile, ShapeRange, Signature, TensorSpec
 
 from .host_cuda import HostCuda, HostEngineOnDevice, Status, expected, installed
@@ -296,6 +298,21 @@ def test_single_batches_go_to_the_gpu_that_is_free(engines: list[HostEngineOnDev
     one.close()
 
 
+def test_of_three_gpus_all_have_ended_when_one_fails(host_cuda: HostCuda) -> None:
+    host_cuda.devices = 3
+    engines = [HostEngineOnDevice(host_cuda, device) for device in range(3)]
+    engines[1].slow = 0.02
+    one = session(*engines)
+    engines[2].faults["create_context"] = (0, CudaError("CUDA failed.", name="cudaErrorIllegalAddress"))
+    with pytest.raises(CudaError, match="CUDA failed"):
+        one.run(inputs(8 * 60))
+    before = host_cuda.calls["cudaGraphLaunch"]
+    time.sleep(0.1)
+    assert host_cuda.calls["cudaGraphLaunch"] == before
+    assert_right(one, inputs(100))
+    one.close()
+
+
 @pytest.mark.parametrize("place", [0, 1])
 def test_an_error_on_one_gpu_ends_the_call(engines: list[HostEngineOnDevice], place: int) -> None:
     one = session(*engines)
@@ -316,6 +333,19 @@ def test_memory_on_each_gpu_is_told(host_cuda: HostCuda, engines: list[HostEngin
         assert (use.device, use.slots, use.engine_bytes, use.context_bytes) == (f"cuda:{number}", 1, 1000, 300)
         assert use.buffer_bytes == use.pinned_bytes == buffers > 0
     one.close()
+
+
+# Rows that depend on each other.
+
+
+@pytest.mark.parametrize("shape", [(1, 2), (6, 2), ()])
+def test_outputs_without_a_row_for_each_row_stay_whole(shape: tuple[int, ...]) -> None:
+    given = np.arange(np.prod(shape), dtype="float32").reshape(shape)
+    for owned in (False, True):
+        results = Results(3, [np.dtype("float32")])
+        results.put(Batch(0, 3, 3), [given], owned=owned)
+        np.testing.assert_array_equal(results.arrays[0], given)
+        assert (results.arrays[0] is given) == owned
 
 
 # Memory that does not suffice.

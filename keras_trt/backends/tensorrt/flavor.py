@@ -93,7 +93,8 @@ class Flavor:
             yield messages
         finally:
             with self._lock:
-                self._sinks[thread].remove(messages)
+                # Not `remove`: that takes the first list that is equal, as empty ones are.
+                self._sinks[thread] = [sink for sink in self._sinks[thread] if sink is not messages]
                 if not self._sinks[thread]:
                     del self._sinks[thread]
                 interrupt, self._interrupt = self._interrupt, None
