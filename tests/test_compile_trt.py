@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 
 import keras_trt
+from keras_trt.compiled.watch import _WRITES
 from keras_trt.runtime import Session
 from keras_trt.source import ON_ENGINE
 
@@ -190,6 +191,12 @@ def load_weights(model: Any, path: Path) -> None:
     model.load_weights(path / "other.weights.h5")
 
 
+def restore(model: Any, path: Path) -> None:
+    part, other = tf.train.Checkpoint(kernel=model.layers[0].kernel.value), network(None)
+    saved = tf.train.Checkpoint(kernel=other.layers[0].kernel.value).save(str(path / "part"))
+    part.restore(saved)
+
+
 CHANGES: dict[str, Callable[[Any, Path], Any]] = {
     "fit": lambda model, _: model.fit(X, Y, verbose=0),
     "train_on_batch": lambda model, _: model.train_on_batch(X, Y),
@@ -198,6 +205,12 @@ CHANGES: dict[str, Callable[[Any, Path], Any]] = {
     "assign": lambda model, _: assign(model),
     "assign_sub": lambda model, _: model.layers[-1].bias.assign_sub([1, 2, 3]),
     "a write to the tf.Variable": lambda model, _: model.layers[0].kernel.value.assign(model.layers[0].kernel * 2),
+    "a write to a slice": lambda model, _: model.layers[0].kernel.value[0].assign(tf.fill(8, 5.0)),
+    "scatter_nd_update": lambda model, _: model.layers[0].kernel.value.scatter_nd_update([[0]], tf.fill((1, 8), 5.0)),
+    "scatter_max": lambda model, _: model.layers[0].kernel.value.scatter_max(
+        tf.IndexedSlices(tf.fill((1, 8), 9.0), [0])
+    ),
+    "a restored part of a checkpoint": restore,
     "a layer's set_weights": lambda model, _: model.layers[0].set_weights([np.ones((4, 8)), np.ones(8)]),
     "an eager optimizer": lambda model, _: keras.optimizers.SGD(0.5).apply(
         [tf.ones(variable.shape) for variable in model.trainable_variables], model.trainable_variables
@@ -226,6 +239,38 @@ def test_each_change_is_noticed_at_the_next_call(change: str, tmp_path: Path, mo
     after = engine.runs
     same(expected, model.predict_on_batch(X))
     assert engine.runs == after + 1, "the engine runs again"
+
+
+def test_all_that_writes_to_a_variable_is_watched() -> None:
+    methods = {
+        name for name in dir(tf.Variable(1.0)) if "assign" in name or "scatter" in name or "restore_from" in name
+    }
+    assert methods - {"_assign_dependencies"} <= set(_WRITES)
+
+
+def test_weights_that_a_layer_gets_later_are_watched() -> None:
+    model = network()
+    model.compile_trt(**QUIET)
+    before = model.predict(X, verbose=0)
+    model.layers[0].enable_lora(2)
+    for value in (1, 2):
+        model.layers[0].lora_kernel_b.assign(np.full((2, 8), value))
+        expected = by_keras(model)
+        assert np.abs(expected - before).max() > 1e-3
+        same(expected, model.predict(X, verbose=0))
+        before = expected
+
+
+def test_a_vocabulary_that_is_set_later_is_noticed() -> None:
+    words = keras.Input((1,), dtype="string")
+    look = kl.StringLookup(vocabulary=["a", "b", "c"])
+    model = keras.Model(words, kl.Flatten()(kl.Embedding(4, 3)(look(words))))
+    given = np.array([["a"], ["b"], ["c"]], object)
+    with model.compile_trt(**QUIET) as fast:
+        assert fast.backend != "keras"
+        before = model.predict(given, verbose=0)
+        look.set_vocabulary(["c", "b", "a"])
+        same(before[::-1], model.predict(given, verbose=0))
 
 
 def test_a_training_step_traced_before_is_noticed() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from typing import Any
 
 import keras
@@ -63,6 +64,51 @@ def test_close_answers_what_was_submitted(model: Any) -> None:
         fast.submit(np.zeros((2, 6), "float32"))
     with pytest.raises(RuntimeError, match="closed"):
         asyncio.run(fast.predict_async(np.zeros((2, 6), "float32")))
+
+
+class Closes(keras.callbacks.Callback):
+    """Closes the engine at the first batch: from within the call, or from another thread."""
+
+    def __init__(self, fast: Any, own_thread: bool) -> None:
+        super().__init__()
+        self.closer = threading.Thread(target=fast.close, daemon=True)
+        self._close = fast.close if own_thread else self._beside
+
+    def on_predict_batch_end(self, batch: int, logs: Any = None) -> None:  # noqa: ARG002
+        if batch == 0:
+            self._close()
+
+    on_test_batch_end = on_predict_batch_end
+
+    def _beside(self) -> None:
+        self.closer.start()
+        self.closer.join(0.2)
+
+
+@pytest.mark.parametrize("own_thread", [False, True])
+@pytest.mark.parametrize("method", ["predict", "evaluate"])
+def test_close_lets_a_call_of_many_batches_end(model: Any, method: str, own_thread: bool) -> None:
+    x = np.concatenate(batches(20))
+    model.compile("sgd", "mse")
+    arguments = (x,) if method == "predict" else (x, np.ones((len(x), 3), "float32"))
+    expected = getattr(model, method)(*arguments, batch_size=8, verbose=0)
+    fast = keras_trt.accelerate(model, backend="onnxruntime", cache=None, verbose=0)
+    session, closes, found = fast._session, Closes(fast, own_thread), []
+    assert session is not None
+
+    def call() -> None:
+        found.append(getattr(fast, method)(*arguments, batch_size=8, verbose=0, callbacks=[closes]))
+
+    caller = threading.Thread(target=call, daemon=True)
+    caller.start()
+    caller.join(60)
+    assert not caller.is_alive()
+    np.testing.assert_allclose(found[0], expected, rtol=1e-5, atol=1e-6)
+    if not own_thread:
+        closes.closer.join(60)
+    assert session._closed
+    with pytest.raises(RuntimeError, match="closed"):
+        fast.predict_on_batch(x)
 
 
 def test_what_keras_runs_may_be_submitted_too(model: Any) -> None:

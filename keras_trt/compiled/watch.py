@@ -9,11 +9,18 @@ from functools import partial
 from typing import Any, Literal
 
 from .. import fingerprint
+from ..head.cut import tables
 
 Change = Literal["weights", "structure"]
 
-#: What writes to a `tf.Variable`. Keras's `assign`, `set_weights` and `load_weights` end here, and eager optimizers.
-_WRITES = ("assign", "assign_add", "assign_sub", "scatter_add", "scatter_sub", "scatter_update")
+#: What writes to a `tf.Variable`. Keras's `assign`, `set_weights` and `load_weights` end here, and eager optimizers;
+#: the last two are `variable[…].assign` and `tf.train.Checkpoint.restore`.
+_WRITES = (
+    *("assign", "assign_add", "assign_sub", "count_up_to"),
+    *(f"scatter_{how}" for how in ("add", "sub", "mul", "div", "min", "max", "update")),
+    *(f"scatter_nd_{how}" for how in ("add", "sub", "min", "max", "update")),
+    *("batch_scatter_update", "_strided_slice_assign", "_restore_from_tensors"),
+)
 _WATCHES = "_keras_trt_watches"
 
 
@@ -40,13 +47,15 @@ class Watch:
         self._weights = list(self._model.weights)
         for weight in self._weights:
             self._hook(weight.value)
-        self._key = fingerprint.weights_key(self._model)
         self._change: Change | None = None
         layers = list(self._model._flatten_layers())
         self._sequentials = [layer for layer in layers if hasattr(layer, "_functional")]
         self._weighted = [layer for layer in layers if layer._trainable_variables or layer._non_trainable_variables]
-        self._graphs = self._layers()
+        self._held = [held for layer in layers for held in (layer._trainable_variables, layer._non_trainable_variables)]
+        self._looking_up = [layer for layer in layers if tables(layer)]
+        self._parts = self._replaced()
         self._remember()
+        self._key = fingerprint.weights_key(self._model)  # last: what is written meanwhile is noticed
 
     def change(self) -> Change | None:
         """Return what of the model is not as it was, or `None`."""
@@ -56,7 +65,7 @@ class Watch:
         self._remember()
         weights = self._model.weights
         rebuilt = len(weights) != len(self._weights) or any(map(_differ, weights, self._weights))
-        if rebuilt or any(map(_differ, self._layers(), self._graphs)):
+        if rebuilt or any(map(_differ, self._replaced(), self._parts)):
             self._change = "structure"
         else:
             self._change = "weights" if fingerprint.weights_key(self._model) != self._key else None
@@ -87,12 +96,15 @@ class Watch:
         return [read().numpy().tobytes() for read in self._pulse_of]
 
     def _look(self) -> list[Any]:
-        """Return objects that Keras replaces when layers are added or the model is compiled or quantized."""
+        """Return what is another once layers or weights are added, or the model is compiled or quantized."""
         policies = [layer._dtype_policy for layer in self._weighted]  # others once a layer is quantized
-        return [getattr(self._model, "optimizer", None), *policies, *self._layers()]
+        counts = map(len, self._held)  # `enable_lora` adds weights
+        return [getattr(self._model, "optimizer", None), *policies, *counts, *self._replaced()]
 
-    def _layers(self) -> list[Any]:
-        return [layer._functional for layer in self._sequentials]
+    def _replaced(self) -> list[Any]:
+        """Return objects that Keras replaces when a layer is added, or a vocabulary is set."""
+        graphs = [layer._functional for layer in self._sequentials]
+        return [*graphs, *(table for layer in self._looking_up for table in tables(layer))]
 
     def _hook(self, variable: Any) -> None:
         watches = variable.__dict__.get(_WATCHES)
@@ -125,9 +137,11 @@ def _noticing(variable: Any, watches: weakref.WeakSet[Watch]) -> Iterator[tuple[
 
     def noticing(method: Any) -> Any:
         def write(*arguments: Any, **keywords: Any) -> Any:
-            for watch in watches:
-                watch._written = True
-            return method(of(), *arguments, **keywords)
+            try:
+                return method(of(), *arguments, **keywords)
+            finally:  # not before: another thread might look in between
+                for watch in watches:
+                    watch._written = True
 
         return tf.autograph.experimental.do_not_convert(write)
 

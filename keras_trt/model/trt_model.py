@@ -278,11 +278,13 @@ class TRTModel(KerasFace):
             workers = self._workers
         if workers is not None:
             workers.shutdown()  # what was submitted is still answered
-        self._closed = True
+        with self._changing:
+            self._closed = True
+            session, finalizer = self._session, self._finalizer
         if self._following is not None:
             self._following.end()
-        if self._finalizer is not None:
-            self._finalizer()
+        if session is not None and finalizer is not None and finalizer.detach() and os.getpid() == self._pid:
+            session.close()
 
     def __enter__(self) -> TRTModel:
         return self
@@ -349,13 +351,11 @@ class TRTModel(KerasFace):
     @contextmanager
     def _engine(self) -> Iterator[tuple[Predictor | None, Evaluator | None]]:
         """Hold the engine for one call: the one for the weights of now, where it follows them."""
-        self._check_usable()
-        if self._following is None:
-            yield self._predictor, self._evaluator
-            return
+        self._check_usable()  # before the lock, which another thread may have held when this process was forked
         with ExitStack() as held:
             with self._changing:
-                runs = self._following.may_run(self) and self._session is not None
+                self._check_usable()
+                runs = (self._following is None or self._following.may_run(self)) and self._session is not None
                 predictor, evaluator = (self._predictor, self._evaluator) if runs else (None, None)
                 if runs and self._session is not None:
                     held.enter_context(self._session.in_use())
@@ -382,4 +382,4 @@ def _is_symbolic(leaf: Any) -> bool:
 
 def _close_session(session: Session, pid: int) -> None:
     if os.getpid() == pid:  # in a forked child the GPU's memory is not ours to free
-        session.close()
+        session.close(cut_short=True)  # at exit a daemon thread may still be in a call, of hours perhaps

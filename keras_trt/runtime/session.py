@@ -68,9 +68,10 @@ class Session:
         self._costs = dict(costs or {}) if rows_independent else {}
         self._plan = BatchPlan(self._smallest, self._largest, self._costs)
         self._rows_before = 0
-        self._users = 0
-        self._closed = self._retired = False
+        self._users = self._blocks = 0
+        self._closed = self._cut_short = self._retired = False
         self._changed = threading.Condition()
+        self._own = threading.local()  # how often the thread uses the engine
         self.profile = profile
         self.rows_independent = rows_independent
 
@@ -95,7 +96,7 @@ class Session:
         Raises:
             EngineLoadError: if it cannot be written as one.
         """
-        with self.in_use():
+        with self.in_use(block=False):
             return None if isinstance(self._runner, HostRunner) else self._runner.plan()
 
     def usage(self) -> list[Usage]:
@@ -145,10 +146,18 @@ class Session:
             progress: called with the number of rows done, after each batch.
             out: arrays that take the outputs and are returned. Defaults to `None`: new ones on the host.
         """
-        with self.in_use():
+        reported = 0
+
+        def onward(done: int) -> None:  # rows that are run again are not reported again
+            nonlocal reported
+            if progress is not None and done > reported:
+                reported = done
+                progress(done)
+
+        with self.in_use(block=False):
             while True:
                 try:
-                    return self._run(inputs, progress, out)
+                    return self._run(inputs, None if progress is None else onward, out)
                 except CudaError as error:
                     if not error.out_of_memory or not self._halve():
                         raise
@@ -222,39 +231,60 @@ class Session:
         """Close once no call is under way: now, or when the last one ends. Does not wait."""
         with self._changed:
             self._retired = True
-            closed = self._closed
-        if not closed:
-            with self.in_use():
-                pass
+            last = self._ends()
+        if last:
+            self._runner.close()
 
-    def close(self) -> None:
-        """Free the engine and all memory that its calls used, after the calls under way."""
+    def close(self, *, cut_short: bool = False) -> None:
+        """Free the engine and all memory that its calls used, after the calls under way.
+
+        From within a block of `in_use` it does not wait for that, but retires.
+
+        Args:
+            cut_short: whether a block of `in_use` may run nothing more, so that only what runs now is waited for.
+        """
+        if getattr(self._own, "uses", 0):
+            self.retire()
+            return
         with self._changed:
             self._closed = True
+            self._cut_short |= cut_short
             self._changed.wait_for(lambda: self._users == 0)
         self._runner.close()
 
     @contextmanager
-    def in_use(self) -> Iterator[None]:
-        """Keep the engine open while the block runs.
+    def in_use(self, *, block: bool = True) -> Iterator[None]:
+        """Keep the engine open while the block runs: for all that it runs, in any thread.
+
+        Args:
+            block: `False` for what may be part of such a block.
 
         Raises:
             RuntimeError: if it is closed.
         """
         with self._changed:
-            if self._closed:
+            if self._closed and (block or not self._blocks or self._cut_short):
                 raise RuntimeError("This engine is closed.")
             self._users += 1
+            self._blocks += block
+        self._own.uses = getattr(self._own, "uses", 0) + 1
         try:
             yield
         finally:
+            self._own.uses -= 1
             with self._changed:
                 self._users -= 1
-                last = self._retired and self._users == 0 and not self._closed
-                self._closed |= last
+                self._blocks -= block
+                last = self._ends()
                 self._changed.notify_all()
             if last:
                 self._runner.close()
+
+    def _ends(self) -> bool:
+        """Close if it is retired and idle, and return whether the engine is to be freed now. Needs the lock."""
+        last = self._retired and self._users == 0 and not self._closed
+        self._closed |= last
+        return last
 
 
 def _runner(engines: Sequence[HostEngine | DeviceEngine]) -> HostRunner | GpuRunner | Replicas:

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from keras_trt.errors import CudaError, FallbackWarning
 from keras_trt.runtime import Session
 from keras_trt.runtime.plan import BatchPlan
 from keras_trt.specs import OptimizationProfile, ShapeRange, Signature, TensorSpec
@@ -167,6 +168,73 @@ def test_close_closes_the_engine() -> None:
     engine = NumpyEngine(1, 8)
     session(engine).close()
     assert engine.closed
+
+
+def test_retire_while_another_thread_closes() -> None:
+    class Interrupted(threading.Condition):
+        """Whoever gives the lock back first is overtaken."""
+
+        then = None
+
+        def __exit__(self, *exception: Any) -> None:
+            super().__exit__(*exception)
+            then, self.then = self.then, None
+            if then is not None:
+                then()
+
+    engine = NumpyEngine(1, 8)
+    one = session(engine)
+    one._changed = Interrupted()
+    one._changed.then = one.close
+    one.retire()
+    assert engine.closed
+
+
+def test_what_a_block_runs_is_run_before_the_engine_is_closed() -> None:
+    engine = NumpyEngine(1, 8)
+    one = session(engine)
+    a, b = rows_of_inputs(3)
+    with one.in_use():
+        closer = threading.Thread(target=one.close, daemon=True)
+        closer.start()
+        while not one._closed:
+            pass
+        np.testing.assert_array_equal(one.run([a, b])[0], 3 * a + b)
+        with pytest.raises(RuntimeError, match="closed"), one.in_use():
+            pass
+    closer.join(30)
+    assert engine.closed
+    with pytest.raises(RuntimeError, match="closed"):
+        one.run([a, b])
+
+
+def test_a_block_that_is_cut_short_runs_nothing_more() -> None:
+    one = session(NumpyEngine(1, 8))
+    with one.in_use():
+        closer = threading.Thread(target=one.close, kwargs={"cut_short": True}, daemon=True)
+        closer.start()
+        while not one._closed:
+            pass
+        with pytest.raises(RuntimeError, match="closed"):
+            one.run(rows_of_inputs(3))
+    closer.join(30)
+    assert not closer.is_alive()
+
+
+def test_rows_that_are_run_again_are_not_reported_again() -> None:
+    class Fills(NumpyEngine):
+        def run(self, feeds: Mapping[str, Array]) -> list[Array]:
+            if self.ran == [8]:
+                self.ran.append(0)
+                raise CudaError("no memory", name="cudaErrorMemoryAllocation")
+            return super().run(feeds)
+
+    a, b = rows_of_inputs(16)
+    done: list[int] = []
+    with pytest.warns(FallbackWarning, match="running 4 at a time"):
+        scaled, _ = session(Fills(1, 8)).run([a, b], done.append)
+    np.testing.assert_array_equal(scaled, 3 * a + b)
+    assert done == [8, 12, 16]
 
 
 def test_eight_threads() -> None:
