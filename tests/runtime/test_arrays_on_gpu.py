@@ -16,7 +16,7 @@ from keras_trt.inputs import standardize, standardize_out
 from keras_trt.specs import Signature, TensorSpec
 
 from .host_cuda import Copy, GpuArray, HostCuda, HostEngineOnDevice, expected, installed
-from .test_pipeline import INPUTS, OUTPUTS, inputs, session
+from .test_pipeline import OUTPUTS, inputs, session
 
 Array = np.ndarray[Any, Any]
 
