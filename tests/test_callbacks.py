@@ -58,7 +58,7 @@ def test_each_epochs_engine_is_that_of_its_weights(tmp_path: Path) -> None:
     assert np.abs(weights.answers[0] - weights.answers[3]).max() > 1e-3
     for file, expected in zip(files, weights.answers, strict=True):
         same(expected, loaded(file).predict(X, verbose=0))
-    assert not any("keras_trt" in thread.name for thread in threading.enumerate())
+    assert not any("engine checkpoints" in thread.name for thread in threading.enumerate())
 
 
 def test_only_the_best_is_kept_as_model_checkpoint_does(tmp_path: Path) -> None:
