@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from contextlib import ExitStack
 from typing import Any
 
 from . import backends, source
 from ._warn import warn
 from .building.engines import cache_of
-from .building.provision import provision
+from .building.provision import Provisioned, provision
 from .building.tune import tune
 from .errors import EngineLoadError, FallbackWarning, InputError, KerasTRTError, refuse
-from .head import split
+from .head import Head, split
 from .loading import keras_model
 from .model.predictor import Predictor
 from .model.trt_model import TRTModel
@@ -76,6 +78,16 @@ def accelerate(model: Any, *, options: BuildOptions | None = None, **keywords: A
         notes = " ".join(getattr(error, "__notes__", ()))
         warn(f"Keras runs '{model.name}' without TensorRT: {error}{' ' + notes if notes else ''}", FallbackWarning)
         return _keras_instead(model, str(error), chosen)
+    with ExitStack() as unless_returned:
+        unless_returned.callback(ready.session.close)  # a warning may be an error
+        fast = _drop_in(model, ready, head, chosen, unusable)
+        unless_returned.pop_all()
+    return fast
+
+
+def _drop_in(
+    model: Any, ready: Provisioned, head: Head | None, options: BuildOptions, unusable: Sequence[str]
+) -> TRTModel:
     report = ready.report
     for loop in source.loops(model):
         warn(loop.problem, FallbackWarning)
@@ -87,7 +99,7 @@ def accelerate(model: Any, *, options: BuildOptions | None = None, **keywords: A
             f"'{model.name}' runs in {report.precision}{kept}, not as asked: {'; '.join(report.fell_back)}.",
             FallbackWarning,
         )
-    if chosen.verbose:
+    if options.verbose:
         print(report)  # noqa: T201 (as Keras's own verbose)
     predictor = Predictor(model, ready.signature, ready.session, head)
     return TRTModel(model, predictor, ready.session, report, ready.contents)

@@ -146,26 +146,26 @@ def _dense(leaf: Any) -> Any:
     return leaf
 
 
-def standardize_out(out: Any, signature: Signature, rows: int) -> list[Any]:
+def standardize_out(out: Any, outputs: Sequence[TensorSpec], rows: int) -> list[Any]:
     """Return the flat arrays that are to take a model's outputs.
 
     Args:
         out: arrays in the nesting of the outputs, on the host or on a GPU.
-        signature: of the model.
+        outputs: of the model.
         rows: how many there will be.
 
     Raises:
         InputError: if their number, a shape or a type does not fit, or one cannot be written to.
     """
     leaves = flatten(out)
-    if len(leaves) != len(signature.outputs):
+    if len(leaves) != len(outputs):
         raise InputError(
-            f"The model gives {len(signature.outputs)} outputs. Received: `out` with {len(leaves)} arrays.",
-            expected=len(signature.outputs),
+            f"The model gives {len(outputs)} outputs. Received: `out` with {len(leaves)} arrays.",
+            expected=len(outputs),
             received=len(leaves),
         )
     arrays = [DeviceArray(leaf) if is_on_gpu(leaf) else leaf for leaf in leaves]
-    for array, spec in zip(arrays, signature.outputs, strict=True):
+    for leaf, array, spec in zip(leaves, arrays, outputs, strict=True):
         shape = tuple(getattr(array, "shape", ()))
         fits = len(shape) == len(spec.shape) and shape[0] == rows
         fits = fits and all(known in (None, size) for known, size in zip(spec.shape[1:], shape[1:], strict=True))
@@ -174,7 +174,7 @@ def standardize_out(out: Any, signature: Signature, rows: int) -> list[Any]:
             wanted = (rows, *("any" if axis is None else axis for axis in spec.shape[1:]))
             raise InputError(
                 f"Output '{spec.name}' is {spec.dtype} of shape {wanted}. Received in `out`: "
-                f"{'a' if writable else 'a read-only'} {type(leaves[0]).__name__} of "
+                f"{'a' if writable else 'a read-only'} {type(leaf).__name__} of "
                 f"{getattr(array, 'dtype', 'no type')} with shape {shape}.",
                 expected=wanted,
                 received=shape,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from contextlib import ExitStack
 from typing import Any, Literal, cast
 
 from . import artifact, backends
@@ -84,31 +85,35 @@ def load(
         reasons.append(str(error))
         chosen = OnnxRuntimeBackend()
         engines, made, origin = _engine(file, chosen, options)
-    if reasons:
-        warn(f"{chosen.title} runs '{file.name}' on the CPU: {' '.join(reasons)}", FallbackWarning)
-    report = Report(
-        backend=chosen.name,
-        title=chosen.title,
-        device=chosen.device,
-        device_name=chosen.device_name,
-        precision=_runs_in(chosen, file.precision),
-        origin=origin,
-        seconds=engines.seconds,
-        differences=made.differences,
-        rows_independent=file.rows_independent,
-        fell_back=tuple(reasons),
-    )
-    if verbose:
-        print(report)  # noqa: T201 (as Keras's own verbose)
-    signature = file.live_signature
-    source = GraphSource(file, signature)
-    return TRTModel(
-        source,
-        Predictor(source, signature, made.session),
-        made.session,
-        report,
-        lambda: _contents(file, chosen, made.session),
-    )
+    with ExitStack() as unless_returned:
+        unless_returned.callback(made.session.close)  # a warning may be an error
+        if reasons:
+            warn(f"{chosen.title} runs '{file.name}' on the CPU: {' '.join(reasons)}", FallbackWarning)
+        report = Report(
+            backend=chosen.name,
+            title=chosen.title,
+            device=chosen.device,
+            device_name=chosen.device_name,
+            precision=_runs_in(chosen, file.precision),
+            origin=origin,
+            seconds=engines.seconds,
+            differences=made.differences,
+            rows_independent=file.rows_independent,
+            fell_back=tuple(reasons),
+        )
+        if verbose:
+            print(report)  # noqa: T201 (as Keras's own verbose)
+        signature = file.live_signature
+        source = GraphSource(file, signature)
+        fast = TRTModel(
+            source,
+            Predictor(source, signature, made.session),
+            made.session,
+            report,
+            lambda: _contents(file, chosen, made.session),
+        )
+        unless_returned.pop_all()
+    return fast
 
 
 def _engine(file: Artifact, backend: Backend, options: BuildOptions) -> tuple[Engines, Made, Any]:

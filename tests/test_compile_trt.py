@@ -271,6 +271,7 @@ def test_a_vocabulary_that_is_set_later_is_noticed() -> None:
         before = model.predict(given, verbose=0)
         look.set_vocabulary(["c", "b", "a"])
         same(before[::-1], model.predict(given, verbose=0))
+        assert fast._seconds_a_call(1) > 0  # though it cannot be saved
 
 
 def test_a_training_step_traced_before_is_noticed() -> None:
@@ -507,6 +508,26 @@ def test_a_rebuild_that_fails_raises_and_is_tried_again(monkeypatch: pytest.Monk
             with pytest.raises(keras_trt.BuildError, match="no memory"):
                 model.predict(X, verbose=0)
     same(by_keras(model), model.predict(X, verbose=0))
+
+
+def test_after_a_rebuild_that_ended_with_keras_the_next_change_tries_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = network()
+    fast = model.compile_trt(**QUIET)
+    assign(model)
+    with monkeypatch.context() as patch:
+
+        def fail(*_: Any, **__: Any) -> Any:
+            raise keras_trt.BuildError("no memory")
+
+        patch.setattr("keras_trt.api.provision", fail)
+        with recorded() as records:
+            for _ in range(2):
+                same(by_keras(model), model.predict(X, verbose=0))
+        warns_once(records, "no memory")
+    assert fast.backend == "keras"
+    assign(model)
+    same(by_keras(model), model.predict(X, verbose=0))
+    assert fast.backend == "onnxruntime"
 
 
 def test_where_no_engine_can_be_had_keras_runs() -> None:

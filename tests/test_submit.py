@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from pathlib import Path
 from typing import Any
 
 import keras
@@ -12,6 +13,10 @@ import pytest
 from keras import layers
 
 import keras_trt
+from keras_trt import FallbackWarning
+from keras_trt.inputs import standardize_out
+from keras_trt.runtime import Session
+from keras_trt.specs import TensorSpec
 
 from . import zoo
 
@@ -148,4 +153,39 @@ def test_predictions_in_arrays_of_the_caller(model: Any) -> None:
     doubled = np.empty_like(given)
     assert fast.predict_on_batch(given, out=doubled) is doubled
     np.testing.assert_allclose(doubled, 2 * given)
+    for unfit in (np.full((4, 6), 7.0, "float32"), np.full((1, 6), 7.0, "float32"), np.full(given.shape, 7)):
+        with pytest.raises(keras_trt.InputError, match="out"):
+            fast.predict_on_batch(given, out=unfit)
+        assert (unfit == 7).all()
     fast.close()
+
+
+def test_the_array_that_does_not_fit_is_named() -> None:
+    specs = [TensorSpec("a", (None, 2), "float32"), TensorSpec("b", (None, 2), "float32")]
+    with pytest.raises(keras_trt.InputError, match="a read-only memoryview of"):
+        standardize_out([np.zeros((3, 2), "float32"), memoryview(b"abc")], specs, 3)
+
+
+def test_an_engine_is_freed_where_a_warning_is_an_error(
+    model: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with keras_trt.accelerate(model, backend="onnxruntime", cache=None, verbose=0) as fast:
+        fast.save(tmp_path / "one.ktrt")
+    opened, init = [], Session.__init__
+
+    def noted(session: Session, *arguments: Any, **keywords: Any) -> None:
+        opened.append(session)
+        init(session, *arguments, **keywords)
+
+    def warns(*_: Any) -> Any:
+        raise FallbackWarning("as an error")
+
+    monkeypatch.setattr(Session, "__init__", noted)
+    for module, make in (
+        ("api", lambda: keras_trt.accelerate(model, backend="onnxruntime", cache=None, verbose=0)),
+        ("loaded", lambda: keras_trt.load(tmp_path / "one.ktrt", backend="onnxruntime", cache=None, verbose=0)),
+    ):
+        monkeypatch.setattr(f"keras_trt.{module}.Predictor", warns)
+        with pytest.raises(FallbackWarning):
+            make()
+        assert opened.pop()._closed

@@ -102,11 +102,18 @@ class _Following:
         watch: Watch | None,
     ) -> None:
         self._model, self._options, self._policy, self._watch = model, options, policy, watch
+        self._had_engine = False
         self.methods: Mapping[str, Any] = {}  # that stand in front of the model's own
 
     def may_run(self, fast: TRTModel) -> bool:
-        if self._watch is None or fast.backend == "keras" or (change := self._watch.change()) is None:
+        self._had_engine |= fast.backend != "keras"
+        if self._watch is None or (change := self._watch.change()) is None:
             return True
+        if fast.backend == "keras":
+            # Other weights mend a build that failed for them, but no model that never had an engine.
+            again = change == "structure" or self._had_engine
+            if not again or self._policy not in ("refit", "rebuild"):
+                return True
         what = f"The {change} of '{self._model.name}' changed after its engine was built"
         if self._policy == "raise":
             raise StaleEngineError(

@@ -77,7 +77,7 @@ class Predictor:
         inputs = standardize(x, self._signature)
         if out is None:
             return self._pack(self._run(inputs))
-        self._run(inputs, out=standardize_out(out, self._signature, len(inputs[0])))
+        self._run(inputs, out=standardize_out(out, self._signature.outputs, len(inputs[0])))
         return out
 
     @property

@@ -17,13 +17,14 @@ from typing import Any, Literal, Protocol
 import numpy as np
 
 from .. import artifact
-from ..cuda import DeviceArray, is_on_gpu
 from ..errors import ExportError, StaleEngineError
 from ..graph_source import GraphSource
+from ..inputs import standardize_out
+from ..report.measure import Measurement
 from ..report.report import Report
 from ..runtime import MAX_SLOTS, Session, Usage, deliver
 from ..source import own
-from ..specs import flatten
+from ..specs import TensorSpec, flatten
 from .evaluation import Evaluator
 from .face import KerasFace
 from .predictor import Predictor
@@ -155,8 +156,9 @@ class TRTModel(KerasFace):
             outputs = own(self._source, "predict_on_batch")(x)
             if out is None:
                 return outputs
-            targets = [DeviceArray(one) if is_on_gpu(one) else one for one in flatten(out)]
-            deliver([np.asarray(one) for one in flatten(outputs)], targets)
+            arrays = [np.asarray(one) for one in flatten(outputs)]
+            specs = [TensorSpec(f"output_{i}", one.shape, str(one.dtype)) for i, one in enumerate(arrays)]
+            deliver(arrays, standardize_out(out, specs, len(arrays[0])))
             return out
 
     def __call__(self, x: Any, training: bool | None = False, **keywords: Any) -> Any:
@@ -336,10 +338,10 @@ class TRTModel(KerasFace):
     def _seconds_a_call(self, calls: int = 20) -> float:
         """Return the median wall time of a call with one row; with more where the batch has a fixed size."""
         with self._engine():
-            contents, session = self._contents, self._session
-            if contents is None or session is None:
-                raise RuntimeError("No engine runs this model.")
-            rows = contents().inputs
+            measure, session = self._report.measure, self._session
+            if session is None or not isinstance(measure, Measurement):
+                raise RuntimeError("No engine that was made of a Keras model runs.")
+            rows = measure.gate.rows()
             one = [array[:1] for array in rows]
             times = []
             for _ in range(calls):

@@ -16,7 +16,7 @@ from keras_trt.inputs import standardize, standardize_out
 from keras_trt.specs import Signature, TensorSpec
 
 from .host_cuda import Copy, GpuArray, HostCuda, HostEngineOnDevice, expected, installed
-from .test_pipeline import INPUTS, OUTPUTS, inputs, session
+from .test_pipeline import OUTPUTS, inputs, session
 
 Array = np.ndarray[Any, Any]
 
@@ -134,20 +134,18 @@ def test_types_are_not_cast_on_a_gpu(host_cuda: HostCuda, arrays: Any) -> None:
 )
 @pytest.mark.parametrize("on_gpu", [False, True])
 def test_out_must_fit(arrays: Any, shapes: list[tuple[int, ...]], dtype: str, on_gpu: bool) -> None:
-    signature = Signature(INPUTS, OUTPUTS, {"list": [0, 1]}, {"list": [0, 1]})
     out = [np.zeros(shape, dtype) for shape in shapes]
     with pytest.raises(InputError, match="out"):
-        standardize_out([arrays(array) for array in out] if on_gpu else out, signature, 3)
+        standardize_out([arrays(array) for array in out] if on_gpu else out, OUTPUTS, 3)
 
 
 def test_out_must_be_writable(arrays: Any) -> None:
-    signature = Signature(INPUTS, OUTPUTS, {"list": [0, 1]}, {"list": [0, 1]})
     out = [np.zeros((3, 5), "float32"), np.zeros(3, "float32")]
-    assert [one.shape for one in standardize_out(out, signature, 3)] == [(3, 5), (3,)]
+    assert [one.shape for one in standardize_out(out, OUTPUTS, 3)] == [(3, 5), (3,)]
     out[1].flags.writeable = False
     with pytest.raises(InputError, match="read-only"):
-        standardize_out(out, signature, 3)
+        standardize_out(out, OUTPUTS, 3)
     owner = arrays(np.zeros(3, "float32"))
     owner.readonly = True
     with pytest.raises(InputError, match="read-only"):
-        standardize_out([out[0], owner], signature, 3)
+        standardize_out([out[0], owner], OUTPUTS, 3)
