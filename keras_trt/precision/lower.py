@@ -43,6 +43,15 @@ def lower(
     common.TopologicalSortPass()(model)
     low = ir.DataType.FLOAT16 if precision == "fp16" else ir.DataType.BFLOAT16
     _Casts(model, low, keep).insert()
+    return finished(model)
+
+
+def finished(model: Any) -> bytes:
+    """Return a rewritten `onnx_ir.Model` as a serialized `onnx.ModelProto`: sorted, named, and checked."""
+    import onnx as onnx_package
+    import onnx_ir as ir
+    from onnx_ir.passes import common
+
     common.RemoveUnusedNodesPass()(model)
     common.TopologicalSortPass()(model)
     common.NameFixPass()(model)

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from .lower import lower
+from .lower import finished, lower
 
 Array = np.ndarray[Any, np.dtype[Any]]
 Method = Literal["entropy", "percentile", "minmax"]
@@ -103,7 +103,6 @@ def quantized(onnx: bytes, kind: Literal["int8", "fp8"], how: Quantization, keep
     """
     import onnx as onnx_package
     import onnx_ir as ir
-    from onnx_ir.passes import common
 
     if how.beside == "fp16":
         onnx = lower(onnx, "fp16", keep, opset=19)  # the first with float16 around QuantizeLinear
@@ -113,12 +112,7 @@ def quantized(onnx: bytes, kind: Literal["int8", "fp8"], how: Quantization, keep
     proto = onnx_package.shape_inference.infer_shapes(proto)
     model = ir.from_proto(proto)
     _Pairs(model, kind).insert({name: how.thresholds[name] for name in how.thresholds if name not in keep})
-    common.RemoveUnusedNodesPass()(model)
-    common.TopologicalSortPass()(model)
-    common.NameFixPass()(model)
-    typed = ir.to_proto(model)
-    onnx_package.checker.check_model(typed, full_check=True)
-    return bytes(typed.SerializeToString(deterministic=True))
+    return finished(model)
 
 
 def _log(*words: object) -> None:

@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import shutil
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -16,3 +19,12 @@ def cache(tmp_path: Path) -> EngineCache:
     cache.put(KEY, PAYLOAD, MANIFEST)
     cache.put_record(KEY, RECORD)
     return cache
+
+
+@pytest.fixture
+def open_folder() -> Iterator[Path]:
+    """A folder that other users can reach, which pytest's own are not."""
+    path = Path(tempfile.mkdtemp(prefix="keras_trt-"))
+    path.chmod(0o755)
+    yield path
+    shutil.rmtree(path)

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import os
-import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -42,15 +39,6 @@ def finish(process: subprocess.Popen[str]) -> None:
     out, err = process.communicate(timeout=300)
     assert process.returncode == 0, f"{out}\n{err}"
     sys.stdout.write(out)  # the counts
-
-
-@pytest.fixture
-def open_folder() -> Iterator[Path]:
-    """A folder that other users can reach, which pytest's own are not."""
-    path = Path(tempfile.mkdtemp(prefix="keras_trt-"))
-    path.chmod(0o755)
-    yield path
-    shutil.rmtree(path)
 
 
 def test_sixteen_processes_make_one_build(tmp_path: Path) -> None:

@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import logging
 import os
-import shutil
 import stat
 import subprocess
 import sys
-import tempfile
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -252,15 +249,6 @@ def test_a_folder_of_a_group_or_of_another_user(tmp_path: Path, caplog: pytest.L
     refused(EngineCache(tmp_path), "another user, 65534", caplog)
     os.chown(tmp_path, 0, 0)
     assert EngineCache(tmp_path).get(KEYS[0]) is not None
-
-
-@pytest.fixture
-def open_folder() -> Iterator[Path]:
-    """A folder that other users can reach, which pytest's own are not."""
-    path = Path(tempfile.mkdtemp(prefix="keras_trt-"))
-    path.chmod(0o755)
-    yield path
-    shutil.rmtree(path)
 
 
 @as_root

@@ -27,16 +27,6 @@ pytestmark = pytest.mark.gpu
 REPOSITORY = Path(__file__).parents[2]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def gpu() -> None:
-    models.require_gpu()
-    import tensorflow as tf
-
-    for device in tf.config.list_physical_devices("GPU"):
-        tf.config.experimental.set_memory_growth(device, enable=True)
-    tf.config.experimental.enable_tensor_float_32_execution(False)  # Keras is the reference, in full float32
-
-
 def say(**values: Any) -> None:
     sys.stdout.write(json.dumps(values) + "\n")
 

@@ -44,11 +44,6 @@ def cases() -> dict[str, Case]:
     return {name: known[name] for name in NAMES} | {"BERT": functional("BERT", [(12,)], bert, dtype="int32", high=50)}
 
 
-@pytest.fixture(scope="module", autouse=True)
-def gpu() -> None:
-    models.require_gpu()
-
-
 @pytest.mark.parametrize("precision", ["tf32", "fp16"])
 @pytest.mark.parametrize("case", cases().values(), ids=lambda case: case.name)
 def test_agrees_with_keras(case: Case, precision: str) -> None:

@@ -42,13 +42,7 @@ SUMMARY: dict[str, Any] = {}
 
 @pytest.fixture(scope="module", autouse=True)
 def gpu() -> Iterator[cuda.DeviceInfo]:
-    """GPU 0; skips where there is none, and writes the summary at the end."""
-    models.require_gpu()
-    import tensorflow as tf
-
-    for device in tf.config.list_physical_devices("GPU"):
-        tf.config.experimental.set_memory_growth(device, enable=True)
-    tf.config.experimental.enable_tensor_float_32_execution(False)  # Keras is the reference, in full float32
+    """GPU 0; writes the summary at the end."""
     info = cuda.device_info(0)
     started = time.perf_counter()
     yield info

@@ -18,17 +18,6 @@ pytestmark = pytest.mark.gpu
 ROWS = 96
 
 
-@pytest.fixture(autouse=True)
-def gpu() -> None:
-    """Skips where there is none."""
-    models.require_gpu()
-    import tensorflow as tf
-
-    for device in tf.config.list_physical_devices("GPU"):
-        tf.config.experimental.set_memory_growth(device, enable=True)
-    tf.config.experimental.enable_tensor_float_32_execution(False)
-
-
 @pytest.fixture
 def options(tmp_path: Path) -> dict[str, Any]:
     return {

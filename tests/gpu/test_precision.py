@@ -19,16 +19,6 @@ pytestmark = pytest.mark.gpu
 OPTIONS: dict[str, Any] = {"cache": None, "batch_sizes": (1, 8, 32), "optimization_level": 1, "verbose": 0}
 
 
-@pytest.fixture(scope="module", autouse=True)
-def gpu() -> None:
-    models.require_gpu()
-    import tensorflow as tf
-
-    for device in tf.config.list_physical_devices("GPU"):
-        tf.config.experimental.set_memory_growth(device, enable=True)
-    tf.config.experimental.enable_tensor_float_32_execution(False)  # Keras is the reference, in full float32
-
-
 def overflowing() -> Any:
     """Hidden numbers of a million, and answers of one."""
     import keras

@@ -301,9 +301,9 @@ def test_single_batches_go_to_the_gpu_that_is_free(engines: list[HostEngineOnDev
 def test_of_three_gpus_all_have_ended_when_one_fails(host_cuda: HostCuda) -> None:
     host_cuda.devices = 3
     engines = [HostEngineOnDevice(host_cuda, device) for device in range(3)]
-    engines[1].slow = 0.02
+    engines[2].slow = 0.02
     one = session(*engines)
-    engines[2].faults["create_context"] = (0, CudaError("CUDA failed.", name="cudaErrorIllegalAddress"))
+    engines[1].faults["create_context"] = (0, CudaError("CUDA failed.", name="cudaErrorIllegalAddress"))
     with pytest.raises(CudaError, match="CUDA failed"):
         one.run(inputs(8 * 60))
     before = host_cuda.calls["cudaGraphLaunch"]
