@@ -301,14 +301,17 @@ def test_single_batches_go_to_the_gpu_that_is_free(engines: list[HostEngineOnDev
 def test_of_three_gpus_all_have_ended_when_one_fails(host_cuda: HostCuda) -> None:
     host_cuda.devices = 3
     engines = [HostEngineOnDevice(host_cuda, device) for device in range(3)]
-    engines[2].slow = 0.02
+    engines[2].slow = 0.1
     one = session(*engines)
-    engines[1].faults["create_context"] = (0, CudaError("CUDA failed.", name="cudaErrorIllegalAddress"))
+    for other in engines[:2]:
+        other.slow = 0.02  # so that the third has begun
+    engines[1].faults["enqueue"] = (2, CudaError("CUDA failed.", name="cudaErrorIllegalAddress"))
     with pytest.raises(CudaError, match="CUDA failed"):
         one.run(inputs(8 * 60))
-    before = host_cuda.calls["cudaGraphLaunch"]
-    time.sleep(0.1)
-    assert host_cuda.calls["cudaGraphLaunch"] == before
+    before = host_cuda.calls["cudaStreamSynchronize"]
+    assert not any(stream.pending for stream in host_cuda.live_streams())
+    time.sleep(0.2)
+    assert host_cuda.calls["cudaStreamSynchronize"] == before
     assert_right(one, inputs(100))
     one.close()
 
