@@ -26,6 +26,7 @@ _NOT_INFERENCE = words(
 # Modules of the classes whose attributes are bookkeeping: names, tracking, training, and the graph that is walked.
 _BOOKKEEPERS = (
     "keras.src.layers.layer",
+    "keras.src.layers.rnn.dropout_rnn_cell",
     "keras.src.models.",
     "keras.src.ops.function",
     "keras.src.ops.operation",
