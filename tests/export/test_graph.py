@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import logging
 from collections import Counter
 from typing import Any
 
@@ -20,6 +21,7 @@ from onnx import TensorProto, helper, numpy_helper
 from keras_trt.export import export
 from keras_trt.export.einsum import plan
 from keras_trt.export.graph import layout, optimize, weights
+from keras_trt.precision import typed
 
 from .. import zoo
 
@@ -312,3 +314,14 @@ def test_attention_has_no_computed_shapes() -> None:
 def test_orders_of_axes() -> None:
     for order in itertools.permutations(range(3)):
         assert layout._without(order, [0]) == tuple(np.argsort(np.argsort(order[1:])))
+
+
+# What a user sees.
+
+
+@pytest.mark.parametrize("layer", [layers.LayerNormalization(), layers.LSTM(4)], ids=["normalization", "lstm"])
+def test_an_export_says_nothing_of_its_own_graphs(layer: Any, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING, "onnx_ir"):
+        graph = export(keras.Sequential([keras.Input((5, 3)), layer, layers.Dense(2)])).onnx
+        typed(graph, "fp16")
+    assert [record.getMessage() for record in caplog.records if record.name.startswith("onnx_ir")] == []

@@ -11,6 +11,8 @@ import pytest
 from keras import layers
 
 import keras_trt
+from keras_trt.backends.tensorrt.flavor import flavor
+from keras_trt.errors import PrecisionError
 from keras_trt.export import export
 from keras_trt.specs import flatten, pack
 from keras_trt.verification.verify import LIMITS
@@ -47,10 +49,18 @@ def cases() -> dict[str, Case]:
 @pytest.mark.parametrize("precision", ["tf32", "fp16"])
 @pytest.mark.parametrize("case", cases().values(), ids=lambda case: case.name)
 def test_agrees_with_keras(case: Case, precision: str) -> None:
-    compare(case, backend="tensorrt", precision=precision)
+    if (case.name, precision) == ("Conv2D: grouped", "fp16") and not flavor("tensorrt").strongly_typed:
+        # 8.6 has this convolution in float32 alone; as a layer among others it would not hinder fp16.
+        with pytest.raises(PrecisionError, match="none of the 1 layers"):
+            compare(case, backend="tensorrt", precision=precision)
+        with pytest.warns(keras_trt.FallbackWarning, match="fp16"):
+            compare(case, backend="tensorrt", precision=None, runs="tf32")
+    else:
+        compare(case, backend="tensorrt", precision=precision)
 
 
-def compare(case: Case, *, backend: str, precision: Any) -> float:
+def compare(case: Case, *, backend: str, precision: Any, runs: Any = None) -> float:
+    """Compare with Keras; without a precision, what runs in another than fp16 is said by a warning."""
     keras.utils.set_random_seed(7)
     model, generator = case.build(), np.random.default_rng(7)
     randomize(model, generator)
@@ -59,18 +69,18 @@ def compare(case: Case, *, backend: str, precision: Any) -> float:
     signature = export(model).signature
     sample = pack(signature.input_structure, draw(case, signature.inputs, 8, generator))
     with warnings.catch_warnings():
-        warnings.simplefilter("error", keras_trt.FallbackWarning)
+        warnings.simplefilter("always" if runs else "error", keras_trt.FallbackWarning)
         fast = keras_trt.accelerate(
             model, backend=backend, precision=precision, sample=sample, batch_sizes=(1, 4, 8), optimization_level=0,
-            cache=None, fallback="raise", verbose=0,
+            cache=None, fallback="keras" if runs else "raise", verbose=0,
         )  # fmt: skip
     worst = 0.0
     with fast:
-        assert fast.precision == precision
+        assert fast.precision == (runs or precision)
         for rows in (1, 5, 11):
             x = pack(signature.input_structure, draw(case, signature.inputs, rows, np.random.default_rng(rows)))
             wanted, got = flatten(model.predict(x, verbose=0)), flatten(fast.predict(x, verbose=0))
             for one, two in zip(wanted, got, strict=True):
                 worst = max(worst, models.relative(np.asarray(two), np.asarray(one)))
-    assert worst < LIMITS[precision]
+    assert worst < LIMITS[runs or precision]
     return worst

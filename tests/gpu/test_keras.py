@@ -28,7 +28,8 @@ def options(tmp_path: Path) -> dict[str, Any]:
 
 def trained() -> tuple[Any, Any, Any]:
     model = models.cnn()
-    model.compile("adam", "mse", metrics=["mae"])
+    # Without XLA, which finds no convolution in full float32 in some of TensorFlow's builds for GPUs.
+    model.compile("adam", "mse", metrics=["mae"], jit_compile=False)
     generator = np.random.default_rng(0)
     return model, generator.standard_normal((ROWS, 16, 16, 3), np.float32), generator.standard_normal((ROWS, 10))
 
@@ -81,7 +82,7 @@ def test_the_layers_of_an_engine_are_listed(options: dict[str, Any]) -> None:
     lines: list[str] = []
     with keras_trt.accelerate(model, **options, verbose=0) as fast:
         fast.summary(print_fn=lines.append)
-    assert "engine layer" in lines[-1]
+    assert "engine's types" in lines[-1]
     assert "conv2d" in lines[-1]
 
 

@@ -9,7 +9,8 @@ import pytest
 
 import keras_trt
 from keras_trt import backends
-from keras_trt.errors import FallbackWarning
+from keras_trt.backends.tensorrt.flavor import flavor
+from keras_trt.errors import FallbackWarning, PrecisionError
 from keras_trt.verification.verify import LIMITS
 
 from . import models
@@ -44,7 +45,13 @@ def test_each_precision_that_is_there(make: Any, precision: Any) -> None:
     model = make()
     rows = models.random_rows(model, 96)
     eight_bits = {"calibration_data": rows[:64]} if precision in ("int8", "fp8") else {}
-    with keras_trt.accelerate(model, precision=precision, fallback="raise", **eight_bits, **OPTIONS) as fast:
+    options = {"precision": precision, "fallback": "raise", **eight_bits, **OPTIONS}
+    if precision == "int8" and make is models.attention and not flavor("tensorrt").strongly_typed:
+        # 8.6 compiles a Transformer into one layer whose inside it does not show, and nothing orders 8 bits there.
+        with pytest.raises(PrecisionError, match="is not known"):
+            keras_trt.accelerate(model, **options)
+        return
+    with keras_trt.accelerate(model, **options) as fast:
         assert fast.precision == precision
         wanted = model.predict(rows[64:], verbose=0)
         difference = models.relative(fast.predict(rows[64:], verbose=0), wanted)

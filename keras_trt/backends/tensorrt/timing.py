@@ -24,14 +24,10 @@ def attach(flavor: Flavor, config: Any, stored: bytes) -> None:
         config: the builder's configuration.
         stored: a serialized timing cache; empty for none. One that TensorRT refuses counts as none.
     """
-    for blob in dict.fromkeys((stored, b"")):
-        with flavor.log() as log:
-            timing_cache = config.create_timing_cache(blob)
-            # Never with a mismatch: measurements of another GPU choose the wrong kernels.
-            taken = timing_cache is not None and config.set_timing_cache(timing_cache, False)
-        if taken and not any(_REFUSED in line for line in log):
-            return
-        _logger.warning("%s refused a timing cache of %d bytes: %s", flavor.title, len(blob), "; ".join(log))
+    timing_cache = _read(flavor, config, stored) if stored else None
+    # Never with a mismatch: measurements of another GPU choose the wrong kernels.
+    if timing_cache is None or not config.set_timing_cache(timing_cache, False):
+        config.set_timing_cache(config.create_timing_cache(b""), False)
 
 
 def merged(flavor: Flavor, config: Any, stored: bytes) -> bytes:
@@ -45,13 +41,26 @@ def merged(flavor: Flavor, config: Any, stored: bytes) -> bytes:
     timing_cache = config.get_timing_cache()
     if timing_cache is None:
         return stored
-    if stored:
-        with flavor.log() as log:
-            try:
-                combined = timing_cache.combine(config.create_timing_cache(stored), False)
-            except TypeError:  # pybind's, of the null that TensorRT makes of what it cannot read
-                combined = False
-        if not combined:
-            _logger.warning("%s could not read the timing cache that is stored: %s", flavor.title, "; ".join(log))
+    other = _read(flavor, config, stored) if stored else None
+    if other is not None:
+        timing_cache.combine(other, False)
     plan = timing_cache.serialize()
     return stored if plan is None else bytes(plan)
+
+
+def _read(flavor: Flavor, config: Any, stored: bytes) -> Any:
+    """Return a timing cache, or `None` where TensorRT cannot read it.
+
+    It may be that of another version or GPU. 8.6.0 was seen to refuse all that it had written itself, on an H100:
+    NVIDIA/TensorRT#3566.
+    """
+    with flavor.log() as log:
+        try:
+            timing_cache = config.create_timing_cache(stored)
+        except TypeError:  # pybind's, of the null that TensorRT makes of what it cannot read
+            timing_cache = None
+    if timing_cache is not None and not any(_REFUSED in line for line in log):
+        return timing_cache
+    # Not a warning: it costs time alone, and nobody can do anything about it.
+    _logger.info("%s cannot read a timing cache of %d bytes: %s", flavor.title, len(stored), "; ".join(log))
+    return None

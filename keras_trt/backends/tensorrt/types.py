@@ -139,8 +139,13 @@ def prove_engine_types(report: str, precision: Precision, *, obeyed: bool) -> No
             computing += 1
             if any(word in formats for word in _WRITTEN[precision]):
                 return
-    if computing == 0 and opaque and obeyed:
-        return
+    if computing == 0 and opaque:
+        if obeyed:
+            return
+        raise PrecisionError(
+            f"{precision} was asked for, and TensorRT does not show the inside of the {opaque} layers that compute: "
+            "whether any is in it is not known."
+        )
     raise PrecisionError(
         f"{precision} was asked for, and none of the {computing} layers of the engine that compute is in it."
     )

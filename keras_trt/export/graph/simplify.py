@@ -193,6 +193,8 @@ def identities(graph: Any) -> None:
             source.name, output.name = output.name, None
         if source.shape is None:
             source.shape = output.shape
+        if source.type is None:
+            source.type = output.type
         output.replace_all_uses_with(source, replace_graph_outputs=True)
         node.graph.remove(node, safe=True)
 
