@@ -19,6 +19,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 sys.path.insert(1, str(Path(__file__).parent.parent))
 
 import environment
+import models
 import numpy as np
 
 FIRST_PREDICTION = """
@@ -41,12 +42,10 @@ print(json.dumps({
 
 
 def measure(name: str, backend: Any, repeats: int, folder: Path) -> list[dict[str, Any]]:
-    import keras
 
     import keras_trt
 
-    keras.utils.set_random_seed(0)
-    model = getattr(keras.applications, name)(weights=None, classifier_activation=None)
+    model = models.make(name)
     images = np.random.default_rng(0).standard_normal((8, *model.input_shape[1:])).astype("float32")
     with keras_trt.accelerate(model, backend=backend, batch_sizes=(1, 8, 32), cache=None, verbose=0) as fast:
         expected = fast.predict(images, verbose=0)
@@ -55,7 +54,7 @@ def measure(name: str, backend: Any, repeats: int, folder: Path) -> list[dict[st
         saved = time.perf_counter() - start
     np.save(folder / "x.npy", images)
     rows = []
-    environ = {**os.environ, "PYTHONPATH": str(environment.ROOT)}
+    environ = environment.of_children()
     for _ in range(repeats):
         start = time.perf_counter()
         command = [sys.executable, "-c", FIRST_PREDICTION, backend]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import importlib.metadata
+import importlib.util
 import json
 import os
 import platform
@@ -24,6 +25,12 @@ def describe(script: str) -> dict[str, Any]:
         "versions": _versions(),
         "command": " ".join(["python", f"benchmarks/{script}", *sys.argv[1:]]),
     }
+
+
+def of_children() -> dict[str, str]:
+    """Return the environment for processes that a benchmark starts: they find this repository's packages."""
+    path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+    return {**os.environ, "PYTHONPATH": path, "TF_CPP_MIN_LOG_LEVEL": "3"}
 
 
 def write(name: str, results: dict[str, Any]) -> Path:
@@ -65,10 +72,17 @@ def _versions() -> dict[str, str]:
             found[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
             continue
+    if "tensorrt" not in found and importlib.util.find_spec("tensorrt"):  # installed without metadata
+        import tensorrt
+
+        found["tensorrt"] = tensorrt.__version__
     return found
 
 
 def _commit() -> str:
     command = ["git", "describe", "--always", "--dirty"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    try:
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    except FileNotFoundError:  # a machine without git
+        return "unknown"
     return done.stdout.strip() or "unknown"

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import statistics
 import subprocess
 import sys
@@ -71,7 +70,7 @@ def main() -> None:
     if chosen.one:
         print(json.dumps(export(*chosen.one)))
         return
-    environ = {**os.environ, "PYTHONPATH": str(environment.ROOT), "TF_CPP_MIN_LOG_LEVEL": "3"}
+    environ = environment.of_children()
     rows = []
     for name in chosen.models:
         # In turn, so that a machine that is busy for a while is busy for both.

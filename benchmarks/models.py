@@ -63,12 +63,20 @@ MODELS: dict[str, Callable[[], Any]] = {
 
 
 def make(name: str) -> Any:
-    """Build a model."""
+    """Build one of `MODELS`, or of Keras's applications.
+
+    The weights are untrained, and answer as trained ones do: differently to different images. One pass in training mode
+    sets the statistics of each batch normalization to those of its own input. Each residual block adds little to what
+    passes it by, or else so many random layers amplify every rounding a hundredfold, which training prevents.
+    """
     import keras
 
     keras.utils.set_random_seed(0)
-    model = MODELS[name]()
+    model = MODELS.get(name, application(name))()
     found = [layer for layer in model._flatten_layers() if isinstance(layer, keras.layers.BatchNormalization)]
+    for layer in model.layers:
+        if isinstance(layer, keras.layers.Add) and (branch := layer.input[1]._keras_history.operation) in found:
+            branch.gamma.assign(0.05 * branch.gamma)
     before = [layer.momentum for layer in found]
     for layer in found:
         layer.momentum = 0.0

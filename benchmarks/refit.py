@@ -20,6 +20,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 sys.path.insert(1, str(Path(__file__).parent.parent))
 
 import environment
+import models
 import numpy as np
 
 MODELS = ("ResNet50", "MobileNetV2")
@@ -48,14 +49,12 @@ def calls_per_second(fast: Any, rows: Any, seconds: float) -> float:
 
 
 def measure(name: str, backend: Any, precision: Any, level: int | None, seconds: float) -> list[dict[str, Any]]:
-    import keras
 
     import keras_trt
 
     heard = Heard()
     logging.getLogger("keras_trt").addHandler(heard)
-    keras.utils.set_random_seed(0)
-    model = getattr(keras.applications, name)(weights=None, classifier_activation=None)
+    model = models.make(name)
     images = np.random.default_rng(0).standard_normal((32, *model.input_shape[1:])).astype("float32")
     rows = []
     with tempfile.TemporaryDirectory() as cache:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import statistics
 import subprocess
 import sys
@@ -20,12 +19,12 @@ sys.path.insert(0, str(Path(__file__).parent))
 sys.path.insert(1, str(Path(__file__).parent.parent))
 
 import environment
+import models
 
-MODELS = ("MobileNetV2", "ResNet50")
 IMPORT = "import time; start = time.perf_counter(); import keras_trt; print(time.perf_counter() - start)"
 
 
-def start(model_name: str, backend: Any, cache: str) -> dict[str, Any]:
+def start(path: str, backend: Any, cache: str) -> dict[str, Any]:
     """Start once, in this process."""
     begin = time.perf_counter()
     import keras
@@ -34,8 +33,7 @@ def start(model_name: str, backend: Any, cache: str) -> dict[str, Any]:
     import keras_trt
 
     imported = time.perf_counter()
-    keras.utils.set_random_seed(0)
-    model = getattr(keras.applications, model_name)(weights=None, classifier_activation=None)
+    model = keras.saving.load_model(path, compile=False)
     made = time.perf_counter()
     fast = keras_trt.accelerate(model, backend=backend, cache=cache, verbose=0)
     done = time.perf_counter()
@@ -45,7 +43,7 @@ def start(model_name: str, backend: Any, cache: str) -> dict[str, Any]:
         "precision": report.precision,
         "origin": report.origin,
         "import_frameworks_s": imported - begin,
-        "make_model_s": made - imported,
+        "load_model_s": made - imported,
         "accelerate_s": done - made,
         "steps_s": dict(report.seconds),
     }
@@ -55,29 +53,36 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--backend", default="onnxruntime")
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--model", help=argparse.SUPPRESS)
-    parser.add_argument("--cache", help=argparse.SUPPRESS)
+    parser.add_argument("--models", nargs="+", default=["MobileNetV2", "ResNet50"])
+    parser.add_argument("--make", help=argparse.SUPPRESS)
+    parser.add_argument("--folder", help=argparse.SUPPRESS)
     chosen = parser.parse_args()
-    if chosen.model:
-        print(json.dumps(start(chosen.model, chosen.backend, chosen.cache)))
+    if chosen.make:
+        models.make(chosen.make).save(f"{chosen.folder}/model.keras")
+        print()
+        return
+    if chosen.folder:
+        print(json.dumps(start(f"{chosen.folder}/model.keras", chosen.backend, f"{chosen.folder}/cache")))
         return
 
-    environ = {**os.environ, "PYTHONPATH": str(environment.ROOT), "TF_CPP_MIN_LOG_LEVEL": "3"}
+    environ = environment.of_children()
     imports = [float(_run([sys.executable, "-c", IMPORT], environ)) for _ in range(10)]
     print(f"import keras_trt: median {statistics.median(imports) * 1e3:.0f} ms of {len(imports)}")
     rows: list[dict[str, Any]] = [
         {"what": "import keras_trt", "median_s": statistics.median(imports), "all_s": imports}
     ]
-    for name in MODELS:
-        with tempfile.TemporaryDirectory() as cache:
-            command = [sys.executable, __file__, "--backend", chosen.backend, "--model", name, "--cache", cache]
+    for name in chosen.models:
+        with tempfile.TemporaryDirectory() as folder:
+            command = [sys.executable, __file__, "--backend", chosen.backend, "--folder", folder]
+            _run([*command, "--make", name], environ)
             for i in range(1 + chosen.repeats):
                 what = "first start" if i == 0 else "later start"
                 row = {"what": what, "model": name, **json.loads(_run(command, environ))}
                 rows.append(row)
                 print(
                     f"{name}, {what} ({row['origin']}): accelerate {row['accelerate_s']:.2f} s, beyond importing the "
-                    f"frameworks {row['import_frameworks_s']:.2f} s and making the model {row['make_model_s']:.2f} s"
+                    f"frameworks {row['import_frameworks_s']:.2f} s and loading the model {row['load_model_s']:.2f} s: "
+                    + ", ".join(f"{step} {seconds:.3f}" for step, seconds in row["steps_s"].items())
                 )
     print("written:", environment.write("start", {**environment.describe("start.py"), "rows": rows}))
 

@@ -28,6 +28,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 sys.path.insert(1, str(Path(__file__).parent.parent))
 
 import environment
+import models
 
 MODELS = {"resnet": ("ResNet50", "ResNet101"), "mobilenet": ("MobileNet", "MobileNetV2")}
 
@@ -50,12 +51,10 @@ def build(cache: str, name: str, precision: str) -> None:
     heard = Heard()
     logging.getLogger("keras_trt.tensorrt").addHandler(heard)
     logging.getLogger("keras_trt.tensorrt").setLevel(logging.DEBUG)
-    import keras
 
     import keras_trt
 
-    keras.utils.set_random_seed(0)
-    model = getattr(keras.applications, name)(weights=None, classifier_activation=None)
+    model = models.make(name)
     fast = keras_trt.accelerate(
         model, backend="tensorrt", precision=precision, cache=cache, verify=False, fallback="raise", verbose=0
     )
