@@ -19,6 +19,7 @@ from keras_trt.runtime import Session
 from keras_trt.specs import TensorSpec
 
 from . import zoo
+from .runtime.host_cuda import GpuArray, installed
 
 
 @pytest.fixture(scope="module")
@@ -37,6 +38,15 @@ def test_futures_have_the_answers_of_their_own_batches(model: Any) -> None:
         futures = [fast.submit(batch) for batch in given]
         for batch, future in zip(given, futures, strict=True):
             np.testing.assert_array_equal(future.result(), fast.predict_on_batch(batch))
+
+
+def test_what_the_caller_puts_on_its_stream_is_waited_for(model: Any) -> None:
+    """A library's current stream is a thread's own: the worker's is another."""
+    (rows,) = batches(1)
+    with installed() as cuda, keras_trt.accelerate(model, backend="onnxruntime", cache=None, verbose=0) as fast:
+        array = GpuArray(cuda, rows)
+        np.testing.assert_array_equal(fast.submit(array).result(), fast.predict_on_batch(rows))
+        array.free()
 
 
 def test_asyncio(model: Any) -> None:

@@ -5,7 +5,7 @@ Built on the runtime API of cuda-python's `cuda.bindings`, whose names used here
 
 from __future__ import annotations
 
-from .arrays import DeviceArray, is_on_gpu
+from .arrays import DeviceArray, is_on_gpu, wait_for_owner
 from .graph import Graph, capture
 from .memory import DeviceMemory, PinnedMemory, copy_to_device, copy_to_host
 from .runtime import DeviceInfo, Stream, current_device, device_count, device_info, free_memory, wait_for_default_stream
@@ -26,4 +26,5 @@ __all__ = [
     "free_memory",
     "is_on_gpu",
     "wait_for_default_stream",
+    "wait_for_owner",
 ]

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from .runtime import Stream, bindings, check
+from .runtime import Stream, bindings, check, wait_for_default_stream
 
 
 class DeviceMemory:
@@ -96,7 +96,8 @@ def to_host(target: np.ndarray[Any, Any], source: int) -> None:
 
 
 def to_device(target: int, source: np.ndarray[Any, Any]) -> None:
-    """Copy from an array to a GPU, and wait for it."""
+    """Copy from an array to the current GPU, and wait for it."""
     cudart = bindings()
     kind = cudart.cudaMemcpyKind.cudaMemcpyHostToDevice
     check(cudart.cudaMemcpy(target, source.ctypes.data, source.nbytes, kind))
+    wait_for_default_stream()  # the copy returns when all is read, which is before all is written

@@ -116,14 +116,12 @@ def current_device(device: int) -> Iterator[None]:
     """Make `device` the calling thread's current GPU, and put back what was: the thread is not ours."""
     cudart = bindings()
     before = int(check(cudart.cudaGetDevice()))
-    if before == device:
-        yield
-        return
-    check(cudart.cudaSetDevice(device))
+    check(cudart.cudaSetDevice(device))  # also where it is that: a thread that has called nothing has no context yet
     try:
         yield
     finally:
-        check(cudart.cudaSetDevice(before))
+        if before != device:
+            check(cudart.cudaSetDevice(before))
 
 
 def wait_for_default_stream() -> None:

@@ -17,6 +17,7 @@ from typing import Any, Literal, Protocol
 import numpy as np
 
 from .. import artifact
+from ..cuda import is_on_gpu, wait_for_owner
 from ..errors import ExportError, StaleEngineError
 from ..graph_source import GraphSource
 from ..inputs import standardize_out
@@ -191,6 +192,8 @@ class TRTModel(KerasFace):
     def submit(self, x: Any) -> Future[Any]:
         """Start predicting one batch and return at once. Batches that are under way together share the engine's slots.
 
+        What the owner of an array on the GPU has put on its stream is waited for.
+
         Args:
             x: arrays or tensors in the nesting of the model's inputs, each `(rows, …)`. They must not be changed before
                 the result is there.
@@ -206,6 +209,9 @@ class TRTModel(KerasFace):
         >>> predictions = [future.result() for future in futures]
         """
         self._check_usable()
+        for leaf in flatten(x):
+            if is_on_gpu(leaf):
+                wait_for_owner(leaf)  # in this thread, whose stream it is
         with self._changing:
             if self._workers is None:
                 # One more than slots: while the others wait for the GPU, it brings the next rows into shape.

@@ -40,6 +40,9 @@ class Replicas:
             with self._least_busy() as runner:
                 runner.run(feeds, first, order, results)
             return
+        for one_array in (*feeds.values(), *results.arrays):
+            if isinstance(one_array, DeviceArray):
+                one_array.wait()  # its owner's stream is this thread's, which the others know nothing of
         shared = _Shared(chain(first, given))
 
         def one(runner: GpuRunner) -> None:

@@ -163,6 +163,10 @@ class HostCuda:
         """Put work on a stream, as a kernel launch does; 0 is the default stream, which no other waits for."""
         self._put(self.streams[stream_address] if stream_address else self.default_stream, work)
 
+    def is_bound(self) -> bool:
+        """Tell whether this thread has a context, which the driver API needs and `cudaGetDevice` does not give it."""
+        return hasattr(self._current, "bound")
+
     def is_capturing(self, stream_address: int) -> bool:
         return self.streams[stream_address].captured is not None
 
@@ -188,6 +192,7 @@ class HostCuda:
         if not 0 <= device < self.devices:
             return (Status.cudaErrorInvalidDevice,)
         self._current.device = device
+        self._current.bound = True
         return (Status.cudaSuccess,)
 
     def cudaGetLastError(self) -> tuple[Any, ...]:  # noqa: N802
@@ -227,9 +232,14 @@ class HostCuda:
         return (self._put(stream, copy),)
 
     def cudaMemcpy(self, to: int, source: int, size: int, kind: Copy) -> tuple[Any, ...]:  # noqa: N802
-        """Between device memory and an array of the host, which is pageable."""
+        """Between device memory and an array of the host, which is pageable: to the device it may return too early."""
         if kind == Copy.cudaMemcpyHostToDevice:
-            ctypes.memmove(self.view(to, size, "device").ctypes.data, source, size)
+            staged = np.frombuffer(ctypes.string_at(source, size), np.uint8)
+
+            def arrive() -> None:
+                self.view(to, size, "device")[:] = staged
+
+            self.put(0, arrive)
         else:
             ctypes.memmove(to, self.view(source, size, "device").ctypes.data, size)
         return (Status.cudaSuccess,)
@@ -330,6 +340,7 @@ class HostCuda:
 
     def _begin(self, function: str) -> Status | None:
         """Count a call, and return the error that it was told to have."""
+        self._current.bound = True
         with self._lock:
             self.calls[function] += 1
             waiting = self.injected.get(function)
@@ -546,7 +557,7 @@ class HostContext:
 
 
 class GpuArray:
-    """An array on the GPU that someone else made, and that is right only once its owner's stream has run.
+    """An array on the current GPU that someone else made, and that is right only once its owner's stream has run.
 
     Args:
         cuda: whose memory it takes.
@@ -555,6 +566,7 @@ class GpuArray:
 
     def __init__(self, cuda: HostCuda, array: np.ndarray[Any, Any]) -> None:
         _, self.address = cuda.cudaMalloc(array.nbytes)
+        self.device, self.thread = cuda.cudaGetDevice()[1], threading.get_ident()
         self.cuda, self.shape, self.dtype = cuda, array.shape, array.dtype
         self.strides: tuple[int, ...] | None = None
         self.readonly = False
@@ -578,11 +590,18 @@ class GpuArray:
 
 
 def view_of(owner: GpuArray, stream: int) -> Any:
-    """Stand for cuda-core: the stream waits for the owner's."""
-    if stream != -1:
+    """Stand for cuda-core and PyTorch: the stream waits for that which is current on this thread and GPU."""
+    if stream != -1 and not owner.cuda.is_bound():
+        raise RuntimeError("CUDA_ERROR_INVALID_CONTEXT")
+    if stream != -1 and (owner.thread, owner.device) == (threading.get_ident(), owner.cuda.cudaGetDevice()[1]):
         owner.cuda.put(stream, owner.finish)
     return SimpleNamespace(
-        ptr=owner.address, shape=owner.shape, strides=owner.strides, dtype=owner.dtype, readonly=owner.readonly
+        ptr=owner.address,
+        shape=owner.shape,
+        strides=owner.strides,
+        dtype=owner.dtype,
+        readonly=owner.readonly,
+        device_id=owner.device,
     )
 
 
