@@ -140,7 +140,8 @@ class TRTModel(KerasFace):
         Args:
             x: arrays or tensors in the nesting of the model's inputs, each `(rows, …)`.
             out: arrays in the nesting of the outputs, with their shapes and types, on the host or on a GPU, that take
-                the predictions. Defaults to `None`: new ones on the host.
+                the predictions; on the host they may lie over `x`, on a GPU not. Defaults to `None`: new ones on the
+                host.
 
         Returns:
             numpy arrays `(rows, …)` in the nesting of the model's outputs; or `out`.

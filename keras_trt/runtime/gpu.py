@@ -90,13 +90,12 @@ class GpuRunner:
         under_way: deque[tuple[Slot, Batch]] = deque()
 
         def finish() -> None:
-            slot, batch = under_way.popleft()
-            try:
-                slot.wait()
-                outputs = slot.outputs
-                results.put(batch, [outputs[place] for place in order])
-            finally:
-                self._give(slot)
+            slot, batch = under_way[0]
+            slot.wait()
+            outputs = slot.outputs
+            results.put(batch, [outputs[place] for place in order])
+            under_way.popleft()
+            self._give(slot)
 
         with cuda.current_device(self._engine.device):
             try:
@@ -129,11 +128,11 @@ class GpuRunner:
 
     def usage(self) -> list[Usage]:
         """Return what is held on the GPU; slots that are in use now count as those that are idle."""
-        with self._changed:
-            idle, made = list(self._idle), self._made
-        buffers = sum(slot.buffer_bytes for slot in idle)
+        with self._changed:  # nobody takes a slot and changes its buffers meanwhile
+            idle, made = len(self._idle), self._made
+            buffers = sum(slot.buffer_bytes for slot in self._idle)
         if idle:
-            buffers = buffers * made // len(idle)
+            buffers = buffers * made // idle
         return [
             Usage(
                 f"cuda:{self._engine.device}",

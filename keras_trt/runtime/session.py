@@ -144,7 +144,8 @@ class Session:
         Args:
             inputs: one array for each input of the signature; `takes` must have no objection.
             progress: called with the number of rows done, after each batch.
-            out: arrays that take the outputs and are returned. Defaults to `None`: new ones on the host.
+            out: arrays that take the outputs and are returned. Defaults to `None`: new ones on the host. Those on the
+                host may lie over inputs.
         """
         reported = 0
 
@@ -154,12 +155,17 @@ class Session:
                 reported = done
                 progress(done)
 
+        written = [array for array in out or () if isinstance(array, np.ndarray)]
+        # Rows are written while others, or the same once more, are still to be read.
+        inputs = [_apart(array, written) for array in inputs]
         with self.in_use(block=False):
             while True:
+                plan = self._plan
+                batches = self._batches(plan, len(inputs[0]))
                 try:
-                    return self._run(inputs, None if progress is None else onward, out)
+                    return self._run_batches(inputs, batches, None if progress is None else onward, out)
                 except CudaError as error:
-                    if not error.out_of_memory or not self._halve():
+                    if not error.out_of_memory or not self._halve(plan, max(batch.size for batch in batches)):
                         raise
 
     @property
@@ -170,8 +176,9 @@ class Session:
     def measure(self) -> None:
         """Find out how long batches take, and cut rows by that from now on.
 
-        Batches of zeros are run with the smallest, the usual and the largest size, each three times; the last, which
-        a CUDA graph runs, counts. Without a GPU nothing is measured: no graph, and no size, is better prepared there.
+        Batches of zeros are run with the smallest, the usual and the largest size, each five times. The least of the
+        last three counts, which a CUDA graph runs: others may use the GPU too. Without a GPU nothing is measured: no
+        graph, and no size, is better prepared there.
         """
         if isinstance(self._runner, HostRunner) or not self.rows_independent:
             return
@@ -179,25 +186,19 @@ class Session:
         for size in sorted(size for size in sizes if self._smallest <= size <= self._largest):
             shapes = [self.profile.shapes[spec.name].opt for spec in self._inputs]
             zeros = [np.zeros((size, *shape[1:]), spec.dtype) for spec, shape in zip(self._inputs, shapes, strict=True)]
-            for _ in range(3):
+            seconds = []
+            for _ in range(5):
                 began = time.perf_counter()
                 self._run_batches(zeros, [Batch(0, size, size)])
-                self._costs[size] = time.perf_counter() - began
+                seconds.append(time.perf_counter() - began)
+            self._costs[size] = min(seconds[2:])
         self._plan = BatchPlan(self._smallest, self._largest, self._costs)
 
-    def _run(
-        self,
-        inputs: Sequence[Array | DeviceArray],
-        progress: Callable[[int], None] | None,
-        out: Sequence[Array | DeviceArray] | None,
-    ) -> list[Any]:
-        rows = len(inputs[0])
-        plan = self._plan
+    def _batches(self, plan: BatchPlan, rows: int) -> list[Batch]:
         # Who calls with the same few rows again and again gets a graph of just that size.
         steady = rows == self._rows_before and plan.smallest <= rows <= plan.largest
         self._rows_before = rows
-        batches = [Batch(0, rows, rows)] if steady or not self.rows_independent else plan.cut(rows)
-        return self._run_batches(inputs, batches, progress, out)
+        return [Batch(0, rows, rows)] if steady or not self.rows_independent else list(plan.cut(rows))
 
     def _run_batches(
         self,
@@ -217,14 +218,21 @@ class Session:
         self._runner.run(on_host, batches, self._order, results)
         return results.arrays if out is None else deliver(results.arrays, out)
 
-    def _halve(self) -> bool:
-        """Run smaller batches from now on; `False` where they cannot be any smaller."""
+    def _halve(self, plan: BatchPlan, tried: int) -> bool:
+        """Run smaller batches from now on; `False` where they cannot be any smaller.
+
+        Args:
+            plan: by which there was too little memory; where another call has halved it meanwhile, that is enough.
+            tried: the largest batch of it that was run.
+        """
         with self._changed:
-            largest = self._plan.largest // 2
-            if not self.rows_independent or largest < self._smallest:
+            if self._plan is not plan:
+                return True
+            if not self.rows_independent or tried <= self._smallest:
                 return False
+            largest = max(tried // 2, self._smallest)
             self._plan = BatchPlan(self._smallest, largest, self._costs)
-        warn(f"The GPU's memory does not suffice for {2 * largest} rows: running {largest} at a time.", FallbackWarning)
+        warn(f"The GPU's memory does not suffice for {tried} rows: running {largest} at a time.", FallbackWarning)
         return True
 
     def retire(self) -> None:
@@ -241,7 +249,8 @@ class Session:
         From within a block of `in_use` it does not wait for that, but retires.
 
         Args:
-            cut_short: whether a block of `in_use` may run nothing more, so that only what runs now is waited for.
+            cut_short: whether a block of `in_use` may run nothing more, so that only what runs now is waited for, and
+                not the end of the block.
         """
         if getattr(self._own, "uses", 0):
             self.retire()
@@ -249,7 +258,7 @@ class Session:
         with self._changed:
             self._closed = True
             self._cut_short |= cut_short
-            self._changed.wait_for(lambda: self._users == 0)
+            self._changed.wait_for(lambda: self._users == (self._blocks if cut_short else 0))
         self._runner.close()
 
     @contextmanager
@@ -285,6 +294,13 @@ class Session:
         last = self._retired and self._users == 0 and not self._closed
         self._closed |= last
         return last
+
+
+def _apart(array: Array | DeviceArray, others: Sequence[Array]) -> Array | DeviceArray:
+    """Return an array, or a copy of it where it may share memory with others."""
+    if isinstance(array, DeviceArray) or not any(np.may_share_memory(array, other) for other in others):
+        return array
+    return array.copy()
 
 
 def _runner(engines: Sequence[HostEngine | DeviceEngine]) -> HostRunner | GpuRunner | Replicas:

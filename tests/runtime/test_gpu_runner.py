@@ -407,6 +407,29 @@ def test_too_little_to_reserve(runner: GpuRunner, host_cuda: HostCuda, engine: A
 # Threads.
 
 
+@pytest.mark.usefixtures("one_slot")
+def test_usage_while_a_slot_changes_its_shapes(host_cuda: HostCuda) -> None:
+    class Overtaken(dict[str, Any]):
+        """Another call begins while the buffers are looked at."""
+
+        def values(self) -> Any:
+            for one in super().values():
+                if caller.ident is None:
+                    caller.start()
+                    caller.join(0.5)
+                yield one
+
+    with running(HostEngineOnDevice(host_cuda)) as runner:
+        assert_right(runner, feeds(3))
+        taken = sum(memory.size for memory in host_cuda.live("device"))
+        caller = threading.Thread(target=assert_right, args=(runner, feeds(9)))
+        (slot,) = runner._idle
+        slot._buffers = Overtaken(slot._buffers)
+        (usage,) = runner.usage()
+        caller.join(30)
+        assert usage.buffer_bytes == usage.pinned_bytes == taken
+
+
 @pytest.mark.parametrize("slow", [0.0, 0.001], ids=["fast", "slow"])
 def test_eight_threads_of_different_shapes(runner: GpuRunner, engine: Any, host_cuda: HostCuda, slow: float) -> None:
     engine.slow = slow

@@ -5,6 +5,8 @@ from __future__ import annotations
 import itertools
 import threading
 import time
+from collections import Counter
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -17,6 +19,7 @@ from keras_trt.runtime import Session, copying
 from keras_trt.runtime.gpu import MAX_SLOTS
 from keras_trt.runtime.plan import Batch, BatchPlan
 from keras_trt.runtime.results import Results
+from keras_trt.runtime.slots import Slot
 from keras_trt.specs import OptimizationProfile, ShapeRange, Signature, TensorSpec
 
 from .host_cuda import HostCuda, HostEngineOnDevice, Status, expected, installed
@@ -197,6 +200,38 @@ def test_an_error_in_the_midst_leaves_nothing_behind(host_cuda: HostCuda, passed
     one.close()
 
 
+@pytest.mark.parametrize("shift", [0, 33])
+def test_out_may_lie_over_an_input(host_cuda: HostCuda, shift: int) -> None:
+    """As in numpy: what is written does not change what is still to be read."""
+    one = session(HostEngineOnDevice(host_cuda))
+    x, k = inputs(8 * 20)
+    room = np.concatenate([x, np.zeros((shift, 5), "float32")])
+    host_cuda.fail("cudaStreamSynchronize", *[Status.cudaSuccess] * 12, OUT_OF_MEMORY)  # some rows are run again
+    out = [room[shift:], np.empty(len(x), "float32")]
+    with pytest.warns(FallbackWarning, match="running 4 at a time"):
+        one.run([room[: len(x)], k], out=out)
+    wanted = expected({"x": x, "k": k})
+    np.testing.assert_array_equal(out[0], wanted[1])
+    np.testing.assert_array_equal(out[1], wanted[0])
+    one.close()
+
+
+def test_ctrl_c_in_front_of_a_wait_leaves_nothing_running(host_cuda: HostCuda, monkeypatch: pytest.MonkeyPatch) -> None:
+    one = session(HostEngineOnDevice(host_cuda))
+    wait = Slot.wait
+
+    def interrupted(_: Slot) -> None:
+        monkeypatch.setattr(Slot, "wait", wait)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Slot, "wait", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        one.run(inputs(8 * 6))
+    assert not any(stream.pending for stream in host_cuda.live_streams())
+    assert_right(one, inputs(8 * 6))
+    one.close()
+
+
 def test_integers_that_do_not_fit_in_a_later_batch(host_cuda: HostCuda) -> None:
     one = session(HostEngineOnDevice(host_cuda))
     x, k = inputs(30)
@@ -364,6 +399,15 @@ def test_memory_that_runs_out_halves_the_batch(host_cuda: HostCuda) -> None:
     one.close()
 
 
+def test_what_is_told_is_the_batch_that_did_not_fit(host_cuda: HostCuda) -> None:
+    one = session(HostEngineOnDevice(host_cuda), largest=64)
+    host_cuda.device_limit = 8 * (2 * 16 + 2) * 4 - 1
+    with pytest.warns(FallbackWarning) as warned:
+        assert_right(one, inputs(8, 16))
+    assert ["for 8 rows: running 4 at a time" in str(one.message) for one in warned] == [True]
+    one.close()
+
+
 def test_memory_that_does_not_suffice_for_the_smallest_batch(host_cuda: HostCuda) -> None:
     one = session(HostEngineOnDevice(host_cuda), smallest=4)
     host_cuda.device_limit = 16
@@ -385,6 +429,32 @@ def test_costs_are_measured_on_graphs(host_cuda: HostCuda) -> None:
     assert all(cost > 0 for cost in costs.values())
     assert len(host_cuda.executables) == 4
     assert_right(one, inputs(97))
+    one.close()
+
+
+def test_costs_are_those_of_a_gpu_that_nobody_shares(host_cuda: HostCuda, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another process takes the GPU for a while, the clock says."""
+    engine = HostEngineOnDevice(host_cuda)
+    now, runs, create = [0.0], Counter[int](), engine.create_context
+
+    def create_context(stream: int) -> Any:
+        context = create(stream)
+        infer = context._infer
+
+        def timed(shapes: Any, addresses: Any) -> None:
+            rows = shapes["x"][0]
+            runs[rows] += 1
+            now[0] += rows + 1000 * (runs[rows] == 3)
+            infer(shapes, addresses)
+
+        context._infer = timed  # type: ignore[method-assign]
+        return context
+
+    engine.create_context = create_context  # type: ignore[method-assign]
+    monkeypatch.setattr("keras_trt.runtime.session.time", SimpleNamespace(perf_counter=lambda: now[0]))
+    one = session(engine)
+    one.measure()
+    assert one.costs == {1: 1, 8: 8}
     one.close()
 
 

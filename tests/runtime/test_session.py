@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
 from typing import Any
 
 import numpy as np
@@ -221,6 +222,17 @@ def test_a_block_that_is_cut_short_runs_nothing_more() -> None:
     assert not closer.is_alive()
 
 
+def test_a_block_that_is_cut_short_is_not_waited_for() -> None:
+    """At exit a daemon thread may wait for its next batch, for ever."""
+    engine = NumpyEngine(1, 8)
+    one = session(engine)
+    with one.in_use():
+        closer = threading.Thread(target=one.close, kwargs={"cut_short": True}, daemon=True)
+        closer.start()
+        closer.join(10)
+        assert engine.closed
+
+
 def test_rows_that_are_run_again_are_not_reported_again() -> None:
     class Fills(NumpyEngine):
         def run(self, feeds: Mapping[str, Array]) -> list[Array]:
@@ -235,6 +247,39 @@ def test_rows_that_are_run_again_are_not_reported_again() -> None:
         scaled, _ = session(Fills(1, 8)).run([a, b], done.append)
     np.testing.assert_array_equal(scaled, 3 * a + b)
     assert done == [8, 12, 16]
+
+
+def test_two_calls_that_find_no_memory_at_once_halve_the_batch_once() -> None:
+    both = threading.Barrier(2)
+
+    class Fills(NumpyEngine):
+        def run(self, feeds: Mapping[str, Array]) -> list[Array]:
+            if len(feeds["a"]) == 8:
+                both.wait(30)
+                raise CudaError("no memory", name="cudaErrorMemoryAllocation")
+            return super().run(feeds)
+
+    engine = Fills(1, 8)
+    one = session(engine)
+    a, b = rows_of_inputs(16)
+    with ThreadPoolExecutor(2) as pool, pytest.warns(FallbackWarning) as warned:
+        wait([pool.submit(one.run, [a, b]) for _ in range(2)])
+    assert engine.ran == [4] * 8
+    assert len(warned) == 1
+
+
+def test_halves_are_no_smaller_than_the_engine_takes() -> None:
+    class Fills(NumpyEngine):
+        def run(self, feeds: Mapping[str, Array]) -> list[Array]:
+            if len(feeds["a"]) > 5:
+                raise CudaError("no memory", name="cudaErrorMemoryAllocation")
+            return super().run(feeds)
+
+    engine = Fills(5, 8)
+    a, b = rows_of_inputs(16)
+    with pytest.warns(FallbackWarning, match="for 8 rows: running 5 at a time"):
+        scaled, _ = session(engine, 5, 8).run([a, b])
+    np.testing.assert_array_equal(scaled, 3 * a + b)
 
 
 def test_eight_threads() -> None:
