@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from keras_trt import OptimizationProfile, ShapeRange, backends
+from keras_trt.backends.onnxruntime import OnnxRuntimeBackend, OnnxRuntimeEngine
 from keras_trt.building.engines import CachedTimings, Engines
 from keras_trt.cache import EngineCache
 from keras_trt.options import ENGINE_OPTIONS, OTHER_OPTIONS
@@ -50,6 +51,7 @@ def test_builds_at_once_lose_nothing_of_each_other(cache: EngineCache) -> None:
     code = """
 import sys
 from keras_trt.cache import EngineCache
+from keras_trt.backends.onnxruntime import OnnxRuntimeBackend, OnnxRuntimeEngine
 from keras_trt.building.engines import CachedTimings
 cache = EngineCache(sys.argv[1])
 timings = CachedTimings(cache, {"gpu": "L4"}, lambda write: write(cache) or True)
@@ -80,6 +82,24 @@ def test_a_stored_plan_that_cannot_be_loaded_is_built_again(cache: EngineCache, 
         fast = accelerate(model, cache=cache)
         assert fast.report().origin == origin
         same(expected, fast.predict(x, verbose=0))
+
+
+def test_an_engine_is_freed_after_ctrl_c_while_it_is_stored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Interrupted(EngineCache):
+        def put(self, key: str, payload: bytes, manifest: Any) -> None:
+            if "backend" in manifest:
+                raise KeyboardInterrupt
+            super().put(key, payload, manifest)
+
+    loaded: list[OnnxRuntimeEngine] = []
+    freed: list[OnnxRuntimeEngine] = []
+    load = OnnxRuntimeBackend.load
+    monkeypatch.setattr(OnnxRuntimeBackend, "load", lambda self, plan: loaded.extend(made := load(self, plan)) or made)
+    monkeypatch.setattr(OnnxRuntimeEngine, "close", lambda self: freed.append(self))
+    with pytest.raises(KeyboardInterrupt):
+        accelerate(keras.Sequential([keras.Input((4,)), kl.Dense(3)]), cache=Interrupted(tmp_path))
+    assert loaded
+    assert freed == loaded
 
 
 # Which options change the engine: what the two lists say is what the keys do.

@@ -17,6 +17,8 @@ import pytest
 
 import keras_trt
 from keras_trt import progress
+from keras_trt._interrupts import deferred
+from keras_trt._require import require
 from keras_trt.backends import BuildSpec, child
 from keras_trt.backends.onnxruntime import OnnxRuntimeBackend
 from keras_trt.cache import EngineCache
@@ -99,6 +101,19 @@ def test_the_child_tells_what_belongs_to_an_error(monkeypatch: pytest.MonkeyPatc
     assert caught.value.__notes__ == ["The GPU has 3 MiB free."]
 
 
+def test_the_child_tells_what_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    def lacks(*_: Any, **__: Any) -> bytes:
+        require("no_such_module", package="no-such-package", extra="cu13", purpose="A build")
+        return b""
+
+    profile = OptimizationProfile({"x": ShapeRange((1, 2), (1, 2), (1, 2))})
+    monkeypatch.setattr(OnnxRuntimeBackend, "build", lacks)
+    monkeypatch.setattr(child, "_run", lambda folder, *_: child.main(folder))
+    with pytest.raises(keras_trt.MissingDependencyError, match="pip install") as caught:
+        child.build(OnnxRuntimeBackend(), b"", BuildSpec("fp32", profile), None, 60, lambda _: None)
+    assert caught.value.package == "no-such-package"
+
+
 def test_ctrl_c_ends_the_child() -> None:
     def interrupt() -> None:
         for _ in range(2000):
@@ -115,6 +130,23 @@ def test_ctrl_c_ends_the_child() -> None:
         child.build(OnnxRuntimeBackend(), bytes(10), BuildSpec("fp32", profile), None, 60, lambda _: None)
     watcher.join()
     assert not builders()
+
+
+def test_what_a_program_makes_of_ctrl_c_is_left_to_it() -> None:
+    """It may ignore it, as behind `nohup`, or end its training after this epoch."""
+    told: list[int] = []
+    handlers: list[Any] = [signal.SIG_IGN, lambda number, _: told.append(number)]
+    before = signal.getsignal(signal.SIGINT)
+    for handler in handlers:
+        signal.signal(signal.SIGINT, handler)
+        try:
+            with deferred() as interrupted:
+                os.kill(os.getpid(), signal.SIGINT)
+            assert signal.getsignal(signal.SIGINT) is handler
+        finally:
+            signal.signal(signal.SIGINT, before)
+        assert not interrupted.is_set()
+    assert told == [signal.SIGINT]
 
 
 @pytest.mark.parametrize(

@@ -140,7 +140,7 @@ def main(folder: Path) -> None:
         backend, _ = choose(asked["backend"], [asked["device"]])
         plan = backend.build((folder / _GRAPH).read_bytes(), spec, timings, report=_tell)
     except KerasTRTError as error:
-        about = {name: vars(error)[name] for name in ("log", "name", "nodes") if vars(error).get(name)}
+        about = {name: vars(error)[name] for name in ("log", "name", "nodes", "package") if vars(error).get(name)}
         message = str(error.args[0])
         if "log" in about:  # which a BuildError puts into its message
             message = message.removesuffix(f"\nThe builder's log:\n{about['log']}")

@@ -179,16 +179,24 @@ class Engines:
                 return Made(key, stored, "cache", differences, self.graph(key, wanted.graph_sha256))
             family = self._family(wanted, options)
             new = self._refitted(family, wanted, check) or self._built(wanted, check)
-            costs = [list(pair) for pair in new.session.costs.items()]
-            about = {**manifest, **options, "graph": wanted.graph_sha256, "origin": new.origin, "costs": costs}
-            kept = self.store(lambda cache: cache.put(key, new.plan, about))
-            if new.plan != wanted.graph:  # where they are one, as with ONNX Runtime, it is there now
-                at = graph_key(wanted.graph_sha256)
-                kept = kept and self.store(lambda cache: cache.put(at, wanted.graph, {"graph_of": key}))
-            if family is not None and new.origin == "built":
-                self.store(lambda cache: cache.put_record(family, {"engine": key}))
+            with ExitStack() as unless_kept:
+                unless_kept.callback(new.session.close)  # Ctrl-C while a large plan is written
+                kept = self._keep(key, family, wanted, new, {**manifest, **options})
+                unless_kept.pop_all()
         graph = self.graph(key, wanted.graph_sha256) if kept else lambda: wanted.graph
         return Made(key, new.session, new.origin, new.differences, graph)
+
+    def _keep(self, key: str, family: str | None, wanted: Wanted, new: _New, manifest: Mapping[str, Any]) -> bool:
+        """Store a new engine and its graph, and return whether both are in the cache."""
+        costs = [list(pair) for pair in new.session.costs.items()]
+        about = {**manifest, "graph": wanted.graph_sha256, "origin": new.origin, "costs": costs}
+        kept = self.store(lambda cache: cache.put(key, new.plan, about))
+        if new.plan != wanted.graph:  # where they are one, as with ONNX Runtime, it is there now
+            at = graph_key(wanted.graph_sha256)
+            kept = kept and self.store(lambda cache: cache.put(at, wanted.graph, {"graph_of": key}))
+        if family is not None and new.origin == "built":
+            self.store(lambda cache: cache.put_record(family, {"engine": key}))
+        return kept
 
     def _stored(self, key: str, entry: Entry, wanted: Wanted) -> Session | None:
         """Return the engine of an entry; one that cannot be loaded is forgotten."""
