@@ -10,6 +10,8 @@ from typing import Any
 
 import numpy as np
 
+from .._interrupts import deferred
+
 Array = np.ndarray[Any, np.dtype[Any]]
 
 #: Bytes below which a further thread costs more than it saves: about 100 µs of copying.
@@ -51,12 +53,13 @@ def _copy_in_pieces(target: Array, source: Array, pieces: int) -> None:
         rows = slice(bounds[piece], bounds[piece + 1])
         np.copyto(target[rows], source[rows], casting="unsafe")  # without the GIL
 
-    others = [_pool().submit(one, piece) for piece in range(1, pieces)]
-    try:
-        one(0)
-    finally:
-        for other in others:
-            other.result()
+    with deferred():  # Ctrl-C must not leave a thread behind that still writes
+        others = [_pool().submit(one, piece) for piece in range(1, pieces)]
+        try:
+            one(0)
+        finally:
+            for other in others:
+                other.result()
 
 
 @functools.cache

@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import ExitStack, contextmanager
 from itertools import chain, islice
 
+from .._interrupts import deferred
 from ..backends.base import Array
 from ..cuda import DeviceArray
 from .gpu import GpuRunner, Usage
@@ -59,8 +60,11 @@ class Replicas:
             shared.end()  # also after Ctrl-C
             raise
         finally:
-            wait(others)  # all of them, before anyone may use the results
-        for other in others:
+            with deferred():
+                # Where all workers are busy, one may not have begun, and there is nothing left for it.
+                begun = [other for other in others if not other.cancel()]
+                wait(begun)  # all of them, before anyone may use the results
+        for other in begun:
             other.result()
 
     def reserve(self, shapes: Mapping[str, tuple[int, ...]]) -> None:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import itertools
+import os
+import signal
 import threading
 import time
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 from typing import Any
 
@@ -98,6 +101,26 @@ def test_scalars_and_errors_of_a_copy() -> None:
     with pytest.raises(ValueError, match="broadcast"):
         copying.copy(np.zeros((4, 1 << 20), "float32"), np.zeros((4, 3), "float32"))
     assert copying.threads() >= 1
+
+
+def test_ctrl_c_during_a_copy_waits_for_all_its_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else one of them would write into what the next call has put there."""
+
+    class Interrupted(ThreadPoolExecutor):
+        def submit(self, work: Any, *arguments: Any) -> Any:  # type: ignore[override]
+            def late() -> None:
+                os.kill(os.getpid(), signal.SIGINT)
+                time.sleep(0.1)
+                work(*arguments)
+
+            return super().submit(late)
+
+    source, target = np.arange(2.0), np.zeros(2)
+    with Interrupted(1) as pool:
+        monkeypatch.setattr(copying, "_pool", lambda: pool)
+        with pytest.raises(KeyboardInterrupt):
+            copying._copy_in_pieces(target, source, 2)
+        np.testing.assert_array_equal(target, source)
 
 
 # Slots that work at once.
@@ -330,6 +353,18 @@ def test_single_batches_go_to_the_gpu_that_is_free(engines: list[HostEngineOnDev
 
     in_threads([work(seed) for seed in range(6)])
     assert all(engine.contexts for engine in engines)
+    one.close()
+
+
+def test_a_call_does_not_wait_for_what_others_keep_the_replicas_busy_with(engines: list[HostEngineOnDevice]) -> None:
+    one = session(*engines)
+    busy = threading.Event()
+    others = [one._runner._pool.submit(busy.wait) for _ in range(8)]  # type: ignore[union-attr]
+    try:
+        in_threads([lambda: assert_right(one, inputs(8 * 6))], 10)
+        assert not any(other.done() for other in others)
+    finally:
+        busy.set()
     one.close()
 
 
