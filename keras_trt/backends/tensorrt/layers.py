@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Mapping
 from contextlib import ExitStack
@@ -40,18 +41,21 @@ def timed_layers(flavor: Flavor, loaded: TensorRTEngine, feeds: Mapping[str, Arr
         one = loaded.create_context(stream.address)
         held.callback(one.close)
         used = {name: np.ascontiguousarray(feeds[name].astype(loaded.dtype(name))) for name in loaded.input_names}
-        shapes = one.set_shapes({name: array.shape for name, array in used.items()})
+        outputs = one.set_shapes({name: array.shape for name, array in used.items()})
+        cuda.wait_for_default_stream()  # where TensorRT may have set the context up
+        memory: dict[str, cuda.DeviceMemory] = {}
+        pinned: dict[str, cuda.PinnedMemory] = {}
+        for name, shape in (*((name, array.shape) for name, array in used.items()), *outputs.items()):
+            memory[name] = cuda.DeviceMemory(math.prod(shape) * loaded.dtype(name).itemsize)
+            held.callback(memory[name].close)
+            one.set_address(name, memory[name].address)
         for name, array in used.items():
-            pinned, memory = cuda.PinnedMemory(array.nbytes), cuda.DeviceMemory(array.nbytes)
-            held.callback(pinned.close)
-            held.callback(memory.close)
-            pinned.array[: array.nbytes] = array.reshape(-1).view(np.uint8)
-            cuda.copy_to_device(memory, pinned, array.nbytes, stream)
-            one.set_address(name, memory.address)
-        for name, shape in shapes.items():
-            memory = cuda.DeviceMemory(int(np.prod(shape)) * loaded.dtype(name).itemsize)
-            held.callback(memory.close)
-            one.set_address(name, memory.address)
+            pinned[name] = cuda.PinnedMemory(array.nbytes)
+            held.callback(pinned[name].close)
+            pinned[name].array[: array.nbytes] = array.reshape(-1).view(np.uint8)
+        held.callback(stream.synchronize)  # also after an error: nothing may run when memory is freed
+        for name, array in used.items():
+            cuda.copy_to_device(memory[name], pinned[name], array.nbytes, stream)
         one.enqueue(stream.address)
         stream.synchronize()
         one.report_to(_make_profiler(flavor.trt, times))
