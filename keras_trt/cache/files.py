@@ -103,9 +103,14 @@ def _own_group(number: int) -> bool:
     return group.gr_name == user.pw_name and set(group.gr_mem) <= {user.pw_name}
 
 
-def unlink_unchanged(path: Path, status: os.stat_result) -> None:
-    """Delete `path` unless another writer has put a new file there since `status` was taken."""
-    with contextlib.suppress(OSError):
+def unlink_unchanged(path: Path, status: os.stat_result) -> bool:
+    """Delete `path` unless others have deleted or replaced it since `status` was taken; return whether they had not."""
+    try:
         now = path.stat()
-        if (now.st_ino, now.st_size, now.st_mtime_ns) == (status.st_ino, status.st_size, status.st_mtime_ns):
-            path.unlink()
+    except OSError:
+        return False
+    if (now.st_ino, now.st_size, now.st_mtime_ns) != (status.st_ino, status.st_size, status.st_mtime_ns):
+        return False
+    with contextlib.suppress(OSError):
+        path.unlink()
+    return True

@@ -356,5 +356,5 @@ def _warn_unreadable(path: Path, error: OSError) -> None:
 
 
 def _drop(path: Path, status: os.stat_result, problem: str) -> None:
-    _logger.warning("Engine cache: %s is of no use (%s); it is discarded and counts as a miss", path, problem)
-    files.unlink_unchanged(path, status)
+    if files.unlink_unchanged(path, status):  # else it was evicted or mended meanwhile
+        _logger.warning("Engine cache: %s is of no use (%s); it is discarded and counts as a miss", path, problem)

@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -283,3 +284,18 @@ for cache in (private, public):
     assert done.returncode == 0, done.stderr
     for root in (private, public):
         assert EngineCache(root).get(KEYS[0]) == Entry(payload(0), {"number": 0})
+
+
+def test_an_entry_that_is_evicted_while_it_is_read_is_a_miss_and_no_damage(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Overtaken(EngineCache):
+        def _read_document(self, path: Path, kind: str, key: str) -> Any:
+            found = super()._read_document(path, kind, key)
+            EngineCache(tmp_path).prune(0)
+            return found
+
+    key = digest("engine", {})
+    EngineCache(tmp_path).put(key, b"plan", {})
+    assert Overtaken(tmp_path).get(key) is None
+    assert not [record for record in caplog.records if record.levelname == "WARNING"]
