@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from . import convolutions
 from .einsum import einsum
 from .fourier import Fourier
 from .layers import MARKER
@@ -17,8 +18,11 @@ def handlers() -> dict[str, Any]:
     """Return tf2onnx handlers by TensorFlow operator."""
     ours = {
         "BatchMatMulV3": _quantized_product,
+        "BiasAdd": convolutions.bias,
         "Bitcast": _sign_bit,
         "Bucketize": _bucketize,
+        "Conv2DBackpropInput": convolutions.transposed_convolution,
+        "Conv3DBackpropInputV2": convolutions.transposed_convolution,
         "DenseBincount": _bincount,
         "Einsum": einsum,
         "Erfc": _erfc,
