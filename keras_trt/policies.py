@@ -32,11 +32,16 @@ def computes_in_bfloat16(model: Any) -> bool:
 
 
 def refusals(model: Any) -> Iterator[Finding]:
-    """Yield each layer with a policy under which its variables are neither float32 nor quantized to int8."""
+    """Yield each layer whose variables are of other floats than float32 under its policy, or quantized but to int8."""
+    import keras
+
     for layer in model._flatten_layers():
         policy = layer.dtype_policy
         quantized = getattr(policy, "quantization_mode", None) not in (None, "int8")
-        plain = policy.compute_dtype == policy.variable_dtype == "float32"
+        # Keras 3.10 gives layers whose answers are integers, such as `Discretization`, a policy of these.
+        plain = policy.compute_dtype == policy.variable_dtype and (
+            policy.compute_dtype == "float32" or keras.backend.is_int_dtype(policy.compute_dtype)
+        )
         if quantized or not (plain or _is_mixed(layer)):
             yield Finding(
                 f"The layer '{layer.path or layer.name}' has the dtype policy '{policy.name}'. Only float32, mixed and "

@@ -113,6 +113,9 @@ def is_library_function(function: Any) -> bool:
     )
 
 
+_STORE_ATTR = dis.opmap["STORE_ATTR"]
+
+
 @functools.cache
 def stored_names(cls: type) -> frozenset[str]:
     """Return the attributes that the methods of `cls`, without those of its bases, assign on their own instance."""
@@ -128,6 +131,8 @@ def stored_names(cls: type) -> frozenset[str]:
             todo.append(getattr(item, part, None))
         if isinstance(item, types.CodeType):
             todo.extend(item.co_consts)
+            if _STORE_ATTR not in item.co_code[::2]:  # taking instructions apart is slow, and few methods store
+                continue
             previous: Any = None
             for step in dis.get_instructions(item):
                 if step.opname == "STORE_ATTR" and previous in ("self", "obj", "instance"):

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 import sys
 import types
 import warnings
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from ..cache.keys import digest
@@ -110,18 +112,23 @@ def weights_key(model: Any) -> str:
     Raises:
         Unhashable: if a variable does not hold numbers.
     """
+    weights = list(model.weights)
+    # hashlib lets other threads run, and so does TensorFlow while it copies from a GPU.
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        content = b"".join(pool.map(_content, weights))
+    return digest("weights", {"count": len(weights), "content": content})
+
+
+def _content(variable: Any) -> bytes:
+    """Return a hash of type, shape and numbers of a variable."""
     import numpy as np
 
-    weights = list(model.weights)
-    content = hashlib.sha256(b"%d" % len(weights))
-    for variable in weights:
-        array = _numbers(variable)
-        if array.dtype.hasobject:
-            raise Unhashable(f"the variable {getattr(variable, 'path', variable.name)} does not hold numbers")
-        # Type and shape give the number of bytes that follow, so no two lists of variables run together.
-        content.update(f"|{array.dtype.name}|{array.shape}|".encode())
-        content.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
-    return digest("weights", {"count": len(weights), "content": content.digest()})
+    array = _numbers(variable)
+    if array.dtype.hasobject:
+        raise Unhashable(f"the variable {getattr(variable, 'path', variable.name)} does not hold numbers")
+    content = hashlib.sha256(f"{array.dtype.name}|{array.shape}|".encode())
+    content.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
+    return content.digest()
 
 
 def _numbers(variable: Any) -> Any:
