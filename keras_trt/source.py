@@ -96,20 +96,23 @@ def reference(model: Any, signature: Signature, inputs: Sequence[Array]) -> list
         return flatten(model(pack(signature.input_structure, tensors), **keywords))
 
     with policies.full_float32(model):
-        outputs = (_in_a_graph(call) if _preprocesses(model) else call)(*map(_tensor, inputs))
+        outputs = (_in_a_graph(call) if any(map(_is_other_in_a_graph, model._flatten_layers())) else call)(
+            *map(_tensor, inputs)
+        )
     return [
         np.asarray(output).astype(spec.dtype, copy=False)
         for output, spec in zip(outputs, signature.outputs, strict=True)
     ]
 
 
-def _preprocesses(model: Any) -> bool:
-    """Tell whether a layer answers otherwise outside of a graph than in one: there `Resizing` rounds what was bytes."""
-    return any(
-        base.__module__.startswith("keras.src.layers.preprocessing.")
-        for layer in model._flatten_layers()
-        for base in type(layer).__mro__
-    )
+def _is_other_in_a_graph(layer: Any) -> bool:
+    """Tell whether a layer may answer otherwise outside of a graph, of which `predict` is one, than in it.
+
+    `Resizing` rounds what was bytes. Where there are as many columns as channels, Keras adds a bias to the columns,
+    which TensorFlow mends as it fuses a convolution with its bias.
+    """
+    preprocesses = any(base.__module__.startswith("keras.src.layers.preprocessing.") for base in type(layer).__mro__)
+    return preprocesses or getattr(layer, "data_format", None) == "channels_first"
 
 
 def _in_a_graph(call: Any) -> Any:

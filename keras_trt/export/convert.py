@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 from .._require import require
 from ..errors import ExportError
 from .check import OPSET
+from .convolutions import is_own_bias
 from .freeze import freeze
 from .operators import handlers
 from .trace import Trace
@@ -31,6 +32,8 @@ _UNWANTED = (
     "rewrite_random_uniform",
     "rewrite_random_uniform_fold_const",
 )
+# Makes the bias of a convolution of any that is added to what it gives.
+_BIASES = "rewrite_biasadd_with_conv2d"
 
 # tf2onnx keeps what it knows of the graph at hand in module globals.
 _one_at_a_time = threading.Lock()
@@ -63,7 +66,7 @@ def convert(traced: Trace) -> tuple[Any, list[str]]:
             frozen, outputs = freeze(traced.function)
             with tf.Graph().as_default():
                 frozen = tf_loader.tf_optimize(inputs, outputs, frozen)
-            with tf.Graph().as_default() as graph, _without(tfonnx, _UNWANTED):
+            with tf.Graph().as_default() as graph, _better(tfonnx):
                 tf.import_graph_def(frozen, name="")
                 converted = tfonnx.process_tf_graph(
                     graph,
@@ -83,12 +86,18 @@ def convert(traced: Trace) -> tuple[Any, list[str]]:
 
 
 @contextmanager
-def _without(module: Any, rewriters: Sequence[str]) -> Iterator[None]:
-    """Let rewriters of tf2onnx do nothing while the block runs: it has no argument for that."""
-    before = {name: getattr(module, name) for name in rewriters}
+def _better(module: Any) -> Iterator[None]:
+    """Let rewriters of tf2onnx do nothing, or nothing wrong, while the block runs: it has no argument for that."""
+    before = {name: getattr(module, name) for name in (*_UNWANTED, _BIASES)}
+
+    def biases(graph: Any, nodes: Any) -> Any:
+        before[_BIASES](graph, list(filter(is_own_bias, nodes)))
+        return graph.get_nodes()
+
     try:
-        for name in rewriters:
+        for name in _UNWANTED:
             setattr(module, name, lambda _graph, nodes: nodes)
+        setattr(module, _BIASES, biases)
         yield
     finally:
         for name, rewriter in before.items():

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from . import convolutions
 from .einsum import einsum
 from .fourier import Fourier
 from .layers import MARKER
@@ -17,8 +18,11 @@ def handlers() -> dict[str, Any]:
     """Return tf2onnx handlers by TensorFlow operator."""
     ours = {
         "BatchMatMulV3": _quantized_product,
+        "BiasAdd": convolutions.bias,
         "Bitcast": _sign_bit,
         "Bucketize": _bucketize,
+        "Conv2DBackpropInput": convolutions.transposed_convolution,
+        "Conv3DBackpropInputV2": convolutions.transposed_convolution,
         "DenseBincount": _bincount,
         "Einsum": einsum,
         "Erfc": _erfc,
@@ -30,6 +34,7 @@ def handlers() -> dict[str, Any]:
         "PyFunc": _marker,
         "ReverseV2": _reverse,
         "TensorListFromTensor": _list_of_steps,
+        "TopKV2": _top_k,
         **Fourier().handlers(),
     }
     return {operator: (handler, []) for operator, handler in ours.items()}
@@ -256,3 +261,19 @@ def _list_of_steps(graph: Any, node: Any, _name: str, _arguments: Any) -> None:
     graph.replace_inputs(node, [node.input[0]])
     graph.copy_dtype(node.input[0], node.output[0])
     graph.copy_shape(node.input[0], node.output[0])
+
+
+def _top_k(graph: Any, node: Any, _name: str, _arguments: Any) -> None:
+    """The largest numbers in their own type; tf2onnx compares integers as floats, which have not digits enough."""
+    from onnx import TensorProto
+
+    x, count = node.input
+    places, kind = node.output[1], graph.get_dtype(node.output[1])
+    write = Writer(graph, node, keep=True)
+    wide = write.node("Cast", [count], to=TensorProto.INT64)
+    graph.replace_inputs(node, [x, write.node("Reshape", [wide, write.constant(np.array([1], np.int64))])])
+    node.type = "TopK"
+    cast = graph.insert_new_node_on_output("Cast", places, to=kind)
+    graph.copy_shape(places, cast.output[0])
+    graph.set_dtype(cast.output[0], kind)
+    graph.set_dtype(places, TensorProto.INT64)

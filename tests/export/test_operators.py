@@ -216,3 +216,10 @@ def test_constants_that_onnx_runtime_cannot_compute_are_told_as_an_export_error(
 
     with pytest.raises(ExportError, match="simplified"):
         export(keras.Sequential([keras.Input((3,)), Outside()]))
+
+
+@pytest.mark.parametrize("dtype", ["int32", "int64"])
+@pytest.mark.parametrize("function", [ops.sort, ops.argsort, lambda x: ops.top_k(x, 2)])
+def test_integers_are_sorted_by_all_their_digits(function: Callable[[Any], Any], dtype: str) -> None:
+    x = np.random.default_rng(1).permuted(np.tile(np.arange(6), (5, 1)), axis=1) + 2**24
+    compare(Function(function), x.astype(dtype))
