@@ -55,7 +55,7 @@ def _device() -> dict[str, Any] | None:
     if not count:
         return None
     info = cuda.device_info(0)
-    return {"name": info.name, "driver": info.driver, "count": count}
+    return {"name": info.name, "cuda": info.driver, "count": count}
 
 
 def _cpu() -> str:

@@ -174,7 +174,11 @@ class Engines:
         # Its own lock: a model without a structure key has no other, and two records may lead to one engine.
         with self.one_builder(key):
             entry = self.cache.get(key) if self.cache is not None else None
-            if entry is not None and (stored := self._stored(key, entry, wanted)) is not None:
+            stored = None
+            if entry is not None:
+                independent = wanted.rows_independent
+                stored = self.stored(key, entry, wanted.signature, wanted.ranges, rows_independent=independent)
+            if stored is not None:
                 differences = self.checked(stored, check)
                 return Made(key, stored, "cache", differences, self.graph(key, wanted.graph_sha256))
             family = self._family(wanted, options)
@@ -198,10 +202,18 @@ class Engines:
             self.store(lambda cache: cache.put_record(family, {"engine": key}))
         return kept
 
-    def _stored(self, key: str, entry: Entry, wanted: Wanted) -> Session | None:
-        """Return the engine of an entry; one that cannot be loaded is forgotten."""
+    def stored(
+        self, key: str, entry: Entry, signature: Signature, ranges: Sequence[ShapeRange], *, rows_independent: bool
+    ) -> Session | None:
+        """Return an engine of the cache as `load` does; one that cannot be loaded is forgotten, and `None`.
+
+        Raises:
+            EngineLoadError, CudaError: if there is no memory for it, which is no fault of its own.
+        """
+        costs = costs_of(entry)
         try:
-            return self._load(entry.payload, wanted, costs_of(entry))
+            with self.timed("load"):
+                return self.load(entry.payload, signature, ranges, rows_independent=rows_independent, costs=costs)
         except PlanError as error:
             _logger.warning("An engine in the cache cannot be loaded and is built anew: %s", error)
             self.store(lambda cache: cache.discard(key))

@@ -23,7 +23,6 @@ from ..errors import (
     CacheError,
     ExportError,
     KerasTRTError,
-    PlanError,
     PrecisionError,
     UnsupportedOperatorError,
     VerificationError,
@@ -43,7 +42,7 @@ from ..specs import ShapeRange, Signature, TensorSpec
 from ..verification.gate import Gate, user_sample
 from ..verification.verify import Difference
 from .calibration import calibration_rows
-from .engines import Check, Engines, Made, Wanted, costs_of, profile
+from .engines import Check, Engines, Made, Wanted, profile
 from .ladder import Ladder, Rung, default_precision, lacks, planned
 from .versions import versions
 
@@ -184,18 +183,9 @@ class _Provision:
         if entry is None:
             return None
         signature = Signature.from_json(record["signature"])
-        try:
-            with self.engines.timed("load"):
-                session = self.engines.load(
-                    entry.payload,
-                    signature,
-                    self.ranges,
-                    rows_independent=record["rows_independent"],
-                    costs=costs_of(entry),
-                )
-        except PlanError as error:
-            _logger.warning("An engine in the cache cannot be loaded and is built anew: %s", error)
-            self.engines.store(lambda cache: cache.discard(record["engine"]))
+        independent = record["rows_independent"]
+        session = self.engines.stored(record["engine"], entry, signature, self.ranges, rows_independent=independent)
+        if session is None:
             return None
         differences = tuple(Difference(**one) for one in record["differences"])
         if self.options.verify and not differences:

@@ -59,7 +59,7 @@ def test_what_proves_nothing_is_refused(layers: list[Any]) -> None:
 def test_a_network_compiled_into_one_layer_counts_only_where_the_builder_had_to_obey() -> None:
     whole = report(layer("Reformat", "in", FULL, HALF), layer("Myelin", "{ForeignNode[a...z]}", FULL, FULL))
     prove(whole, obeyed=True)
-    with pytest.raises(PrecisionError):
+    with pytest.raises(PrecisionError, match="is not known"):
         prove(whole, obeyed=False)
 
 

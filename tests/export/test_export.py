@@ -161,6 +161,17 @@ def test_mixed_policies_are_exported_as_float32_and_left_as_they_were(policy: st
     assert zoo.relative_l2(full, got.astype(spec.dtype)) < difference / 3, "the reference computes in half"
 
 
+def test_layers_with_a_policy_of_integers_are_exported() -> None:
+    tokens = keras.Input((2, 3), dtype="int32")
+    flat = layers.Flatten(dtype="int32")
+    model = keras.Model(tokens, layers.Embedding(9, 4)(flat(tokens)))
+    assert flat.dtype_policy.compute_dtype == "int32"
+    rows = np.random.default_rng(0).integers(0, 9, (5, 2, 3)).astype("int32")
+    result = export(model)
+    (got,) = run(result.onnx, {result.signature.inputs[0].name: rows})
+    assert zoo.relative_l2(model.predict_on_batch(rows), got) < 1e-6
+
+
 class TestRefusals:
     """Each is an `ExportError` that names the layer; never a file."""
 

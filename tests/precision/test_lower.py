@@ -110,6 +110,16 @@ def test_a_product_is_half_and_what_is_kept_is_not() -> None:
     assert kept["y"] == types_of(graph)["y"] == "float32"
 
 
+def test_a_layer_normalization_is_float32_between_products() -> None:
+    graph = chain(
+        [node("MatMul", "x w", "h"), node("LayerNormalization", "h s", "n"), node("MatMul", "n w", "y")],
+        {"w": EYE, "s": np.linspace(0.5, 1.5, 4, dtype="float32")},
+    )
+    kinds = types_of(graph)
+    assert (kinds["h"], kinds["n"]) == ("float16", "float32")
+    assert "s/float16" not in kinds
+
+
 @pytest.mark.parametrize(
     ("constant", "fp16", "bf16"),
     [
