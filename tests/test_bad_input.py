@@ -734,6 +734,22 @@ def test_a_corrupt_plan_is_built_again(cache: Any, caplog: pytest.LogCaptureFixt
     same(expected, fast.predict(x, verbose=0))
 
 
+@pytest.mark.parametrize("sample", [None, floats(4)(8)], ids=["found by its record", "found by its graph"])
+def test_a_whole_entry_that_holds_no_plan_is_built_again(sample: Any, cache: Any, caplog: Any) -> None:
+    model = CASES["sequential"].build()
+    x = floats(4)(20)
+    expected = model.predict(x, verbose=0)
+    assert accelerate(model, cache=cache).report().origin == "built"
+    (engine,) = (item for item in cache.items() if item.kind == "entry" and "graph" in item.manifest)
+    cache.put(engine.key, b"what another version wrote", engine.manifest)
+    with caplog.at_level(logging.WARNING, "keras_trt"):
+        fast = accelerate(model, cache=cache, sample=sample)  # another sample has a record of its own
+    assert [record.levelname for record in caplog.records if "cannot be loaded and is built" in record.getMessage()]
+    assert fast.report().origin == "built"
+    same(expected, fast.predict(x, verbose=0))
+    assert accelerate(model, cache=cache).report().origin == "cache"
+
+
 def test_the_users_cache_is_taken_from_the_environment(tmp_path: Path) -> None:
     model = CASES["sequential"].build()
     assert accelerate(model, cache=True).report().origin == "built"
