@@ -197,6 +197,9 @@ class Backend(Judge, Protocol):
     def identity(self) -> dict[str, Any]:
         """Return all of this backend, system and device that an engine depends on, for the engine key."""
 
+    def preflight(self, size_bytes: int) -> None:
+        """Say in the log where there is too little memory to build or to load what is so large. Never an error."""
+
     def build(
         self, onnx: bytes, spec: BuildSpec, timings: Timings | None = None, *, report: Report | None = None
     ) -> bytes:
