@@ -100,6 +100,27 @@ def test_futures(made: Any) -> None:
         assert models.relative(answer, wanted[start : start + len(answer)]) < 1e-4
 
 
+@pytest.mark.parametrize("devices", [[0, 1], [1, 0], [1]])
+def test_several_gpus(devices: list[int], tmp_path: Path) -> None:
+    if cuda.device_count() < 2:
+        pytest.skip("one GPU")
+    model = models.cnn()
+    options: dict[str, Any] = {"backend": "tensorrt", "optimization_level": 0, "precision": "fp32", "verbose": 0}
+    rows = models.random_rows(model, 3000, seed=6)
+    wanted = np.asarray(model.predict(rows, verbose=0))
+    with keras_trt.accelerate(
+        model, device=devices, cache=tmp_path, batch_sizes=(1, 16, 32), fallback="raise", **options
+    ) as fast:
+        for _ in range(3):
+            assert_right(fast.predict(rows, batch_size=32, verbose=0), wanted)
+        futures = [(start, fast.submit(rows[start : start + 33])) for start in range(0, 2900, 29)]
+        for start, future in futures:
+            assert models.relative(future.result(), wanted[start : start + 33]) < 1e-4
+        used = fast.memory()
+        assert [use.device for use in used] == [f"cuda:{device}" for device in devices]
+        assert all(use.slots > 1 and use.buffer_bytes > 0 for use in used)
+
+
 # Outputs whose shape depends on the data.
 
 
