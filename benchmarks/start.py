@@ -1,6 +1,6 @@
 """How long a start takes: `import keras_trt`, the first start of a model, and every later one in a new process.
 
-python benchmarks/start.py [--backend onnxruntime] [--repeats 3]
+python benchmarks/start.py [--backend onnxruntime] [--repeats 3] [--folder F]
 """
 
 from __future__ import annotations
@@ -63,15 +63,16 @@ def main() -> None:
     parser.add_argument("--backend", default="onnxruntime")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--models", nargs="+", default=["MobileNetV2", "ResNet50"])
-    parser.add_argument("--make", help=argparse.SUPPRESS)
-    parser.add_argument("--folder", help=argparse.SUPPRESS)
+    parser.add_argument("--folder", type=Path, help="keeps models and engines: what is there is a later start")
+    parser.add_argument("--make", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--one", type=Path, help=argparse.SUPPRESS)
     chosen = parser.parse_args()
     if chosen.make:
-        models.make(chosen.make).save(f"{chosen.folder}/model.keras")
+        models.make(*chosen.models).save(chosen.make / "model.keras")
         print()
         return
-    if chosen.folder:
-        print(json.dumps(start(f"{chosen.folder}/model.keras", chosen.backend, f"{chosen.folder}/cache")))
+    if chosen.one:
+        print(json.dumps(start(f"{chosen.one}/model.keras", chosen.backend, f"{chosen.one}/cache")))
         return
 
     environ = environment.of_children()
@@ -80,13 +81,18 @@ def main() -> None:
     rows: list[dict[str, Any]] = [
         {"what": "import keras_trt", "median_s": statistics.median(imports), "all_s": imports}
     ]
-    for name in chosen.models:
-        with tempfile.TemporaryDirectory() as folder:
-            command = [sys.executable, __file__, "--backend", chosen.backend, "--folder", folder]
-            _run([*command, "--make", name], environ)
-            for i in range(1 + chosen.repeats):
-                what = "first start" if i == 0 else "later start"
-                row = {"what": what, "model": name, **json.loads(_run(command, environ))}
+    with tempfile.TemporaryDirectory() as temporary:
+        for name in chosen.models:
+            folder = (chosen.folder or Path(temporary)) / f"{name}-{chosen.backend}"
+            folder.mkdir(parents=True, exist_ok=True)
+            command = [sys.executable, __file__, "--backend", chosen.backend, "--models", name]
+            if not (folder / "model.keras").exists():
+                _run([*command, "--make", str(folder)], environ)
+            whats = ["later start"] * chosen.repeats
+            if not (folder / "cache").exists():
+                whats.insert(0, "first start")
+            for what in whats:
+                row = {"what": what, "model": name, **json.loads(_run([*command, "--one", str(folder)], environ))}
                 rows.append(row)
                 print(
                     f"{name}, {what} ({row['origin']}): accelerate {row['accelerate_s']:.2f} s, beyond importing the "
