@@ -23,7 +23,7 @@ def labelled(given: Any) -> tuple[Any, Any, Any]:
         given: `(x, y)`, `(x, y, sample_weight)`, or what `keras_batches` takes.
 
     Raises:
-        InputError: for data of no kind that Keras knows, and such without answers.
+        InputError: for data of no kind that Keras knows, such without answers or rows, and numbers of rows that differ.
     """
     import keras
     from keras.src.trainers.data_adapters.data_adapter_utils import unpack_x_y_sample_weight
@@ -37,6 +37,12 @@ def labelled(given: Any) -> tuple[Any, Any, Any]:
     if y is None:
         raise InputError(
             "`validation_data` has no answers to compare with. It is (x, y), or a dataset of such batches."
+        )
+    rows = {name: {len(leaf) for leaf in keras.tree.flatten(part)} for name, part in (("x", x), ("y", y))}
+    if rows["x"] != rows["y"] or len(rows["x"]) != 1 or 0 in rows["x"]:
+        raise InputError(
+            "`validation_data` needs one number of rows, the same for inputs and answers. Received: "
+            f"{' and '.join(f'{sorted(counts)} rows of {name}' for name, counts in rows.items())}."
         )
     return x, y, weights
 

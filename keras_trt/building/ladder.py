@@ -10,7 +10,7 @@ from typing import Any
 
 from .. import policies
 from .. import precision as types
-from .._subgraphs import subgraphs
+from .._subgraphs import all_nodes
 from ..backends import Judge
 from ..errors import BuildError
 from ..export import ExportedModel
@@ -136,16 +136,9 @@ def nodes_by_layer(model: Any, exported: ExportedModel) -> dict[str, list[str]]:
     import onnx
 
     found: dict[str, list[str]] = {}
-    for node in _all_nodes(onnx.load_from_string(exported.onnx).graph):
+    for node in all_nodes([onnx.load_from_string(exported.onnx).graph]):
         found.setdefault(layer_of(model, node.name) or model.name, []).append(node.name)
     return found
-
-
-def _all_nodes(graph: Any) -> Iterator[Any]:
-    for node in graph.node:
-        yield node
-        for inner in subgraphs(node):
-            yield from _all_nodes(inner)
 
 
 def _fits(pattern: str, path: str) -> bool:

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from .._subgraphs import all_nodes, subgraphs
 from .lower import lower
 from .types import tensor_types
 
@@ -18,6 +19,8 @@ _LARGEST = 65504 / 2
 
 def overflowing(onnx: bytes, feeds: Mapping[str, Array]) -> frozenset[str]:
     """Return the names of the nodes that would be in float16 and read or make numbers that are too large for it.
+
+    Of a loop or a branch that does, these are all the nodes inside: what they make cannot be seen.
 
     Args:
         onnx: a serialized float32 `onnx.ModelProto`.
@@ -31,11 +34,12 @@ def overflowing(onnx: bytes, feeds: Mapping[str, Array]) -> frozenset[str]:
     # An output of the graph is cast to float32 under its own name.
     candidates = [node for node in graph.node if any(one in half or one in names for one in node.output)]
     reached = largest(onnx, feeds)
-    return frozenset(
-        node.name
-        for node in candidates
-        if any(reached.get(name, 0.0) > _LARGEST for name in (*node.input, *node.output))
-    )
+    large = {name for name, value in reached.items() if value > _LARGEST}
+    found = {node.name for node in candidates if large.intersection((*node.input, *node.output))}
+    for node in graph.node:
+        if large.intersection((*node.input, *node.output)):
+            found.update(inner.name for inner in all_nodes(subgraphs(node)))
+    return frozenset(found)
 
 
 def largest(onnx: bytes, feeds: Mapping[str, Array]) -> dict[str, float]:
