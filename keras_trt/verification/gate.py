@@ -38,9 +38,8 @@ def user_sample(
     sample = list(otherwise or ()) if options.sample is None else standardize(options.sample, takes)
     fixed, received = _fixed_batch(takes), len(sample[0])
     if received < (fixed or 1):
-        name = "calibration_data" if options.sample is None else "sample"
         raise InputError(
-            f"`{name}` needs at least {fixed or 1} rows. Received: {received}.", expected=fixed or 1, received=received
+            f"`sample` needs at least {fixed or 1} rows. Received: {received}.", expected=fixed or 1, received=received
         )
     optimum = options.batch_sizes[1] if options.profiles is None else options.profiles.batch[1]
     rows = fixed or max(_SAMPLE_ROWS, optimum)
