@@ -59,7 +59,7 @@ class BuildOptions:
             calibrator did; slow) or `"minmax"`. Defaults to `"percentile"`.
         precision_plan: layers that compute in float32 whatever the precision is, `{"name or glob": "float32"}`. A
             pattern is held against a layer's name, its path (`"block/conv"`) and those of the models that it is in.
-            Defaults to `None`.
+            TensorRT may multiply them in TF32, unless the precision is `"fp32"`. Defaults to `None`.
         optimization_level: TensorRT's builder optimization level, 0 (fast build) to 5 (fast engine). Defaults to
             `None`: TensorRT's own default.
         refittable: whether the engine can take other weights of the same model in seconds, without a build. TensorRT's
