@@ -56,7 +56,7 @@ def calibration_rows(options: BuildOptions, takes: Signature) -> list[Array] | N
 def _rows_of(given: Any, takes: Signature) -> list[Array]:
     if is_arrays(given):
         return [np.asarray(array[:ROWS]) for array in standardize(given, takes)]
-    batches, _ = data.keras_batches(given, None, None)
+    batches, _ = data.keras_batches(given, None, None, "calibration_data")
     parts: list[list[Array]] = []
     for batch in islice(batches, ROWS):
         parts.append([np.asarray(array) for array in standardize(batch, takes)])

@@ -195,8 +195,9 @@ def batches_of_other_lengths() -> Any:
             batches_of_other_lengths,
             r"rows of one shape. Received: \[\(5, 3\), \(7, 3\)\]",
         ),
+        (lambda: zoo.make("mlp"), lambda: iter([floats(6)(8)]), "`calibration_data` takes arrays"),
     ],
-    ids=["fixed", "none", "lengths"],
+    ids=["fixed", "none", "lengths", "kind"],
 )
 def test_calibration_data_that_are_none(model: Any, rows: Any, says: str) -> None:
     with pytest.raises(InputError, match=says):

@@ -111,11 +111,23 @@ def test_a_models_metrics_are_left_empty() -> None:
         ({"precision": "fp16", "validation_data": None}, ValueError, "`accuracy_budget` is for precision='auto' alone"),
         ({"validation_data": (floats(8, 8, 1)(0), np.zeros(0))}, InputError, r"\[0\] rows of x"),
         ({"validation_data": (floats(8, 8, 1)(4), np.zeros(3))}, InputError, r"\[4\] rows of x and \[3\] rows of y"),
+        ({"validation_data": 3}, InputError, "`validation_data` takes arrays"),
         ({"mode": "up"}, ValueError, "`mode` is one of"),
         ({"monitor": lambda *_: 1.0}, ValueError, "callable needs `mode`"),
         ({"validation_data": tf.data.Dataset.from_tensor_slices(floats(8, 8, 1)(4)).batch(2)}, InputError, "answers"),
     ],
-    ids=["no-data", "budget", "metric", "no-auto", "no-rows", "rows", "mode", "callable-without-mode", "no-answers"],
+    ids=[
+        "no-data",
+        "budget",
+        "metric",
+        "no-auto",
+        "no-rows",
+        "rows",
+        "kind",
+        "mode",
+        "callable-without-mode",
+        "no-answers",
+    ],
 )
 def test_what_is_refused(options: dict[str, Any], error: Any, says: str) -> None:
     with pytest.raises(error, match=says):
