@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections import Counter
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,10 @@ import pytest
 from keras_trt import OptimizationProfile, ShapeRange
 from keras_trt import precision as precision_module
 from keras_trt.cache import EngineCache
-from keras_trt.errors import ExportError, InputError
+from keras_trt.errors import ExportError, InputError, VerificationError
+from keras_trt.export import export
+from keras_trt.export.signature import input_signature
+from keras_trt.verification.gate import Gate
 
 from .models import accelerate, cancelling, floats, keras, kl, recorded, same, tf, warns_once
 
@@ -170,6 +174,39 @@ def test_a_first_row_whose_answer_is_nearly_nothing(precision: str) -> None:
     assert sizes[smallest] < 1e-3 * sizes.mean()
     fast = accelerate(model, precision=precision, sample=x[[smallest, *range(31)]])
     assert (fast.precision, fast.report().fell_back) == (precision, ())
+
+
+class AsOnAGPU:
+    """A `Session` of which one run of a size is wrong, as where it is the first that takes another way."""
+
+    keeps_state = rows_independent = True
+    profile = OptimizationProfile({"x": ShapeRange((1, 4), (8, 4), (16, 4))})
+
+    def __init__(self, model: Any, size: int, run: int) -> None:
+        self.model, self.wrong, self.runs = model, (size, run), Counter[int]()
+
+    def takes(self, _: Any) -> None:
+        return None
+
+    def run(self, inputs: Any) -> list[Any]:
+        answers = np.array(self.model(inputs[0]))
+        size = len(answers)
+        answers[-1] *= 1.0 + ((size, self.runs[size]) == self.wrong)
+        self.runs[size] += 1
+        return [answers]
+
+
+@pytest.mark.parametrize("run", [0, 1, 2])
+@pytest.mark.parametrize("size", [1, 4, 8, 17])
+def test_each_run_in_each_size_is_compared(size: int, run: int) -> None:
+    inputs = keras.Input((4,), name="x")
+    model = keras.Model(inputs, kl.Dense(3)(inputs))
+    takes = input_signature(model, None)
+    signature = export(model).signature
+    gate = Gate(model, takes, [AsOnAGPU.profile.shapes["x"]], None)
+    gate.check(AsOnAGPU(model, 0, 0), signature, "fp32")  # type: ignore[arg-type]
+    with pytest.raises(VerificationError, match="relative difference"):
+        gate.check(AsOnAGPU(model, size, run), signature, "fp32")  # type: ignore[arg-type]
 
 
 def test_a_row_outside_of_all_others_does_not_hide_what_8_bits_do_to_them() -> None:
