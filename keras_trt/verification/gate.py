@@ -107,6 +107,22 @@ class Gate:
         with _failures("The model fails on the sample"):
             return depend(self._through_head(self._sample))
 
+    def ensure_answers(self, signature: Signature) -> None:
+        """Refuse rows that prove nothing: all that is nothing is equal.
+
+        Raises:
+            VerificationError: if the model leaves an output empty for them.
+        """
+        with _failures("The model fails on the sample"):
+            answers = self._expected(signature, self._sample if self._sample is not None else self._random())
+        empty = [spec.name for spec, one in zip(signature.outputs, answers, strict=True) if not one.size]
+        if empty:
+            raise VerificationError(
+                f"The model answers {'random rows' if self._sample is None else 'the sample'} with nothing in "
+                f"{', '.join(map(repr, empty))}, so that no engine can be compared with it. Pass rows, `sample=`, that "
+                "it answers with something."
+            )
+
     def check(self, session: Session, signature: Signature, precision: Precision) -> tuple[Difference, ...]:
         """Compare an engine with Keras, on the whole sample and on one row of it, in the way that production runs.
 

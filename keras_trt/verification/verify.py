@@ -196,32 +196,37 @@ def rows_depend(predict: Predict, samples: Sequence[Array], *, alone: bool = Tru
         row of the inputs.
     """
     rows = len(samples[0])
-    together = [np.asarray(output) for output in predict(samples)]
-    if any(output.ndim == 0 or len(output) != rows for output in together):
+    together = _row_by_row(predict, samples)
+    if together is None:
         return True
-    for row in range(min(rows, _ANCHORS)):
-        copies = predict([np.repeat(array[row : row + 1], rows, axis=0) for array in samples])
-        if any(
-            _mixed(all_rows, row, np.asarray(same)[row], 1e-6) for all_rows, same in zip(together, copies, strict=True)
-        ):
+
+    def differ(others: list[Array] | None, row: int, place: int, noise: float) -> bool:
+        if others is None:
             return True
-    moved = predict([np.roll(array, 1, axis=0) for array in samples])
-    for row in range(min(rows, _ANCHORS)):
-        if any(
-            _mixed(all_rows, row, np.asarray(other)[(row + 1) % rows], 1e-4)
-            for all_rows, other in zip(together, moved, strict=True)
-        ):
+        pairs = zip(together, others, strict=True)
+        return any(_mixed(all_rows, row, other[place], noise) for all_rows, other in pairs)
+
+    anchors = range(min(rows, _ANCHORS))
+    for row in anchors:
+        copies = _row_by_row(predict, [np.repeat(array[row : row + 1], rows, axis=0) for array in samples])
+        if differ(copies, row, row, 1e-6):
             return True
+    moved = _row_by_row(predict, [np.roll(array, 1, axis=0) for array in samples])
+    if any(differ(moved, row, (row + 1) % rows, 1e-4) for row in anchors):
+        return True
     if not alone:
         return False
     try:
-        single = [np.asarray(output) for output in predict([array[:1] for array in samples])]
+        single = _row_by_row(predict, [array[:1] for array in samples])
     except Exception:  # whatever a model's own code raises: it takes whole batches, and not one row of them
         return True
-    return any(
-        one.ndim == 0 or len(one) != 1 or _mixed(all_rows, 0, one[0], 1e-4)
-        for all_rows, one in zip(together, single, strict=True)
-    )
+    return differ(single, 0, 0, 1e-4)
+
+
+def _row_by_row(predict: Predict, inputs: Sequence[Array]) -> list[Array] | None:
+    """Return the outputs for some rows, or `None` where one has not one row for each."""
+    outputs = [np.asarray(output) for output in predict(inputs)]
+    return outputs if all(output.shape[:1] == inputs[0].shape[:1] for output in outputs) else None
 
 
 def _mixed(together: Array, row: int, other: Array, noise: float) -> bool:
