@@ -373,7 +373,7 @@ class _Provision:
                 "layers, and give it what they make of strings.",
                 layer=self.head.layers[0],
             )
-        rows = self.gate.rows()
+        rows = self.gate.rows(made.session)
         plan = made.session.plan()
         return artifact.Contents(
             name=self.model.name,

@@ -86,7 +86,7 @@ def compare(
 
 
 def _compared(name: str, wanted: Array, got: Array, limit: float) -> Difference:
-    relative, largest = _difference(wanted, got)
+    relative, largest = difference(wanted, got)
     if wanted.shape != got.shape or wanted.size == 0 or wanted.dtype.kind in "biu":
         return Difference(name, relative, largest, limit)
     unlike = np.isfinite(wanted) != np.isfinite(got)
@@ -106,24 +106,36 @@ def _cosine(wanted: Array, got: Array) -> float:
     return float(one @ other) / (sizes[0] * sizes[1]) if all(sizes) else float(sizes[0] == sizes[1])
 
 
-def worst_row(wanted: Array, got: Array, order: Sequence[int]) -> float:
+def usual_size(rows: Array) -> float:
+    """Return the size that a row usually has: the median, which one huge row does not move, of all that are not 0."""
+    sizes = [_size(row) for row in rows]
+    return float(np.median([size for size in sizes if size] or [0.0]))
+
+
+def _size(row: Array) -> float:
+    return float(np.linalg.norm(np.nan_to_num(row.astype(np.float64), posinf=0.0, neginf=0.0)))
+
+
+def worst_row(wanted: Array, got: Array, order: Sequence[int], usual: float | None = None) -> float:
     """Return the largest relative difference of a row, wherever it stands in a batch.
 
     Args:
         wanted: Keras's answers, one for each row.
         got: an engine's answers for a batch of these rows.
         order: which row stands at which place of that batch.
+        usual: the size that rows usually have. Defaults to `None`: that of these.
 
     Returns:
         ‖engine - Keras‖ / ‖Keras‖ of the worst row; a row that is smaller than the usual is measured by the usual one.
-        0 for integers and booleans, which rounding may change by a whole.
+        Of integers and booleans, which rounding may change by a whole, the share that differs in all rows together.
     """
-    if wanted.dtype.kind in "biu" or wanted.size == 0:
-        return 0.0
     if got.shape != (len(order), *wanted.shape[1:]):
         return np.inf
-    sizes = [float(np.linalg.norm(np.nan_to_num(row.astype(np.float64)))) for row in wanted]
-    usual = float(np.mean(sizes))
+    if wanted.size == 0:
+        return 0.0
+    if wanted.dtype.kind in "biu":
+        return float(np.mean(wanted[list(order)] != got))
+    usual = usual_size(wanted) if usual is None else usual
     worst = 0.0
     for place, row in enumerate(order):
         here, there = wanted[row].astype(np.float64), got[place].astype(np.float64)
@@ -132,12 +144,13 @@ def worst_row(wanted: Array, got: Array, order: Sequence[int]) -> float:
             return np.inf
         distance = float(np.linalg.norm(here[finite] - there[finite]))
         if distance:
-            size = max(sizes[row], usual)
+            size = max(_size(wanted[row]), usual)
             worst = max(worst, distance / size if size else np.inf)
     return worst
 
 
-def _difference(wanted: Array, got: Array) -> tuple[float, float]:
+def difference(wanted: Array, got: Array) -> tuple[float, float]:
+    """Return the relative L2 difference and the largest absolute one; infinite where NaN or infinity differ."""
     if wanted.shape != got.shape:
         return np.inf, np.inf
     if wanted.size == 0:
