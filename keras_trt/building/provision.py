@@ -137,7 +137,7 @@ class _Provision:
             _logger.info("'%s' is exported at each start: %s", self.model.name, reason)
             return None
         return {
-            "layout": 3,  # of the record itself: raised when it holds other things
+            "layout": 4,  # of the record itself: raised when it holds other things
             "structure": structure,
             "weights": weights,
             "inputs": [[list(spec.shape), spec.dtype] for spec in self.live],
