@@ -142,10 +142,12 @@ KILLED = """
     from keras_trt.specs import OptimizationProfile, ShapeRange
 
     def hold():
-        while not (found := [one for one in psutil.Process().children() if "keras_trt.backends.child" in one.cmdline()]):
-            time.sleep(0.001)
-        found[0].suspend()
-        print(found[0].pid, found[0].cmdline()[-1], flush=True)
+        while True:
+            for one in psutil.Process().children():
+                if "keras_trt.backends.child" in one.cmdline():
+                    one.suspend()
+                    print(one.pid, one.cmdline()[-1], flush=True)
+                    return
 
     threading.Thread(target=hold).start()
     profile = OptimizationProfile({"x": ShapeRange((1, 2), (1, 2), (1, 2))})
