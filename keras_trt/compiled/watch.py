@@ -145,7 +145,8 @@ def _steps(model: Any) -> Iterator[Any]:
         for one in some:
             if isinstance(one, keras.optimizers.Optimizer):
                 # Past `iterations`, which is no variable where gradients are accumulated.
-                yield getattr(one, "inner_optimizer", one)._iterations
+                counts: Any = getattr(one, "inner_optimizer", one)
+                yield counts._iterations
 
 
 def _reader(variable: Any) -> Callable[[], Any]:
