@@ -29,12 +29,13 @@ class Progress:
     @contextmanager
     def step(self, what: str) -> Iterator[None]:
         """Show a step while the block runs, such as `"building"`. Steps within steps show the inner one."""
-        if not self._show:
+        out = sys.stdout  # None where a program has no console, and whatever a user has put in its place
+        if not self._show or out is None:
             yield
             return
         self._fraction = None
-        out, began, done = sys.stdout, time.perf_counter(), threading.Event()
-        moves = out.isatty() or "ipykernel" in sys.modules
+        began, done = time.perf_counter(), threading.Event()
+        moves = (hasattr(out, "isatty") and out.isatty()) or "ipykernel" in sys.modules
 
         def tick() -> None:
             while not done.wait(_SECONDS[moves]):
@@ -48,8 +49,7 @@ class Progress:
             done.set()
             ticker.join()
             if moves:
-                out.write("\r\x1b[K")
-                out.flush()
+                _write(out, "\r\x1b[K")
 
     def at(self, fraction: float) -> None:
         """Tell how much of the step is done, from 0 to 1. It never goes back."""
@@ -65,5 +65,13 @@ class Progress:
         else:
             text = f"keras_trt: {what} '{self._title}':{share} after {seconds:.0f} s\n"
         with self._shown:
-            out.write(text)
-            out.flush()
+            _write(out, text)
+
+
+def _write(out: TextIO, text: str) -> None:
+    try:
+        out.write(text)
+    except UnicodeEncodeError:  # neither bars nor every title are in all encodings
+        out.write(text.encode("ascii", "replace").decode())
+    if hasattr(out, "flush"):
+        out.flush()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
+import itertools
 import math
 import os
 import signal
@@ -11,6 +13,7 @@ import sys
 import textwrap
 import threading
 import time
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +22,7 @@ import pytest
 
 import keras_trt
 from keras_trt.cache import EngineCache
+from keras_trt.callbacks.background import Background
 
 from .models import floats, keras, kl, recorded, same, tf, warns_once
 
@@ -41,12 +45,12 @@ def loaded(path: Path) -> keras_trt.TRTModel:
 class Weights(keras.callbacks.Callback):
     """Keeps the model's answers at the end of each epoch."""
 
-    def __init__(self) -> None:
+    def __init__(self, x: Any = X) -> None:
         super().__init__()
-        self.answers: list[Any] = []
+        self.x, self.answers = x, list[Any]()
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:  # noqa: ARG002
-        self.answers.append(np.asarray(self.model(X, training=False)))
+        self.answers.append(np.asarray(self.model(self.x, training=False)))
 
 
 def test_each_epochs_engine_is_that_of_its_weights(tmp_path: Path) -> None:
@@ -118,6 +122,17 @@ def test_by_batches(tmp_path: Path) -> None:
     assert sorted(file.name for file in tmp_path.iterdir()) == ["1-2.ktrt", "1-4.ktrt", "1-6.ktrt"]
 
 
+def test_by_batches_if_it_is_the_best(tmp_path: Path) -> None:
+    """At the first of them, Keras has not yet seen which way is better."""
+    for threshold, some in ((0.0, False), (9.0, True)):
+        checkpoint = keras_trt.EngineCheckpoint(
+            tmp_path / "{epoch}-{batch}-{mae:.3f}.ktrt", monitor="mae", mode="min", save_best_only=True, save_freq=3,
+            initial_value_threshold=threshold, **QUIET,
+        )  # fmt: skip
+        network().fit(X, Y, batch_size=10, epochs=1, callbacks=[checkpoint], verbose=0)
+        assert any(file.name.startswith("1-3-") for file in tmp_path.iterdir()) == some
+
+
 def test_training_is_the_same_with_and_without(tmp_path: Path) -> None:
     def history(*callbacks: Any) -> Any:
         keras.utils.set_random_seed(5)
@@ -126,6 +141,64 @@ def test_training_is_the_same_with_and_without(tmp_path: Path) -> None:
     expected = history()
     found = history(keras_trt.EngineCheckpoint(tmp_path / "a.ktrt", **QUIET))
     assert {key: found[key] for key in expected} == expected
+
+
+def test_a_normalization_in_the_clone_computes_with_what_was_adapted(tmp_path: Path) -> None:
+    x = X * 5 + 7
+    layer = kl.Normalization()
+    layer.adapt(x)
+    model, weights = keras.Sequential([keras.Input((4,)), layer, kl.Dense(3)]), Weights(x)
+    model.compile("sgd", "mse")
+    checkpoint = keras_trt.EngineCheckpoint(tmp_path / "{epoch}.ktrt", **QUIET)
+    model.fit(x, Y, epochs=2, verbose=0, callbacks=[weights, checkpoint])  # without a warning
+    for epoch, expected in enumerate(weights.answers):
+        same(expected, loaded(tmp_path / f"{epoch + 1}.ktrt").predict(x, verbose=0))
+
+
+@keras.saving.register_keras_serializable("keras_trt_tests")
+class Scaled(keras.Model):
+    """Computes with an attribute that no configuration tells."""
+
+    def __init__(self, **keywords: Any) -> None:
+        super().__init__(**keywords)
+        self.dense, self.more, self.scale = kl.Dense(3), [kl.Dense(3)], 1.0
+
+    def call(self, x: Any) -> Any:
+        x = self.dense(x) * self.scale
+        for layer in self.more:
+            x = layer(x)
+        return x
+
+
+@pytest.mark.parametrize("scale", [1.0, 5.0])
+def test_a_clone_that_is_another_model_is_not_used(scale: float, tmp_path: Path) -> None:
+    model, weights = Scaled(), Weights()
+    model.scale = scale
+    model(X)
+    model.compile("sgd", "mse")
+    checkpoint = keras_trt.EngineCheckpoint(tmp_path / "a.ktrt", **QUIET)
+    with pytest.warns(keras_trt.FallbackWarning, match="cannot be cloned") if scale != 1 else contextlib.nullcontext():
+        model.fit(X, Y, epochs=2, verbose=0, callbacks=[weights, checkpoint])
+    same(weights.answers[1], loaded(tmp_path / "a.ktrt").predict(X, verbose=0))
+
+
+def test_a_model_that_is_changed_while_it_is_trained(tmp_path: Path) -> None:
+    model, weights = Scaled(), Weights()
+    model(X)
+    model.compile("sgd", "mse", run_eagerly=True)
+
+    class Changes(keras.callbacks.Callback):
+        def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:  # noqa: ARG002
+            if epoch == 1:
+                model.more.pop()
+            if epoch == 2:
+                model.scale = 3.0
+
+    checkpoint = keras_trt.EngineCheckpoint(tmp_path / "{epoch}.ktrt", **QUIET)
+    with pytest.warns(keras_trt.FallbackWarning, match="cannot be cloned"):
+        model.fit(X, Y, epochs=3, verbose=0, callbacks=[Changes(), weights, checkpoint])
+    for epoch, expected in enumerate(weights.answers):
+        same(expected, loaded(tmp_path / f"{epoch + 1}.ktrt").predict(X, verbose=0))
 
 
 class NoConfig(keras.Model):
@@ -212,6 +285,28 @@ def test_a_failure_leaves_the_last_good_file_and_the_next_engine_replaces_it(tmp
     same(weights.answers[2], loaded(path).predict(X, verbose=0))
 
 
+def test_where_warnings_are_errors_a_failure_ends_the_training(tmp_path: Path) -> None:
+    checkpoint = keras_trt.EngineCheckpoint(tmp_path / "a.ktrt", fallback="raise", **QUIET)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", keras_trt.FallbackWarning)
+        with pytest.raises(keras_trt.FallbackWarning, match="could not be made: ExportError"):
+            hopeless().fit(X, Y, epochs=3, callbacks=[checkpoint], verbose=0)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_nobody_waits_for_a_thread_that_has_ended() -> None:
+    background, done = Background(limit=1), []
+
+    def end() -> None:
+        raise SystemExit
+
+    background.submit("a", end)
+    background.wait()
+    background.submit("b", lambda: done.append(1))
+    background.wait()
+    assert done
+
+
 def test_bad_arguments_are_answered_as_keras_does(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"ends in `\.ktrt`"):
         keras_trt.EngineCheckpoint("a.keras")
@@ -231,9 +326,11 @@ def test_bad_arguments_are_answered_as_keras_does(tmp_path: Path) -> None:
     assert (tmp_path / "a.ktrt").exists()
     model = network()
     (tmp_path / "file").write_text("")
+    (tmp_path / "folder.ktrt").mkdir()
     before = model.get_weights()
-    with pytest.raises(OSError, match="file"):
-        model.fit(X, Y, verbose=0, callbacks=[keras_trt.EngineCheckpoint(tmp_path / "file" / "a.ktrt", **QUIET)])
+    for path in (tmp_path / "file" / "a.ktrt", tmp_path / "file" / "{epoch}" / "a.ktrt", tmp_path / "folder.ktrt"):
+        with pytest.raises(OSError, match="file"):
+            model.fit(X, Y, verbose=0, callbacks=[keras_trt.EngineCheckpoint(path, **QUIET)])
     same(before, model.get_weights())
 
 
@@ -329,6 +426,24 @@ def test_other_callbacks_monitor_it() -> None:
         history = network().fit(X, Y, epochs=9, callbacks=[validation, stop], verbose=0).history
     assert len(history["loss"]) == 4
     assert len(history["val_loss"]) == 2
+
+
+def test_a_generator_goes_on_where_it_stopped() -> None:
+    numbers = itertools.count(1)
+    batches = ((np.full((8, 1), number, np.float32), np.zeros((8, 1))) for number in numbers)
+    model = keras.Sequential([keras.Input((1,)), kl.Dense(1, kernel_initializer="ones")])
+    model.compile(keras.optimizers.SGD(0.0), "mae")
+    validation = keras_trt.EngineValidation(batches, validation_steps=3, validation_freq=[1, 3], **QUIET)
+    history = model.fit(X[:, :1], Y[:, :1], epochs=3, callbacks=[validation], verbose=0).history
+    np.testing.assert_allclose(history["val_loss"], [2, 5], rtol=1e-5)
+
+
+def test_a_list_is_taken_for_a_tuple_as_fit_takes_it() -> None:
+    model = network()
+    validation = keras_trt.EngineValidation([X, Y, np.arange(60)], **QUIET)
+    history = model.fit(X, Y, callbacks=[validation], verbose=0).history
+    expected = model.evaluate(X, Y, sample_weight=np.arange(60), verbose=0)
+    assert history["val_loss"][0] == pytest.approx(expected[0], rel=1e-4)
 
 
 def test_where_there_is_no_engine_keras_validates() -> None:

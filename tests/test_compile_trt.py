@@ -287,6 +287,121 @@ def test_a_training_step_traced_before_is_noticed() -> None:
         before = expected
 
 
+@pytest.mark.parametrize(
+    "optimizer",
+    [
+        lambda: keras.optimizers.SGD(0.5, gradient_accumulation_steps=2),
+        lambda: keras.optimizers.LossScaleOptimizer(keras.optimizers.SGD(0.5, gradient_accumulation_steps=2)),
+        lambda: keras.optimizers.SGD(0.5, use_ema=True, ema_overwrite_frequency=2),
+    ],
+)
+def test_training_with_any_optimizer_is_noticed(optimizer: Any) -> None:
+    model = network(optimizer())
+    model.train_on_batch(X, Y)  # traced, and so unseen by what watches the variables later
+    model.compile_trt(**QUIET)
+    before = model.predict(X, verbose=0)
+    for _ in range(2):
+        model.train_on_batch(X, Y)
+    expected = by_keras(model)
+    assert np.abs(expected - before).max() > 1e-3
+    same(expected, model.predict(X, verbose=0))
+
+
+class Alternating(keras.Model):
+    """Holds several optimizers, and trains its first layer alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = kl.Dense(8), kl.Dense(3)
+        self.iterations = 7  # of something of its own
+
+    def call(self, x: Any) -> Any:
+        return self.last(self.first(x))
+
+    def compile(self, optimizers: Any) -> None:
+        super().compile(None)
+        self.optimizers = optimizers
+
+    def train_step(self, batch: Any) -> Any:
+        with tf.GradientTape() as tape:
+            loss = tf.reduce_mean((self(batch[0]) - batch[1]) ** 2)
+        weights = self.first.trainable_variables
+        held = self.optimizers.values() if isinstance(self.optimizers, dict) else self.optimizers
+        next(iter(held)).apply_gradients(zip(tape.gradient(loss, weights), weights, strict=True))
+        return {"loss": loss}
+
+
+@pytest.mark.parametrize("held", [lambda *optimizers: dict(enumerate(optimizers)), lambda *optimizers: optimizers])
+def test_training_with_optimizers_of_its_own_is_noticed(held: Any) -> None:
+    model = Alternating()
+    model(X)
+    model.compile(held(keras.optimizers.SGD(0.5), keras.optimizers.SGD(0.5)))
+    model.fit(X, Y, verbose=0)
+    model.compile_trt(**QUIET)
+    before = model.predict(X, verbose=0)
+    model.fit(X, Y, verbose=0)
+    expected = by_keras(model)
+    assert np.abs(expected - before).max() > 1e-3
+    same(expected, model.predict(X, verbose=0))
+
+
+def test_training_of_what_was_frozen_after_it_was_traced_is_noticed() -> None:
+    model = network(None)
+    whole = keras.Sequential([model, kl.Dense(3)])
+    whole.compile("sgd", "mse")
+    whole.fit(X, Y, verbose=0)
+    model.trainable = False  # too late: it takes another `compile`
+    model.compile_trt(**QUIET)
+    before = model.predict(X, verbose=0)
+    whole.fit(X, Y, verbose=0)
+    expected = by_keras(model)
+    assert np.abs(expected - before).max() > 1e-3
+    same(expected, model.predict(X, verbose=0))
+
+
+@pytest.mark.parametrize("layer", [kl.Normalization(), kl.Discretization(num_bins=4)])
+def test_a_layer_that_is_adapted_is_noticed(layer: Any) -> None:
+    layer.adapt(X)
+    inputs = keras.Input((4,))
+    model = keras.Model(inputs, kl.Rescaling(2.0)(layer(inputs)))
+    model.compile_trt(**QUIET)
+    before = model.predict(X, verbose=0)
+    layer.adapt(X * 3 + 1)
+    expected = by_keras(model)
+    assert np.abs(expected - before).max() > 0.1
+    same(expected, model.predict(X, verbose=0))
+    if isinstance(layer, kl.Normalization):  # `set_weights` alone changes nothing that it computes with
+        model.set_weights([weight * 2 for weight in model.get_weights()])
+        same(expected, model.predict(X, verbose=0))
+        layer.finalize_state()
+        assert np.abs(expected - by_keras(model)).max() > 0.1
+        same(by_keras(model), model.predict(X, verbose=0))
+
+
+class Blocks(keras.Model):
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = [kl.Dense(4), kl.Activation("tanh"), kl.Dense(4), kl.Activation("tanh")]
+
+    def call(self, x: Any) -> Any:
+        for block in self.blocks:
+            x = block(x)
+        return x
+
+
+def test_a_layer_that_is_taken_out_of_a_list_is_noticed() -> None:
+    model = Blocks()
+    model(X)
+    model.compile_trt(**QUIET)
+    before = model.predict(X, verbose=0)
+    for _ in range(2):  # without weights, and with them
+        model.blocks.pop()
+        expected = by_keras(model)
+        assert np.abs(expected - before).max() > 0.01
+        same(expected, model.predict(X, verbose=0))
+        before = expected
+
+
 def test_a_layer_that_is_added_is_noticed() -> None:
     model = network()
     model.compile_trt(**QUIET)

@@ -6,9 +6,12 @@ import contextlib
 import io
 import os
 import signal
+import subprocess
 import sys
+import textwrap
 import threading
 import time
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -132,6 +135,38 @@ def test_ctrl_c_ends_the_child() -> None:
     assert not builders()
 
 
+KILLED = """
+    import psutil, sys, threading, time
+    from keras_trt.backends import BuildSpec, child
+    from keras_trt.backends.onnxruntime import OnnxRuntimeBackend
+    from keras_trt.specs import OptimizationProfile, ShapeRange
+
+    def hold():
+        while True:
+            for one in psutil.Process().children():
+                if "keras_trt.backends.child" in one.cmdline():
+                    one.suspend()
+                    print(one.pid, one.cmdline()[-1], flush=True)
+                    return
+
+    threading.Thread(target=hold).start()
+    profile = OptimizationProfile({"x": ShapeRange((1, 2), (1, 2), (1, 2))})
+    child.build(OnnxRuntimeBackend(), bytes(10), BuildSpec("fp32", profile), None, None, lambda _: None)
+"""
+
+
+def test_a_killed_program_leaves_no_builder() -> None:
+    program = subprocess.Popen([sys.executable, "-c", textwrap.dedent(KILLED)], stdout=subprocess.PIPE, text=True)
+    with program:
+        assert program.stdout is not None
+        pid, folder = program.stdout.readline().split()
+        builder = psutil.Process(int(pid))
+        program.kill()
+    builder.resume()
+    builder.wait(60)
+    assert not Path(folder).exists()
+
+
 def test_what_a_program_makes_of_ctrl_c_is_left_to_it() -> None:
     """It may ignore it, as behind `nohup`, or end its training after this epoch."""
     told: list[int] = []
@@ -201,6 +236,42 @@ def test_short_work_and_silence_leave_no_trace(monkeypatch: pytest.MonkeyPatch) 
         assert stream.getvalue() == ""
 
 
+class Tee:
+    """As users write them: what is printed goes to a file too."""
+
+    def __init__(self) -> None:
+        self.text = ""
+
+    def write(self, text: str) -> None:
+        self.text += text
+
+    def getvalue(self) -> str:
+        return self.text
+
+
+@pytest.mark.usefixtures("quick")
+def test_what_a_user_puts_in_place_of_standard_output(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdout", out := Tee())
+    with Progress("digits", show=True).step("building"):
+        _until(out, "keras_trt: building 'digits': after 0 s\n")
+    monkeypatch.setattr(sys, "stdout", None)  # as under pythonw
+    with Progress("digits", show=True).step("building"):
+        pass
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_terminal_that_cannot_show_a_bar(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Ascii(Terminal):
+        def write(self, text: str) -> int:
+            return super().write(text.encode("ascii").decode())
+
+    monkeypatch.setattr(sys, "stdout", out := Ascii())
+    shown = Progress("digits", show=True)
+    with shown.step("building"):
+        shown.at(0.5)
+        _until(out, "???????????????????????? 50% 0 s")
+
+
 @pytest.mark.usefixtures("quick")
 def test_accelerate_shows_its_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     model = CASES["image"].build()
@@ -216,7 +287,7 @@ def test_accelerate_shows_its_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     assert np.isfinite(model.predict(floats(8, 8, 3)(2), verbose=0)).all()
 
 
-def _until(out: io.StringIO, text: str) -> None:
+def _until(out: io.StringIO | Tee, text: str) -> None:
     for _ in range(1000):
         if text in out.getvalue():
             return

@@ -1,7 +1,8 @@
 """Builds in a process of its own: a builder that crashes or hangs is an error, not the end of the program.
 
 The parent writes the graph and what is asked for into a folder; the child, `python -m keras_trt.backends.child FOLDER`,
-writes the plan or the error there, and prints the share that is done.
+writes the plan or the error there, and prints the share that is done. Its input ends when the parent does, by whatever
+means, and then it ends too.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -81,6 +83,7 @@ def _run(folder: Path, timeout: float | None, report: Report) -> None:
                 child = ending.enter_context(
                     subprocess.Popen(  # noqa: S603 (this very module)
                         command,
+                        stdin=subprocess.PIPE,
                         stdout=subprocess.PIPE,
                         stderr=log,
                         env={**os.environ, "PYTHONPATH": path},
@@ -152,5 +155,12 @@ def main(folder: Path) -> None:
     part.replace(folder / _PLAN)
 
 
+def _end_with_parent(folder: Path) -> None:
+    os.read(0, 1)  # nothing is written to it; not by `sys.stdin`, whose lock would be held when Python ends
+    shutil.rmtree(folder, ignore_errors=True)  # which is as much as a killed parent leaves to be done
+    os._exit(1)  # not by an exception: the main thread is in the builder
+
+
 if __name__ == "__main__":
+    threading.Thread(target=_end_with_parent, args=(Path(sys.argv[1]),), daemon=True).start()
     main(Path(sys.argv[1]))

@@ -46,4 +46,11 @@ class Background:
                     return
                 job: Any = self._jobs.pop(next(iter(self._jobs)))
                 self._changed.notify_all()
-            job()
+            try:
+                job()
+            except BaseException:  # which a job does not handle: nobody is to wait for ever
+                with self._changed:
+                    self._thread = None
+                    self._jobs.clear()
+                    self._changed.notify_all()
+                raise

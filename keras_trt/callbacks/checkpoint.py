@@ -7,12 +7,14 @@ import math
 import os
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import keras
 from keras.src.utils import io_utils  # what Keras's callbacks print with, public in no version
 
+from .. import fingerprint
 from .._warn import warn
 from ..compiled.attach import follow
 from ..errors import FallbackWarning
@@ -37,7 +39,8 @@ class EngineCheckpoint(keras.callbacks.ModelCheckpoint):  # type: ignore[misc]
     they are NaN.
 
     A failed engine is a `FallbackWarning`, and the training goes on. A model that cannot be cloned (a subclassed one
-    without `get_config`) is not trained on while its engine is made. Of several workers only the chief makes engines.
+    without `get_config`, or with attributes that its configuration does not tell) is not trained on while its engine is
+    made. Of several workers only the chief makes engines.
 
     Args:
         filepath: a path that ends in `.ktrt`, with the placeholders of `ModelCheckpoint`, such as
@@ -98,29 +101,34 @@ class EngineCheckpoint(keras.callbacks.ModelCheckpoint):  # type: ignore[misc]
         self._options = BuildOptions.of(options, {"verbose": 0, "refittable": refit, **keywords})
         self._refit, self._validation_data, self._raise = refit, validation_data, raise_on_failure
         self._background = Background(limit=2)
-        self._clone: Any = None
+        self._clone: Any = None  # or the model itself, where it has none
+        self._structure: str | None = None  # of the model when it was cloned
         self._fast: TRTModel | None = None
-        self._failure: Exception | None = None
+        self._failures: list[tuple[int, Exception]] = []
         self._known: dict[str, float] = {}
 
     def on_train_begin(self, logs: Any = None) -> None:
         """Check that a file can be written, before time is spent."""
         super().on_train_begin(logs)
-        folder = Path(self.filepath).parent
-        if "{" not in str(folder):
-            folder.mkdir(parents=True, exist_ok=True)
-            tempfile.TemporaryFile(dir=folder).close()
+        path = Path(self.filepath)
+        if path.is_dir():
+            raise IsADirectoryError(
+                f"The filepath of an EngineCheckpoint is that of a file. Received a directory: {path}"
+            )
+        folder = next(folder for folder in path.parents if "{" not in str(folder))
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
         self._end()  # of a training that was interrupted
-        self._known, self._failure = {}, None
+        self._known, self._failures = {}, []
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
         """Make a checkpoint, if `save_freq` says so."""
-        self._raise_failure()
+        self._tell_failures()
         super().on_train_batch_end(batch, logs)
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
         """Make a checkpoint, if it is time, and put what is known of the newest engine into `logs`."""
-        self._raise_failure()
+        self._tell_failures()
         metrics = list(self.model.get_metrics_result()) if self._validation_data is not None else []
         super().on_epoch_end(epoch, logs)
         if logs is not None:
@@ -131,26 +139,25 @@ class EngineCheckpoint(keras.callbacks.ModelCheckpoint):  # type: ignore[misc]
         """Wait for the last engine, and free it."""
         super().on_train_end(logs)
         self._end()
-        self._raise_failure()
+        self._tell_failures()
 
     def _save_model(self, epoch: int, batch: int | None, logs: Any) -> None:
         """Do, in its place, what the method of `ModelCheckpoint` does for models."""
+        if self.save_best_only and self.monitor_op is None:
+            self._set_monitor_op()  # which Keras does at the end of the first epoch, after `save_freq` may need it
         path = self._get_file_path(epoch, batch, logs)
         if not self._should_save_model(epoch, batch, logs, path) or not _is_chief(self.model):
             return
-        if self._clone is None:
-            self._clone = self._cloned(self.model)
+        structure = _structure(self.model)
+        if self._clone is None or structure != self._structure:  # a callback may change the model while it is trained
+            self._end()
+            self._clone, self._structure = self._cloned(self.model), structure
         if self._clone is self.model:
             # In the middle of an epoch, evaluating it would reset the metrics of the training.
-            self._make(path, epoch, measured=batch is None)
+            self._make(path, epoch, None, measured=batch is None)
             return
         weights = self.model.get_weights()
-
-        def make() -> None:
-            self._clone.set_weights(weights)
-            self._make(path, epoch, measured=True)
-
-        self._background.submit(path, make)
+        self._background.submit(path, partial(self._make, path, epoch, weights, measured=True))
 
     def _cloned(self, model: Any) -> Any:
         """Return a clone of a model with a loss and metrics of its own, or the model itself if it has none."""
@@ -165,8 +172,11 @@ class EngineCheckpoint(keras.callbacks.ModelCheckpoint):  # type: ignore[misc]
             )
             return model
 
-    def _make(self, path: str, epoch: int, *, measured: bool) -> None:
+    def _make(self, path: str, epoch: int, weights: Any, *, measured: bool) -> None:
+        """Save the engine of the clone with these weights; without any, that of the model as it is now."""
         try:
+            if weights is not None:
+                _take(self._clone, weights)
             Path(path).parent.mkdir(parents=True, exist_ok=True)
             if self._fast is None or self._fast.backend == "keras":
                 self._fast = follow(self._clone, self._options, "refit" if self._refit else "rebuild")
@@ -178,15 +188,17 @@ class EngineCheckpoint(keras.callbacks.ModelCheckpoint):  # type: ignore[misc]
             if self.verbose:
                 io_utils.print_msg(f"\nEpoch {epoch + 1}: finished saving engine to {path}")
         except Exception as error:  # whatever it is, the training goes on unless it was to end
-            self._failure = error
-            text = f"The engine of epoch {epoch + 1} could not be made: {type(error).__name__}: {error}"
-            _logger.info(text, exc_info=error)
-            if not self._raise:
-                warn(text, FallbackWarning)
+            _logger.info("The engine of epoch %d could not be made.", epoch + 1, exc_info=error)
+            self._failures.append((epoch, error))
 
-    def _raise_failure(self) -> None:
-        if self._raise and self._failure is not None:
-            raise self._failure
+    def _tell_failures(self) -> None:
+        """Warn of engines that could not be made, or raise; in the thread of the training, where the user hears it."""
+        while self._failures:
+            epoch, error = self._failures.pop(0)
+            if self._raise:
+                raise error
+            what = f"The engine of epoch {epoch + 1} could not be made: {type(error).__name__}: {error}"
+            warn(what, FallbackWarning)
 
     def _end(self) -> None:
         self._background.wait()
@@ -202,9 +214,27 @@ def _clone(model: Any, compiled: bool) -> Any:
     found, wanted = ([tuple(weight.shape) for weight in one.weights] for one in (clone, model))
     if found != wanted:
         raise ValueError("its clone has other weights")
+    _take(clone, model.get_weights())
+    if fingerprint.structure_key(model) != fingerprint.structure_key(clone):
+        raise ValueError("its clone is another model, as its configuration does not tell all of its attributes")
     if compiled:
         clone.compile_from_config(model.get_compile_config())
     return clone
+
+
+def _structure(model: Any) -> str | None:
+    """Return a hash of all that a model computes with but its weights, or `None` if there is none."""
+    try:
+        return fingerprint.structure_key(model)
+    except fingerprint.Unhashable:
+        return None
+
+
+def _take(clone: Any, weights: Any) -> None:
+    clone.set_weights(weights)
+    for layer in clone._flatten_layers():
+        if isinstance(layer, keras.layers.Normalization):
+            layer.finalize_state()  # it computes with tensors that it makes of its weights, when they are loaded
 
 
 def _figures(fast: TRTModel) -> dict[str, float]:
@@ -214,9 +244,7 @@ def _figures(fast: TRTModel) -> dict[str, float]:
 
 def arguments(validation_data: Any) -> dict[str, Any]:
     """Return what `evaluate` takes for what `fit` calls `validation_data`."""
-    if isinstance(validation_data, tuple):
-        return dict(zip(("x", "y", "sample_weight"), validation_data, strict=False))
-    return {"x": validation_data}
+    return dict(zip(("x", "y", "sample_weight"), keras.utils.unpack_x_y_sample_weight(validation_data), strict=True))
 
 
 def _is_chief(model: Any) -> bool:

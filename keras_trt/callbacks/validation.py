@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import islice
+from types import GeneratorType
 from typing import Any
 
 import keras
@@ -22,10 +24,10 @@ class EngineValidation(keras.callbacks.Callback):  # type: ignore[misc]
     Where there is no engine, Keras validates, with one `FallbackWarning`.
 
     Args:
-        validation_data: `(x, y)`, `(x, y, sample_weight)` or a dataset.
+        validation_data: `(x, y)`, `(x, y, sample_weight)`, a dataset, or a generator with `validation_steps`.
         validation_batch_size: rows in a batch of arrays. Defaults to 32.
         validation_steps: stop after so many batches. Defaults to `None`: all.
-        validation_freq: validate every so many epochs. Defaults to `1`.
+        validation_freq: validate every so many epochs, or a list of the epochs, counted from 1. Defaults to `1`.
         verbose: 0, 1 or 2, for the progress of the validation. Defaults to `0`.
         options: a `BuildOptions`. Defaults to `None`: its defaults.
         **keywords: fields of `BuildOptions`, put over `options`.
@@ -45,7 +47,7 @@ class EngineValidation(keras.callbacks.Callback):  # type: ignore[misc]
         validation_data: Any,
         validation_batch_size: int | None = None,
         validation_steps: int | None = None,
-        validation_freq: int = 1,
+        validation_freq: int | list[int] = 1,
         verbose: int = 0,
         options: BuildOptions | None = None,
         **keywords: Any,
@@ -63,11 +65,15 @@ class EngineValidation(keras.callbacks.Callback):  # type: ignore[misc]
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
         """Validate, and put what is found into `logs`."""
-        if (epoch + 1) % self._freq:
+        number = epoch + 1
+        if number % self._freq if isinstance(self._freq, int) else number not in self._freq:
             return
         if self._fast is None:
             self._fast = follow(self.model, self._options)
-        found = self._fast.evaluate(**self._arguments, return_dict=True)
+        now = dict(self._arguments)
+        if isinstance(now["x"], GeneratorType):  # which Keras reads ahead: what it then does not use would be lost
+            now["x"] = (batch for batch in islice(self._arguments["x"], now["steps"]))
+        found = self._fast.evaluate(**now, return_dict=True)
         if logs is not None:
             logs.update({f"val_{name}": value for name, value in found.items()})
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import operator
 import weakref
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -50,22 +51,22 @@ class Watch:
         self._change: Change | None = None
         layers = list(self._model._flatten_layers())
         self._sequentials = [layer for layer in layers if hasattr(layer, "_functional")]
+        self._adapting = [layer for layer in layers if isinstance(layer, _adapting())]
         self._weighted = [layer for layer in layers if layer._trainable_variables or layer._non_trainable_variables]
         self._held = [held for layer in layers for held in (layer._trainable_variables, layer._non_trainable_variables)]
+        self._holders = [layer._layers for layer in layers if layer._layers]
         self._looking_up = [layer for layer in layers if tables(layer)]
-        self._parts = self._replaced()
+        self._parts = self._structure()
         self._remember()
         self._key = fingerprint.weights_key(self._model)  # last: what is written meanwhile is noticed
 
     def change(self) -> Change | None:
         """Return what of the model is not as it was, or `None`."""
-        quiet = not self._written and self._check == "writes"
-        if quiet and self._marks == self._look() and self._pulse == self._beat():
+        quiet = not self._written and self._check == "writes" and self._counts == self._count()
+        if quiet and _same(self._marks, self._look()) and self._pulse == self._beat():
             return self._change
         self._remember()
-        weights = self._model.weights
-        rebuilt = len(weights) != len(self._weights) or any(map(_differ, weights, self._weights))
-        if rebuilt or any(map(_differ, self._replaced(), self._parts)):
+        if not _same(self._weights, self._model.weights) or not _same(self._parts, self._structure()):
             self._change = "structure"
         else:
             self._change = "weights" if fingerprint.weights_key(self._model) != self._key else None
@@ -86,25 +87,33 @@ class Watch:
         self._hooked = []
 
     def _remember(self) -> None:
-        steps = [held.iterations for held in vars(self._model).values() if hasattr(held, "iterations")]
-        small = sorted(self._model.trainable_weights[-2:], key=lambda weight: math.prod(weight.shape))
-        self._pulse_of = [_reader(variable) for variable in (*steps, *small[:1])]
+        last = (self._model.trainable_weights or self._weights)[-2:]  # frozen ones may be trained: see `compile`
+        small = sorted(last, key=lambda weight: math.prod(weight.shape))
+        self._pulse_of = [_reader(variable) for variable in (*_steps(self._model), *small[:1])]
         self._written = False
-        self._marks, self._pulse = self._look(), self._beat()
+        self._counts, self._marks, self._pulse = self._count(), self._look(), self._beat()
 
     def _beat(self) -> list[bytes]:
         return [read().numpy().tobytes() for read in self._pulse_of]
 
     def _look(self) -> list[Any]:
-        """Return what is another once layers or weights are added, or the model is compiled or quantized."""
+        """Return objects that are others once a layer is added or adapted, or the model is compiled or quantized."""
         policies = [layer._dtype_policy for layer in self._weighted]  # others once a layer is quantized
-        counts = map(len, self._held)  # `enable_lora` adds weights
-        return [getattr(self._model, "optimizer", None), *policies, *counts, *self._replaced()]
+        return [getattr(self._model, "optimizer", None), *policies, *self._replaced()]
+
+    def _count(self) -> list[int]:
+        """Return numbers that are others once weights are added, as by `enable_lora`, or layers are taken away."""
+        return [*map(len, self._held), *map(len, self._holders)]
 
     def _replaced(self) -> list[Any]:
-        """Return objects that Keras replaces when a layer is added, or a vocabulary is set."""
+        """Return objects that Keras replaces when a layer is added or adapted, or a vocabulary is set."""
         graphs = [layer._functional for layer in self._sequentials]
-        return [*graphs, *(table for layer in self._looking_up for table in tables(layer))]
+        adapted = [vars(layer).get(name) for layer in self._adapting for name in ("mean", "variance", "bin_boundaries")]
+        return [*graphs, *adapted, *(table for layer in self._looking_up for table in tables(layer))]
+
+    def _structure(self) -> list[Any]:
+        """Return all of whose objects another engine is needed when one is another."""
+        return [*self._replaced(), *(layer for layers in self._holders for layer in layers)]
 
     def _hook(self, variable: Any) -> None:
         watches = variable.__dict__.get(_WATCHES)
@@ -115,8 +124,29 @@ class Watch:
         self._hooked.append(variable)
 
 
-def _differ(one: Any, other: Any) -> bool:
-    return one is not other
+def _same(ones: list[Any], others: list[Any]) -> bool:
+    """Tell whether two lists hold the same objects: tensors are not to be compared."""
+    return len(ones) == len(others) and all(map(operator.is_, ones, others))
+
+
+def _adapting() -> tuple[type, ...]:
+    """Return the layers that keep beside their weights what `adapt` finds."""
+    import keras
+
+    return keras.layers.Normalization, keras.layers.Discretization
+
+
+def _steps(model: Any) -> Iterator[Any]:
+    """Yield the variables in which the optimizers of a model count their steps."""
+    import keras
+
+    for held in vars(model).values():
+        some = held if isinstance(held, list | tuple) else held.values() if isinstance(held, dict) else (held,)
+        for one in some:
+            if isinstance(one, keras.optimizers.Optimizer):
+                # Past `iterations`, which is no variable where gradients are accumulated.
+                counts: Any = getattr(one, "inner_optimizer", one)
+                yield counts._iterations
 
 
 def _reader(variable: Any) -> Callable[[], Any]:
