@@ -151,4 +151,5 @@ def renew(fast: TRTModel, model: Any, options: BuildOptions, change: Change, *, 
     """
     if refit and change == "weights":
         _logger.info("The weights of '%s' changed: its engine is refitted if it can be, else built anew.", model.name)
-    fast._adopt(accelerate(model, options=options))  # finds the engine to refit in the cache
+    other = accelerate(model, options=options)  # finds the engine to refit in the cache
+    fast._adopt(other, same_structure=change == "weights")

@@ -174,13 +174,15 @@ class KerasFace:
         raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
 
     def _test(self, method: Literal["evaluate", "test_on_batch"], arguments: dict[str, Any]) -> Any:
-        with self._engine() as (_, evaluator):
+        with self._engine() as (predictor, evaluator):
             if evaluator is None and not hasattr(self._source, method):
                 raise NotImplementedError(
                     f"'{self.name}' was loaded from a file, which holds its inference alone: `{method}` needs the "
                     "loss and the metrics of the Keras model."
                 )
-            return (getattr(evaluator, method) if evaluator is not None else own(self._source, method))(**arguments)
+            if evaluator is not None:
+                return evaluator.run(method, predictor, arguments)
+            return own(self._source, method)(**arguments)
 
     def _engine(self) -> Any:
         raise NotImplementedError
