@@ -630,6 +630,54 @@ def test_threads_predict_while_the_weights_change() -> None:
     assert not failures
 
 
+def test_threads_predict_while_it_is_compiled_and_uncompiled() -> None:
+    model = network()
+    model.predict_on_batch(X)  # Keras makes its function for all threads
+    expected, failures, stop = by_keras(model), [], threading.Event()
+
+    def predict() -> None:
+        while not stop.is_set():
+            try:
+                same(expected, model.predict_on_batch(X))
+            except BaseException as error:
+                failures.append(error)
+
+    threads = [threading.Thread(target=predict) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for _ in range(10):
+        model.compile_trt(**QUIET)
+        model.compile_trt(**QUIET)
+        model.uncompile_trt()
+    stop.set()
+    for thread in threads:
+        thread.join()
+    assert not failures
+
+
+def test_a_method_that_was_taken_before_it_was_uncompiled() -> None:
+    model = network()
+    model.compile_trt(**QUIET)
+    methods = [model.predict_on_batch, model.predict]
+    model.uncompile_trt()
+    for method in methods:
+        same(by_keras(model), method(X))
+    model.predict = methods[1]  # put back by who had taken it
+    same(by_keras(model), model.predict(X))
+    del model.predict
+    fast = model.compile_trt(**QUIET)
+    closed = keras_trt.accelerate(model, **QUIET)
+    closed.close()
+
+    class Calls(keras.callbacks.Callback):
+        def on_predict_batch_end(self, batch: int, logs: Any = None) -> None:  # noqa: ARG002
+            closed.predict(X)
+
+    with pytest.raises(RuntimeError, match="closed"):  # of another: it is the callback's own mistake
+        model.predict(X, callbacks=[Calls()], verbose=0)
+    assert model.predict.of is fast
+
+
 # Bad input.
 
 

@@ -9,6 +9,14 @@ from ..report.report import Report
 from ..source import own
 
 
+class ClosedError(RuntimeError):
+    """What a call of a closed drop-in raises; it says of which."""
+
+    def __init__(self, closed: KerasFace) -> None:
+        super().__init__("This TRTModel is closed.")
+        self.closed = closed
+
+
 class KerasFace:
     """The part of `keras.Model` that concerns inference, beside `predict`. Part of `TRTModel`."""
 

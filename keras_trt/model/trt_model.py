@@ -27,7 +27,7 @@ from ..runtime import MAX_SLOTS, Session, Usage, deliver
 from ..source import own
 from ..specs import TensorSpec, flatten
 from .evaluation import Evaluator
-from .face import KerasFace
+from .face import ClosedError, KerasFace
 from .predictor import Predictor
 
 
@@ -387,7 +387,7 @@ class TRTModel(KerasFace):
                 "cache), or start processes with the method 'spawn'."
             )
         if self._closed:
-            raise RuntimeError("This TRTModel is closed.")
+            raise ClosedError(self)
 
 
 def _is_symbolic(leaf: Any) -> bool:
