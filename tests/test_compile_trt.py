@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import copy
+import gc
 import json
 import logging
 import pickle
 import subprocess
 import sys
 import threading
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -531,6 +533,58 @@ def test_validation_inside_fit_is_keras_own(monkeypatch: pytest.MonkeyPatch) -> 
     assert engine.runs == 0
 
 
+def test_evaluating_on_other_weights_traces_nothing_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = network()
+    fast = model.compile_trt(**QUIET)
+    model.evaluate(X, Y, verbose=0)
+    traced: list[str] = []
+    loss = model.compute_loss
+    monkeypatch.setattr(model, "compute_loss", lambda *args, **keywords: traced.append("") or loss(*args, **keywords))
+    engine = Engine(monkeypatch)
+    found = []
+    for _ in range(2):
+        assign(model)
+        found.append(model.evaluate(X, Y, verbose=0)[0])
+        assert found[-1] == pytest.approx(float(np.mean((by_keras(model) - Y) ** 2)), rel=1e-5)
+    assert abs(found[0] - found[1]) > 1e-3
+    assert engine.runs
+    assert not traced
+    model.add(kl.Dense(3))  # what is traced would not be that of this model
+    assert model.evaluate(X, Y, verbose=0)[0] == pytest.approx(float(np.mean((by_keras(model) - Y) ** 2)), rel=1e-5)
+    assert fast.backend == "onnxruntime"
+
+
+def test_nothing_is_kept_of_a_model_that_is_no_longer_used() -> None:
+    held = []
+    model = network()
+    fast = model.compile_trt(**QUIET)
+    for _ in range(2):
+        model.evaluate(X, Y, verbose=0)
+        model.test_on_batch(X, Y)
+        held += [weakref.ref(one) for one in (model, fast, fast._predictor, fast._session)]
+        assign(model)
+    del model, fast
+    gc.collect()
+    assert [one() for one in held] == [None] * 8
+
+
+def test_an_evaluation_within_an_evaluation() -> None:
+    model, inner = network(), []
+    model.compile_trt(**QUIET)
+    last = float(np.mean((by_keras(model, X[32:]) - Y[32:]) ** 2))
+
+    class Evaluates(keras.callbacks.Callback):
+        def on_test_batch_begin(self, batch: int, logs: Any = None) -> None:  # noqa: ARG002
+            if batch == 1:
+                assign(model)
+                inner.append(model.evaluate(X, Y, verbose=0)[0])
+
+    outer = model.evaluate(X, Y, verbose=0, callbacks=[Evaluates()])
+    assert inner == [pytest.approx(float(np.mean((by_keras(model) - Y) ** 2)), rel=1e-5)]
+    # The inner one has reset the metrics; then the second batch was run by the engine that the outer one began with.
+    assert outer[0] == pytest.approx((40 * inner[0] + 8 * last) / 48, rel=1e-5)
+
+
 def test_the_weights_of_one_engine_may_change_while_another_call_runs() -> None:
     model = network()
     fast = model.compile_trt(**QUIET)
@@ -574,6 +628,54 @@ def test_threads_predict_while_the_weights_change() -> None:
     for thread in threads:
         thread.join()
     assert not failures
+
+
+def test_threads_predict_while_it_is_compiled_and_uncompiled() -> None:
+    model = network()
+    model.predict_on_batch(X)  # Keras makes its function for all threads
+    expected, failures, stop = by_keras(model), [], threading.Event()
+
+    def predict() -> None:
+        while not stop.is_set():
+            try:
+                same(expected, model.predict_on_batch(X))
+            except BaseException as error:
+                failures.append(error)
+
+    threads = [threading.Thread(target=predict) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for _ in range(10):
+        model.compile_trt(**QUIET)
+        model.compile_trt(**QUIET)
+        model.uncompile_trt()
+    stop.set()
+    for thread in threads:
+        thread.join()
+    assert not failures
+
+
+def test_a_method_that_was_taken_before_it_was_uncompiled() -> None:
+    model = network()
+    model.compile_trt(**QUIET)
+    methods = [model.predict_on_batch, model.predict]
+    model.uncompile_trt()
+    for method in methods:
+        same(by_keras(model), method(X))
+    model.predict = methods[1]  # put back by who had taken it
+    same(by_keras(model), model.predict(X))
+    del model.predict
+    fast = model.compile_trt(**QUIET)
+    closed = keras_trt.accelerate(model, **QUIET)
+    closed.close()
+
+    class Calls(keras.callbacks.Callback):
+        def on_predict_batch_end(self, batch: int, logs: Any = None) -> None:  # noqa: ARG002
+            closed.predict(X)
+
+    with pytest.raises(RuntimeError, match="closed"):  # of another: it is the callback's own mistake
+        model.predict(X, callbacks=[Calls()], verbose=0)
+    assert model.predict.of is fast
 
 
 # Bad input.

@@ -9,6 +9,7 @@ from typing import Any, Literal, cast, get_args
 
 from ..api import accelerate
 from ..errors import StaleEngineError
+from ..model.face import ClosedError
 from ..model.trt_model import TRTModel
 from ..options import BuildOptions
 from ..source import ON_ENGINE, own, placed
@@ -85,7 +86,16 @@ def _on_engine(model: Any, fast: TRTModel, method: str) -> Any:
     @functools.wraps(by_keras)
     def run(*arguments: Any, **keywords: Any) -> Any:
         # Validation inside `fit` is part of the training, for weights that live for one epoch (see EngineValidation).
-        return (by_keras if "_use_cached_eval_dataset" in keywords else by_engine)(*arguments, **keywords)
+        if "_use_cached_eval_dataset" in keywords:
+            return by_keras(*arguments, **keywords)
+        try:
+            return by_engine(*arguments, **keywords)
+        except ClosedError as error:
+            if error.closed is not fast:
+                raise
+            # Another thread has since called `compile_trt` or `uncompile_trt`: what is there now answers.
+            now = getattr(model, method)
+            return (by_keras if now is run else now)(*arguments, **keywords)
 
     vars(run).update(in_place_of=placed(model, method), of=fast)
     return run
@@ -151,4 +161,5 @@ def renew(fast: TRTModel, model: Any, options: BuildOptions, change: Change, *, 
     """
     if refit and change == "weights":
         _logger.info("The weights of '%s' changed: its engine is refitted if it can be, else built anew.", model.name)
-    fast._adopt(accelerate(model, options=options))  # finds the engine to refit in the cache
+    other = accelerate(model, options=options)  # finds the engine to refit in the cache
+    fast._adopt(other, same_structure=change == "weights")

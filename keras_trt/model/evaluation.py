@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import weakref
 from collections.abc import Iterator
 from types import FunctionType, MethodType
 from typing import Any
@@ -25,38 +26,32 @@ class Evaluator:
 
     Args:
         source: the Keras model.
-        predictor: runs its engine.
+        signature: inputs and outputs of its engines.
     """
 
-    def __init__(self, source: Any, predictor: Predictor) -> None:
-        self._stand_in = _stand_in(source, predictor)
-        self._source, self._predictor = source, predictor
+    def __init__(self, source: Any, signature: Signature) -> None:
+        self._stand_in = _stand_in(source, signature)
+        self._source, self.signature = source, signature
         self._one_at_a_time = threading.RLock()
         self._only_keras: list[str] | None = None
 
-    def evaluate(self, **arguments: Any) -> Any:
-        """Return what `keras.Model.evaluate` would."""
-        return self._run("evaluate", arguments)
-
-    def test_on_batch(self, **arguments: Any) -> Any:
-        """Return what `keras.Model.test_on_batch` would."""
-        return self._run("test_on_batch", arguments)
-
-    def _run(self, method: str, arguments: dict[str, Any]) -> Any:
+    def run(self, method: str, predictor: Predictor, arguments: dict[str, Any]) -> Any:
+        """Return what a method of the Keras model would, `evaluate` or `test_on_batch`, with an engine's outputs."""
         with self._one_at_a_time:
             if self._only_keras is None:
-                self._only_keras = list(only_keras_evaluates(self._source, self._predictor.signature))
+                self._only_keras = list(only_keras_evaluates(self._source, self.signature))
             for why in self._only_keras:
-                self._predictor.warn_once("evaluate", f"Keras evaluates '{self._source.name}' itself: {why}.")
+                predictor.warn_once("evaluate", f"Keras evaluates '{self._source.name}' itself: {why}.")
                 return own(self._source, method)(**arguments)
-            failures = self._stand_in.failures
-            failures.clear()
+            around = self._stand_in.on(predictor)  # a callback of one evaluation may begin another
             try:
                 return getattr(self._stand_in, method)(**arguments)
             except Exception:
-                if failures:  # TensorFlow makes an error of its own of what the engine raised
+                if failures := self._stand_in.failures:  # TensorFlow makes an error of its own of the engine's
                     raise failures[0] from None
                 raise
+            finally:
+                self._stand_in.on(around)
 
 
 def only_keras_evaluates(model: Any, signature: Signature) -> Iterator[str]:
@@ -89,19 +84,25 @@ def only_keras_evaluates(model: Any, signature: Signature) -> Iterator[str]:
     yield from found
 
 
-def _stand_in(source: Any, predictor: Predictor) -> Any:
+def _stand_in(source: Any, signature: Signature) -> Any:
     """Return an object that is `source` to Keras's trainer, but whose call runs an engine."""
     import tensorflow as tf
 
     own = ("stop_evaluating", "test_function")
-    specs = predictor.signature.outputs
+    specs = signature.outputs
 
     class StandIn:
         # For `super()` in the methods of the model's class that run on this object.
         __class__ = property(lambda _: type(source))
 
         def __init__(self) -> None:
-            self.__dict__.update(failures=[], test_function=None, traced_for=None)
+            self.__dict__.update(failures=[], predictor=None, test_function=None, traced_for=None)
+
+        def on(self, predictor: Predictor | None) -> Predictor | None:
+            """Run calls on an engine from here on, and return what runs that of before."""
+            before: Predictor | None = self.predictor
+            self.__dict__.update(failures=[], predictor=predictor)
+            return before
 
         def __getattr__(self, name: str) -> Any:
             method = next((vars(kind)[name] for kind in type(source).__mro__ if name in vars(kind)), None)
@@ -130,21 +131,29 @@ def _stand_in(source: Any, predictor: Predictor) -> Any:
             plain = all(isinstance(leaf, tf.Tensor) for leaf in leaves)
             if others or not plain or any(value for value in keywords.values()):
                 why = "the model with more than its inputs" if plain else "data that is not dense tensors"
-                predictor.warn_once(why, f"Keras runs {why}, as in an evaluation: the engine takes neither.")
+                self.predictor.warn_once(why, f"Keras runs {why}, as in an evaluation: the engine takes neither.")
                 return source(x, *others, **keywords)
-            nesting = describe(x)
-
-            def run(*arrays: Any) -> list[Any]:
-                try:
-                    return flatten(predictor.predict_on_batch(pack(nesting, arrays)))
-                except Exception as error:
-                    self.failures.append(error)
-                    raise
-
-            outputs = tf.numpy_function(run, leaves, [tf.as_dtype(spec.dtype) for spec in specs])
+            outputs = tf.numpy_function(
+                _running(self, describe(x)), leaves, [tf.as_dtype(spec.dtype) for spec in specs]
+            )
             outputs = [outputs] if tf.is_tensor(outputs) else outputs  # so it is outside of a graph, for one output
             for output, spec in zip(outputs, specs, strict=True):
                 output.set_shape(spec.shape)
-            return pack(predictor.signature.output_structure, outputs)
+            return pack(signature.output_structure, outputs)
 
     return StandIn()
+
+
+def _running(stand_in: Any, nesting: Any) -> Any:
+    """Return what runs an engine on arrays. TensorFlow keeps it for ever, and so it keeps nothing itself."""
+    held = weakref.ref(stand_in)
+
+    def run(*arrays: Any) -> list[Any]:
+        stand_in: Any = held()  # it is there: its test function calls
+        try:
+            return flatten(stand_in.predictor.predict_on_batch(pack(nesting, arrays)))
+        except Exception as error:
+            stand_in.failures.append(error)
+            raise
+
+    return run

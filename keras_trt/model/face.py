@@ -9,6 +9,14 @@ from ..report.report import Report
 from ..source import own
 
 
+class ClosedError(RuntimeError):
+    """What a call of a closed drop-in raises; it says of which."""
+
+    def __init__(self, closed: KerasFace) -> None:
+        super().__init__("This TRTModel is closed.")
+        self.closed = closed
+
+
 class KerasFace:
     """The part of `keras.Model` that concerns inference, beside `predict`. Part of `TRTModel`."""
 
@@ -174,13 +182,15 @@ class KerasFace:
         raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
 
     def _test(self, method: Literal["evaluate", "test_on_batch"], arguments: dict[str, Any]) -> Any:
-        with self._engine() as (_, evaluator):
+        with self._engine() as (predictor, evaluator):
             if evaluator is None and not hasattr(self._source, method):
                 raise NotImplementedError(
                     f"'{self.name}' was loaded from a file, which holds its inference alone: `{method}` needs the "
                     "loss and the metrics of the Keras model."
                 )
-            return (getattr(evaluator, method) if evaluator is not None else own(self._source, method))(**arguments)
+            if evaluator is not None:
+                return evaluator.run(method, predictor, arguments)
+            return own(self._source, method)(**arguments)
 
     def _engine(self) -> Any:
         raise NotImplementedError

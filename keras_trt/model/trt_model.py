@@ -27,7 +27,7 @@ from ..runtime import MAX_SLOTS, Session, Usage, deliver
 from ..source import own
 from ..specs import TensorSpec, flatten
 from .evaluation import Evaluator
-from .face import KerasFace
+from .face import ClosedError, KerasFace
 from .predictor import Predictor
 
 
@@ -328,19 +328,28 @@ class TRTModel(KerasFace):
     ) -> None:
         self._predictor, self._session, self._report, self._contents = predictor, session, report, contents
         has_loss = not isinstance(self._source, GraphSource)
-        self._evaluator = Evaluator(self._source, predictor) if predictor is not None and has_loss else None
+        self._evaluator = Evaluator(self._source, predictor.signature) if predictor is not None and has_loss else None
         # At exit too, while CUDA is still there.
         self._finalizer = weakref.finalize(self, _close_session, session, self._pid) if session else None
 
-    def _adopt(self, other: TRTModel) -> None:
-        """Run another drop-in's engine from here on. The own one is freed when the calls under way end."""
+    def _adopt(self, other: TRTModel, *, same_structure: bool) -> None:
+        """Run another drop-in's engine from here on. The own one is freed when the calls under way end.
+
+        Args:
+            other: is not used any more.
+            same_structure: whether it is of the same model but for the values of weights.
+        """
         with self._changing:
             for finalizer in (self._finalizer, other._finalizer):
                 if finalizer is not None:
                     finalizer.detach()
             if self._session is not None:
                 self._session.retire()
+            evaluator = self._evaluator
             self._put(other._predictor, other._session, other._report, other._contents)
+            new = self._evaluator
+            if same_structure and evaluator is not None and new is not None and evaluator.signature == new.signature:
+                self._evaluator = evaluator  # Keras need not trace its test function again
 
     def _seconds_a_call(self, calls: int = 20) -> float:
         """Return the median wall time of a call with one row; with more where the batch has a fixed size."""
@@ -378,7 +387,7 @@ class TRTModel(KerasFace):
                 "cache), or start processes with the method 'spawn'."
             )
         if self._closed:
-            raise RuntimeError("This TRTModel is closed.")
+            raise ClosedError(self)
 
 
 def _is_symbolic(leaf: Any) -> bool:
