@@ -36,9 +36,9 @@ def lower(
     wanted = max(_OPSETS[precision], opset or 0)
     if proto.opset_import[0].version < wanted:
         proto = onnx_package.version_converter.convert_version(proto, wanted)
-    proto = onnx_package.shape_inference.infer_shapes(proto, data_prop=True)
     model = ir.from_proto(proto)
     common.NameFixPass()(model)
+    common.ShapeInferencePass(check_type=False, strict_mode=False)(model)  # without carrying the weights along
     common.LiftConstantsToInitializersPass(lift_all_constants=True)(model)
     common.TopologicalSortPass()(model)
     low = ir.DataType.FLOAT16 if precision == "fp16" else ir.DataType.BFLOAT16
