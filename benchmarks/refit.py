@@ -83,7 +83,7 @@ def measure(name: str, backend: Any, precision: Any, level: int | None, seconds:
                         "log": list(heard.lines),
                     }
                 )
-            print(rows[-1])
+            print(rows[-1], flush=True)
 
         row("first", refittable=False)
         row("first", refittable=True)
@@ -92,8 +92,8 @@ def measure(name: str, backend: Any, precision: Any, level: int | None, seconds:
             value = np.asarray(variable)
             if value.dtype == np.float32:
                 variable.assign(value * generator.uniform(0.9, 1.1, value.shape))
-        row("other weights", refittable=False)
         row("other weights", refittable=True)
+        row("other weights", refittable=False)
     return rows
 
 

@@ -1,11 +1,12 @@
 """How long a start takes: `import keras_trt`, the first start of a model, and every later one in a new process.
 
-python benchmarks/start.py [--backend onnxruntime] [--repeats 3]
+python benchmarks/start.py [--backend onnxruntime] [--repeats 3] [--folder F]
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
 import statistics
 import subprocess
@@ -31,8 +32,15 @@ def start(path: str, backend: Any, cache: str) -> dict[str, Any]:
     import tensorflow  # noqa: F401 (imported here so that its time is counted here)
 
     import keras_trt
+    import keras_trt.cuda
 
+    if backend.startswith("tensorrt"):
+        importlib.import_module(backend)
     imported = time.perf_counter()
+    if backend.startswith("tensorrt"):
+        with keras_trt.cuda.current_device(0):  # the first call makes CUDA's context
+            keras_trt.cuda.Stream().close()
+    ready = time.perf_counter()
     model = keras.saving.load_model(path, compile=False)
     made = time.perf_counter()
     fast = keras_trt.accelerate(model, backend=backend, cache=cache, verbose=0)
@@ -43,7 +51,8 @@ def start(path: str, backend: Any, cache: str) -> dict[str, Any]:
         "precision": report.precision,
         "origin": report.origin,
         "import_frameworks_s": imported - begin,
-        "load_model_s": made - imported,
+        "first_cuda_call_s": ready - imported,
+        "load_model_s": made - ready,
         "accelerate_s": done - made,
         "steps_s": dict(report.seconds),
     }
@@ -54,15 +63,16 @@ def main() -> None:
     parser.add_argument("--backend", default="onnxruntime")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--models", nargs="+", default=["MobileNetV2", "ResNet50"])
-    parser.add_argument("--make", help=argparse.SUPPRESS)
-    parser.add_argument("--folder", help=argparse.SUPPRESS)
+    parser.add_argument("--folder", type=Path, help="keeps models and engines: what is there is a later start")
+    parser.add_argument("--make", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--one", type=Path, help=argparse.SUPPRESS)
     chosen = parser.parse_args()
     if chosen.make:
-        models.make(chosen.make).save(f"{chosen.folder}/model.keras")
+        models.make(*chosen.models).save(chosen.make / "model.keras")
         print()
         return
-    if chosen.folder:
-        print(json.dumps(start(f"{chosen.folder}/model.keras", chosen.backend, f"{chosen.folder}/cache")))
+    if chosen.one:
+        print(json.dumps(start(f"{chosen.one}/model.keras", chosen.backend, f"{chosen.one}/cache")))
         return
 
     environ = environment.of_children()
@@ -71,17 +81,23 @@ def main() -> None:
     rows: list[dict[str, Any]] = [
         {"what": "import keras_trt", "median_s": statistics.median(imports), "all_s": imports}
     ]
-    for name in chosen.models:
-        with tempfile.TemporaryDirectory() as folder:
-            command = [sys.executable, __file__, "--backend", chosen.backend, "--folder", folder]
-            _run([*command, "--make", name], environ)
-            for i in range(1 + chosen.repeats):
-                what = "first start" if i == 0 else "later start"
-                row = {"what": what, "model": name, **json.loads(_run(command, environ))}
+    with tempfile.TemporaryDirectory() as temporary:
+        for name in chosen.models:
+            folder = (chosen.folder or Path(temporary)) / f"{name}-{chosen.backend}"
+            folder.mkdir(parents=True, exist_ok=True)
+            command = [sys.executable, __file__, "--backend", chosen.backend, "--models", name]
+            if not (folder / "model.keras").exists():
+                _run([*command, "--make", str(folder)], environ)
+            whats = ["later start"] * chosen.repeats
+            if not (folder / "cache").exists():
+                whats.insert(0, "first start")
+            for what in whats:
+                row = {"what": what, "model": name, **json.loads(_run([*command, "--one", str(folder)], environ))}
                 rows.append(row)
                 print(
                     f"{name}, {what} ({row['origin']}): accelerate {row['accelerate_s']:.2f} s, beyond importing the "
-                    f"frameworks {row['import_frameworks_s']:.2f} s and loading the model {row['load_model_s']:.2f} s: "
+                    f"frameworks {row['import_frameworks_s']:.2f} s, the first CUDA call "
+                    f"{row['first_cuda_call_s']:.2f} s and loading the model {row['load_model_s']:.2f} s: "
                     + ", ".join(f"{step} {seconds:.3f}" for step, seconds in row["steps_s"].items())
                 )
     print("written:", environment.write("start", {**environment.describe("start.py"), "rows": rows}))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 
@@ -12,3 +12,11 @@ def subgraphs(node: Any) -> Iterator[Any]:
         yield from attribute.graphs
         if attribute.HasField("g"):
             yield attribute.g
+
+
+def all_nodes(graphs: Iterable[Any]) -> Iterator[Any]:
+    """Yield the nodes of some `onnx.GraphProto`s, those of the graphs inside them included."""
+    for graph in graphs:
+        for node in graph.node:
+            yield node
+            yield from all_nodes(subgraphs(node))

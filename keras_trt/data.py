@@ -23,12 +23,12 @@ def labelled(given: Any) -> tuple[Any, Any, Any]:
         given: `(x, y)`, `(x, y, sample_weight)`, or what `keras_batches` takes.
 
     Raises:
-        InputError: for data of no kind that Keras knows, and such without answers.
+        InputError: for data of no kind that Keras knows, such without answers or rows, and numbers of rows that differ.
     """
     import keras
     from keras.src.trainers.data_adapters.data_adapter_utils import unpack_x_y_sample_weight
 
-    batches = [given] if isinstance(given, tuple) else _batches(given, None, None)[0]
+    batches = [given] if isinstance(given, tuple) else _batches(given, None, None, "validation_data")[0]
     parts = [unpack_x_y_sample_weight(batch) for batch in batches]
     x, y, weights = (
         None if each[0] is None else keras.tree.map_structure(lambda *arrays: np.concatenate(arrays), *each)
@@ -38,16 +38,25 @@ def labelled(given: Any) -> tuple[Any, Any, Any]:
         raise InputError(
             "`validation_data` has no answers to compare with. It is (x, y), or a dataset of such batches."
         )
+    rows = {name: {len(leaf) for leaf in keras.tree.flatten(part)} for name, part in (("x", x), ("y", y))}
+    if rows["x"] != rows["y"] or len(rows["x"]) != 1 or 0 in rows["x"]:
+        raise InputError(
+            "`validation_data` needs one number of rows, the same for inputs and answers. Received: "
+            f"{' and '.join(f'{sorted(counts)} rows of {name}' for name, counts in rows.items())}."
+        )
     return x, y, weights
 
 
-def keras_batches(x: Any, batch_size: int | None, steps: int | None) -> tuple[Iterator[Any], int | None]:
+def keras_batches(
+    x: Any, batch_size: int | None, steps: int | None, taker: str = "predict"
+) -> tuple[Iterator[Any], int | None]:
     """Return the batches of inputs in anything that Keras's `predict` takes, and how many there are if it is known.
 
     Args:
         x: a `tf.data.Dataset`, generator, `keras.utils.PyDataset`, torch `DataLoader`, ….
         batch_size: the user's argument: an error for data that comes in batches already.
         steps: stop after so many.
+        taker: what an error says that it takes such data. Defaults to `"predict"`.
 
     Raises:
         InputError: for data of no kind that Keras knows, and for arguments that do not go with its kind.
@@ -55,11 +64,11 @@ def keras_batches(x: Any, batch_size: int | None, steps: int | None) -> tuple[It
     require("keras", package="keras", extra="tensorflow", purpose="Data that is no array")
     from keras.src.trainers.data_adapters.data_adapter_utils import unpack_x_y_sample_weight
 
-    batches, count = _batches(x, batch_size, steps)
+    batches, count = _batches(x, batch_size, steps, taker)
     return (unpack_x_y_sample_weight(batch)[0] for batch in batches), count
 
 
-def _batches(x: Any, batch_size: int | None, steps: int | None) -> tuple[Iterator[Any], int | None]:
+def _batches(x: Any, batch_size: int | None, steps: int | None, taker: str) -> tuple[Iterator[Any], int | None]:
     # Keras has no public door to its adapters. They are the same from 3.10 on.
     from keras.src.trainers import data_adapters
 
@@ -68,7 +77,7 @@ def _batches(x: Any, batch_size: int | None, steps: int | None) -> tuple[Iterato
     except (KeyError, TypeError, ValueError) as error:
         kinds = "arrays or tensors, or a list or dict of them, a tf.data.Dataset, a generator or a PyDataset"
         raise InputError(
-            f"`predict` takes {kinds} (for a list of numbers use np.asarray). Received: {reprlib.repr(x)} of type "
+            f"`{taker}` takes {kinds} (for a list of numbers use np.asarray). Received: {reprlib.repr(x)} of type "
             f"{type(x).__name__}. Keras says: {error}",
             expected=kinds,
             received=type(x).__name__,

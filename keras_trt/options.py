@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
+from numbers import Real
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from .findings import Finding
@@ -37,8 +38,8 @@ class BuildOptions:
             `"auto"` measures all that can run and keeps the fastest within `accuracy_budget`. Defaults to `None`:
             `"fp16"` on TensorRT and `"fp32"` on ONNX Runtime.
         validation_data: for `"auto"`: `(x, y)`, `(x, y, sample_weight)`, or a dataset of them. Defaults to `None`.
-        accuracy_budget: for `"auto"`: how much worse than Keras's the metric may be, in its own unit. Defaults to
-            `0.0`.
+        accuracy_budget: for `"auto"`: how much worse than Keras's the metric may be, in its own unit; less than the
+            rounding of float32 is no difference. Defaults to `0.0`.
         monitor: for `"auto"`: name of a compiled metric or `"loss"`, or a callable `(y, y_pred) -> float`. Defaults to
             `None`: the first compiled metric, else the loss.
         mode: for `"auto"`: whether the metric is better as it is larger, `"max"`, or smaller, `"min"`. Defaults to
@@ -58,7 +59,7 @@ class BuildOptions:
             calibrator did; slow) or `"minmax"`. Defaults to `"percentile"`.
         precision_plan: layers that compute in float32 whatever the precision is, `{"name or glob": "float32"}`. A
             pattern is held against a layer's name, its path (`"block/conv"`) and those of the models that it is in.
-            Defaults to `None`.
+            TensorRT may multiply them in TF32, unless the precision is `"fp32"`. Defaults to `None`.
         optimization_level: TensorRT's builder optimization level, 0 (fast build) to 5 (fast engine). Defaults to
             `None`: TensorRT's own default.
         refittable: whether the engine can take other weights of the same model in seconds, without a build. TensorRT's
@@ -119,8 +120,15 @@ class BuildOptions:
                 f"precision={self.precision!r}, validation_data={'some' if self.validation_data is not None else None}"
             )
         budget = self.accuracy_budget
-        if isinstance(budget, bool) or not isinstance(budget, int | float) or not budget >= 0:
+        if isinstance(budget, bool) or not isinstance(budget, Real) or not budget >= 0:
             raise ValueError(f"`accuracy_budget` is 0 or more. Received: accuracy_budget={budget!r}")
+        judging = {"accuracy_budget": budget, "monitor": self.monitor, "mode": self.mode}
+        idle = [name for name, value in judging.items() if value not in (0, None, "auto")]
+        if self.precision != "auto" and idle:
+            raise ValueError(
+                f"`{idle[0]}` is for precision='auto' alone: no other is judged by a metric. Received: "
+                f"precision={self.precision!r}, {idle[0]}={judging[idle[0]]!r}"
+            )
         _choice("backend", self.backend, get_args(BackendName))
         _choice("calibration_method", self.calibration_method, ("percentile", "entropy", "minmax"))
         plan = self.precision_plan

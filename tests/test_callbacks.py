@@ -293,11 +293,12 @@ def test_where_warnings_are_errors_a_failure_ends_the_training(tmp_path: Path) -
             hopeless().fit(X, Y, epochs=3, callbacks=[checkpoint], verbose=0)
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
-def test_nobody_waits_for_a_thread_that_has_ended() -> None:
-    background, done = Background(limit=1), []
+def test_nobody_waits_for_a_thread_that_has_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    background, threads, done, told = Background(limit=1), [], [], threading.Event()
+    monkeypatch.setattr(threading, "excepthook", lambda _: told.set())
 
     def end() -> None:
+        threads.append(threading.current_thread())
         raise SystemExit
 
     background.submit("a", end)
@@ -305,6 +306,8 @@ def test_nobody_waits_for_a_thread_that_has_ended() -> None:
     background.submit("b", lambda: done.append(1))
     background.wait()
     assert done
+    threads[0].join()
+    assert told.is_set()
 
 
 def test_bad_arguments_are_answered_as_keras_does(tmp_path: Path) -> None:

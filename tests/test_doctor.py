@@ -241,8 +241,15 @@ def test_options_that_are_refused_are_so_with_the_sentence_of_the_error(options:
     with pytest.raises(ValueError, match=r"calibration_data|precision_plan") as caught:
         keras_trt.accelerate(model, backend="onnxruntime", verbose=0, **options, **QUIET)
     assert finding.problem == str(caught.value)
-    options = {"precision": "int8", "calibration_data": floats(8)(4), "precision_plan": {"dense": "float32"}}
-    assert keras_trt.doctor(model, backend="onnxruntime", **options, **QUIET).ok
+
+
+def test_8_bits_that_nothing_takes_are_found() -> None:
+    model = sequential(kl.Dense(2, name="dense"), kl.Dense(2, name="other"))
+    options = {"backend": "onnxruntime", "precision": "int8", "calibration_data": floats(8)(4), **QUIET}
+    assert keras_trt.doctor(model, precision_plan={"dense": "float32"}, **options).ok
+    finding, *_ = keras_trt.doctor(model, precision_plan={"dense": "float32", "other": "float32"}, **options)
+    assert "nothing of the graph can be in int8" in finding.problem
+    assert (finding.action, finding.cost) == ("falls back", "runs in fp16")
 
 
 def test_an_unbuilt_model() -> None:

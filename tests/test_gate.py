@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import threading
+from collections import Counter
 from typing import Any
 
 import numpy as np
 import pytest
 
+from keras_trt import OptimizationProfile, ShapeRange
 from keras_trt import precision as precision_module
 from keras_trt.cache import EngineCache
-from keras_trt.errors import ExportError, InputError
+from keras_trt.errors import ExportError, InputError, VerificationError
+from keras_trt.export import export
+from keras_trt.export.signature import input_signature
+from keras_trt.verification.gate import Gate
 
 from .models import accelerate, cancelling, floats, keras, kl, recorded, same, tf, warns_once
 
@@ -131,6 +136,89 @@ def test_dependent_rows_and_a_large_smallest_batch() -> None:
     assert (fast.backend, fast.report().rows_independent) == ("onnxruntime", False)
     x = floats(4)(16)
     same(model.predict(x, batch_size=8, verbose=0), fast.predict(x, batch_size=8, verbose=0))
+
+
+def _centred() -> Any:
+    return _map(lambda x: x - keras.ops.mean(x, axis=0, keepdims=True))
+
+
+def test_dependent_rows_are_found_though_the_engine_takes_one_at_a_time() -> None:
+    model, x = _centred(), floats(4)(8)
+    for given in (None, x):
+        fast = accelerate(model, batch_sizes=(1, 1, 1), sample=given)
+        assert not fast.report().rows_independent
+        with recorded() as records:
+            same(model.predict(x, verbose=0), fast.predict(x, verbose=0))
+        warns_once(records, "rows depend on each other")
+
+
+@pytest.mark.parametrize("sizes", [(2, 2, 2), (1, 2, 3), (4, 4, 8)])
+def test_a_sample_that_is_larger_than_the_batches_of_dependent_rows(sizes: Any) -> None:
+    model, x = _centred(), floats(4)(64)
+    profile = OptimizationProfile({model.layers[0].name: ShapeRange(*((size, 4) for size in sizes))})
+    for options in ({"batch_sizes": sizes}, {"profiles": profile}):
+        fast = accelerate(model, sample=x, **options)
+        assert (fast.backend, fast.report().rows_independent) == ("onnxruntime", False)
+        assert len(fast.report().differences) == 1
+        same(model.predict(x, batch_size=sizes[2], verbose=0)[: sizes[2]], fast.predict_on_batch(x[: sizes[2]]))
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_a_first_row_whose_answer_is_nearly_nothing(precision: str) -> None:
+    """Alone, its relative difference is large, and says nothing."""
+    keras.utils.set_random_seed(0)
+    model = keras.Sequential([keras.Input((16,)), kl.Dense(32, "tanh"), kl.Dense(1)])
+    x = floats(16)(2000)
+    sizes = np.abs(model.predict(x, verbose=0)[:, 0])
+    smallest = int(sizes.argmin())
+    assert sizes[smallest] < 1e-3 * sizes.mean()
+    fast = accelerate(model, precision=precision, sample=x[[smallest, *range(31)]])
+    assert (fast.precision, fast.report().fell_back) == (precision, ())
+
+
+class AsOnAGPU:
+    """A `Session` of which one run of a size is wrong, as where it is the first that takes another way."""
+
+    keeps_state = rows_independent = True
+    profile = OptimizationProfile({"x": ShapeRange((1, 4), (8, 4), (16, 4))})
+
+    def __init__(self, model: Any, size: int, run: int) -> None:
+        self.model, self.wrong, self.runs = model, (size, run), Counter[int]()
+
+    def takes(self, _: Any) -> None:
+        return None
+
+    def run(self, inputs: Any) -> list[Any]:
+        answers = np.array(self.model(inputs[0]))
+        size = len(answers)
+        answers[-1] *= 1.0 + ((size, self.runs[size]) == self.wrong)
+        self.runs[size] += 1
+        return [answers]
+
+
+@pytest.mark.parametrize("run", [0, 1, 2])
+@pytest.mark.parametrize("size", [1, 4, 8, 17])
+def test_each_run_in_each_size_is_compared(size: int, run: int) -> None:
+    inputs = keras.Input((4,), name="x")
+    model = keras.Model(inputs, kl.Dense(3)(inputs))
+    takes = input_signature(model, None)
+    signature = export(model).signature
+    gate = Gate(model, takes, [AsOnAGPU.profile.shapes["x"]], None)
+    gate.check(AsOnAGPU(model, 0, 0), signature, "fp32")  # type: ignore[arg-type]
+    with pytest.raises(VerificationError, match="relative difference"):
+        gate.check(AsOnAGPU(model, size, run), signature, "fp32")  # type: ignore[arg-type]
+
+
+def test_a_row_outside_of_all_others_does_not_hide_what_8_bits_do_to_them() -> None:
+    keras.utils.set_random_seed(0)
+    model = keras.Sequential([keras.Input((16,)), kl.Dense(32, "relu"), kl.Dense(3)])
+    x = floats(16)(64)
+    x[0] *= 1e4
+    with recorded() as records:
+        fast = accelerate(model, precision="int8", calibration_data=x, calibration_method="minmax")
+    warns_once(records, "int8: the engine differs from Keras", "of a row")
+    wanted, got = model.predict(x[1:], verbose=0), fast.predict(x[1:], verbose=0)
+    assert np.linalg.norm(wanted - got) < 1e-2 * np.linalg.norm(wanted)
 
 
 def test_bytes_stay_inside_a_table() -> None:

@@ -80,6 +80,32 @@ class TestCompare:
         assert not Difference("y", 0.0, 0.1, 1e-2, worst_row=0.05).within
         assert Difference("y", 0.0, 0.1, 1e-2, worst_row=0.03).within
 
+    def test_a_huge_row_does_not_hide_what_is_wrong_with_all_others(self) -> None:
+        wanted = np.random.default_rng(0).standard_normal((32, 3))
+        wanted[0] *= 1e4
+        got = np.where(np.arange(32)[:, None] == 0, wanted, -wanted)
+        assert difference(wanted, got, limit=1e-2).relative_l2 < 1e-2, "all rows together do not show it"
+        assert worst_row(wanted, got, range(32)) > 1
+
+    def test_rows_of_nothing_do_not_make_the_others_large(self) -> None:
+        wanted = np.zeros((10, 1))
+        wanted[:3] = 1
+        got = wanted + np.where(np.arange(10) == 9, 1e-3, 0)[:, None]
+        assert worst_row(wanted, got, range(10)) == pytest.approx(1e-3)
+
+    def test_integers_are_looked_at_in_all_places(self) -> None:
+        wanted = np.arange(4)
+        assert worst_row(wanted, wanted[[1, 2, 3, 0]], [1, 2, 3, 0]) == 0
+        assert worst_row(wanted, np.array([1, 2, 0, 0]), [1, 2, 3, 0]) == 0.25
+
+    @given(st.permutations(range(6)), st.integers(0, 2**32 - 1), st.floats(1e-3, 1e3))
+    def test_the_worst_row_is_the_same_in_any_order_and_unit(self, order: list[int], seed: int, unit: float) -> None:
+        generator = np.random.default_rng(seed)
+        wanted, error = generator.standard_normal((2, 6, 3))
+        found = worst_row(wanted, wanted + error, range(6))
+        moved = worst_row(wanted * unit, (wanted + error)[order] * unit, order)
+        assert moved == pytest.approx(found, rel=1e-9)
+
     @given(st.floats(1e-6, 1.0), st.integers(0, 2**32 - 1))
     def test_measures_the_relative_error_that_was_made(self, size: float, seed: int) -> None:
         generator = np.random.default_rng(seed)

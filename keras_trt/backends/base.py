@@ -122,14 +122,20 @@ class HostEngine(Protocol):
 class DeviceContext(Protocol):
     """One thread of execution of a `DeviceEngine`, with its own shapes and addresses."""
 
-    def set_shapes(self, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
-        """Set the shapes of the inputs and return those of the outputs."""
+    def set_shapes(self, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...] | None]:
+        """Set the shapes of the inputs and return those of the outputs, `None` of one that depends on the data."""
 
     def set_address(self, name: str, address: int) -> None:
         """Set where an input or output lies in device memory."""
 
-    def enqueue(self, stream: int) -> None:
-        """Put one inference on a CUDA stream."""
+    def set_allocator(self, name: str, allocate: Callable[[int], int]) -> None:
+        """Set what gives device memory to an output whose shape depends on the data: its address, for a size.
+
+        It is called while an inference is put on a stream, and what it raises is raised there.
+        """
+
+    def enqueue(self, stream: int) -> dict[str, tuple[int, ...]]:
+        """Put one inference on a CUDA stream, and return the shapes of the outputs that have an allocator."""
 
     def close(self) -> None:
         """Free the context."""
@@ -190,6 +196,9 @@ class Backend(Judge, Protocol):
 
     def identity(self) -> dict[str, Any]:
         """Return all of this backend, system and device that an engine depends on, for the engine key."""
+
+    def preflight(self, size_bytes: int) -> None:
+        """Say in the log where there is too little memory to build or to load what is so large. Never an error."""
 
     def build(
         self, onnx: bytes, spec: BuildSpec, timings: Timings | None = None, *, report: Report | None = None

@@ -41,6 +41,9 @@ class OnnxRuntimeBackend:
         """Return what an engine depends on: a graph runs on any machine that has this ONNX Runtime."""
         return {"backend": self.name, "ONNX Runtime": self._ort.__version__}
 
+    def preflight(self, size_bytes: int) -> None:
+        """Say nothing: the memory is the system's."""
+
     def supports(self, onnx: bytes) -> list[Finding]:
         """Return what ONNX Runtime refuses in a graph."""
         try:

@@ -255,6 +255,7 @@ class Engines:
             return self.load(plan, wanted.signature, wanted.ranges, rows_independent=independent, costs=costs)
 
     def _plan(self, graph: bytes, spec: BuildSpec) -> bytes:
+        self.backend.preflight(len(graph))  # here also for a child, which does not see what this process holds
         if self._in_process:
             return child.build(self.backend, graph, spec, self._timings(), self._timeout, self._progress.at)
         return self.backend.build(graph, spec, self._timings(), report=self._progress.at)
@@ -295,6 +296,7 @@ class Engines:
         Raises:
             EngineLoadError, CudaError: if it cannot be used here.
         """
+        self.backend.preflight(len(plan))
         engines = self.backend.load(plan)
         shapes = profile(signature, ranges)
         session = Session(engines, signature, shapes, rows_independent=rows_independent, costs=costs)

@@ -10,9 +10,9 @@ from typing import Any
 
 from .. import policies
 from .. import precision as types
-from .._subgraphs import subgraphs
+from .._subgraphs import all_nodes
 from ..backends import Judge
-from ..errors import BuildError
+from ..errors import BuildError, KerasTRTError, PrecisionError
 from ..export import ExportedModel
 from ..export.check import layer_of
 from ..inputs import Array
@@ -50,10 +50,18 @@ class Rung:
 
         Raises:
             BuildError: if it has no such form.
+            PrecisionError: if nothing of it can be in 8 bits.
         """
         try:
             how = None if self.quantization is None else self.quantization()
+            if how is not None and self.precision in ("int8", "fp8") and self.keep.issuperset(how.thresholds):
+                raise PrecisionError(
+                    f"nothing of the graph can be in {self.precision}: there is no convolution or matrix product with "
+                    "constant weights, none that `precision_plan` leaves, or none that `calibration_data` reaches"
+                )
             return types.typed(exported.onnx, self.precision, self.keep, how)
+        except KerasTRTError:
+            raise
         except Exception as error:  # calibrators, the converter and onnx's checker raise kinds of their own
             raise BuildError(f"The graph could not be converted to {self.precision}: {error}") from error
 
@@ -136,16 +144,9 @@ def nodes_by_layer(model: Any, exported: ExportedModel) -> dict[str, list[str]]:
     import onnx
 
     found: dict[str, list[str]] = {}
-    for node in _all_nodes(onnx.load_from_string(exported.onnx).graph):
+    for node in all_nodes([onnx.load_from_string(exported.onnx).graph]):
         found.setdefault(layer_of(model, node.name) or model.name, []).append(node.name)
     return found
-
-
-def _all_nodes(graph: Any) -> Iterator[Any]:
-    for node in graph.node:
-        yield node
-        for inner in subgraphs(node):
-            yield from _all_nodes(inner)
 
 
 def _fits(pattern: str, path: str) -> bool:

@@ -137,7 +137,7 @@ class _Provision:
             _logger.info("'%s' is exported at each start: %s", self.model.name, reason)
             return None
         return {
-            "layout": 3,  # of the record itself: raised when it holds other things
+            "layout": 4,  # of the record itself: raised when it holds other things
             "structure": structure,
             "weights": weights,
             "inputs": [[list(spec.shape), spec.dtype] for spec in self.live],
@@ -205,6 +205,8 @@ class _Provision:
         exported = self._exported()
         with self.engines.timed("verify"):
             independent = not self.gate.rows_depend(exported.signature)
+            if self.options.verify and not independent:
+                self.gate.ensure_answers(exported.signature)
         fell_back: list[tuple[str, str]] = []  # error class and reason
         failures: list[KerasTRTError] = []
         keep = planned(self.options.precision_plan, self.model, exported)
@@ -298,7 +300,7 @@ class _Provision:
                 "graph": wanted.graph_sha256,
                 "precision": precision,
                 "signature": signature.to_json(),
-                "rows_independent": independent,
+                "rows_independent": made.session.rows_independent,
                 "differences": [vars(one) for one in made.differences],
                 "fell_back": list(fell_back),
                 "kept_float32": list(kept),
@@ -371,7 +373,7 @@ class _Provision:
                 "layers, and give it what they make of strings.",
                 layer=self.head.layers[0],
             )
-        rows = self.gate.rows()
+        rows = self.gate.rows(made.session)
         plan = made.session.plan()
         return artifact.Contents(
             name=self.model.name,

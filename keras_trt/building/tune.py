@@ -36,6 +36,8 @@ _logger = logging.getLogger("keras_trt")
 _CANDIDATES: tuple[Precision, ...] = ("fp8", "int8", "fp16", "bf16", "tf32", "fp32")
 #: What of a compiled model its metrics come from; an optimizer has a name that Keras makes up.
 _JUDGES = ("loss", "loss_weights", "metrics", "weighted_metrics")
+#: How far metrics may be apart, beside Keras's own, that are the same but for the rounding of float32.
+_ROUNDING = 1e-6
 #: Calls that the time of a batch is the median of.
 _CALLS = 20
 #: What Keras calls them.
@@ -93,7 +95,7 @@ class _Tuning:
         kept = None if key is None or self._cache is None else self._cache.get_record(key)
         if kept is not None:
             try:
-                return self._with(self._provision(kept["precision"]), [Candidate(**one) for one in kept["table"]])
+                return self._with(self._provision(kept["precision"]), list(map(_from_json, kept["table"])))
             except (BuildError, VerificationError) as error:
                 _logger.warning(
                     "The precision that was chosen before can be had no more, and is chosen anew: %s", error
@@ -114,7 +116,7 @@ class _Tuning:
         if key is not None and self._cache is not None:
             # Where the cache cannot be written to, a warning of the engines has said so.
             with contextlib.suppress(CacheError):
-                self._cache.put_record(key, {"precision": chosen, "table": [asdict(one) for one in table]})
+                self._cache.put_record(key, {"precision": chosen, "table": list(map(_to_json, table))})
         return self._with(self._provision(chosen), table)
 
     def _try(self, precision: Precision, reference: float) -> Candidate:
@@ -136,7 +138,7 @@ class _Tuning:
         finally:
             ready.session.close()
         loss = (reference - metric) * (1 if self._mode == "max" else -1)
-        within = loss <= self._options.accuracy_budget  # which NaN is not
+        within = loss <= self._options.accuracy_budget + _ROUNDING * abs(reference)  # which NaN is not
         return Candidate(precision, metric, milliseconds, "" if within else f"loses {loss:.3g}")
 
     def _provision(self, precision: Precision) -> Provisioned:
@@ -147,7 +149,15 @@ class _Tuning:
         return provision(self._model, self._backend, options, self._cache, self._head)
 
     def _in(self, precision: Precision) -> BuildOptions:
-        return replace(self._options, precision=precision, validation_data=None, fallback="raise")
+        return replace(
+            self._options,
+            precision=precision,
+            validation_data=None,
+            accuracy_budget=0.0,
+            monitor=None,
+            mode="auto",
+            fallback="raise",
+        )
 
     def _with(self, ready: Provisioned, table: list[Candidate]) -> Provisioned:
         return replace(ready, report=replace(ready.report, candidates=tuple(table)))
@@ -173,9 +183,15 @@ class _Tuning:
         self._monitored = monitor or next((name for name in values if name != "loss"), "loss")
         if self._monitored not in values:
             raise ValueError(f"`monitor` is one of {', '.join(values)}, or a callable. Received: monitor={monitor!r}")
-        return values[self._monitored]
+        value = np.asarray(values[self._monitored])
+        if value.size != 1:
+            raise ValueError(
+                f"The metric {self._monitored!r} is not one number but has the shape {value.shape}: give `monitor`, "
+                f"another one of {', '.join(values)}, or a callable. Received: monitor={monitor!r}"
+            )
+        return float(value.reshape(()))
 
-    def _metrics(self, answers: Any) -> dict[str, float]:
+    def _metrics(self, answers: Any) -> dict[str, Any]:
         """Return the compiled metrics and the loss; those that training has gathered so far are lost, as by `fit`."""
         model = self._whole
         if not model.compiled:
@@ -188,7 +204,7 @@ class _Tuning:
             values = model.compute_metrics(None, self._y, answers, self._weights)
         finally:
             model.reset_metrics()
-        return {**{name: float(value) for name, value in values.items()}, "loss": float(loss)}
+        return {**values, "loss": loss}
 
     def _key(self) -> str | None:
         """Return what the choice is found by, or `None` where something that it depends on cannot be hashed."""
@@ -216,6 +232,15 @@ class _Tuning:
                 "keras_trt": __version__,
             },
         )
+
+
+def _to_json(one: Candidate) -> dict[str, Any]:
+    """Return a candidate as a record holds it: NaN and infinity have no form in JSON."""
+    return {**asdict(one), "metric": None if one.metric is None else repr(one.metric)}
+
+
+def _from_json(one: Mapping[str, Any]) -> Candidate:
+    return Candidate(**{**one, "metric": None if one["metric"] is None else float(one["metric"])})
 
 
 def _mode(model: Any, monitored: str) -> Mode:

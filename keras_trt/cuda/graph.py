@@ -30,7 +30,7 @@ class Graph:
             check(cudart.cudaGraphExecDestroy(executable))
 
 
-def capture(stream: Stream, work: Callable[[], None]) -> Graph:
+def capture(stream: Stream, work: Callable[[], object]) -> Graph:
     """Record what `work` puts on `stream`, without running it.
 
     The capture is thread-local: a global one would make CUDA calls of other threads fail.

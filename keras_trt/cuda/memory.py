@@ -25,15 +25,28 @@ class DeviceMemory:
     """
 
     def __init__(self, size_bytes: int) -> None:
-        cudart = bindings()
-        self.size_bytes = max(size_bytes, 1)
-        self.address = int(check(cudart.cudaMalloc(self.size_bytes)))
+        self.size_bytes = self.address = 0
+        self.grow(size_bytes)
+
+    def grow(self, size_bytes: int) -> int:
+        """Return its address, once it is at least so large. Where it was not, what it held is lost.
+
+        Raises:
+            CudaError: if there is not so much. Nothing is held then.
+        """
+        size_bytes = max(size_bytes, 1)
+        if size_bytes > self.size_bytes:
+            self.close()
+            cudart = bindings()
+            self.address = int(check(cudart.cudaMalloc(size_bytes)))
+            self.size_bytes = size_bytes
+        return self.address
 
     def close(self) -> None:
         """Free the memory. Nothing on the GPU may use it any more."""
         if self.address:
             cudart = bindings()
-            address, self.address = self.address, 0
+            address, self.address, self.size_bytes = self.address, 0, 0
             check(cudart.cudaFree(address))
 
 
@@ -52,17 +65,29 @@ class PinnedMemory:
     """
 
     def __init__(self, size_bytes: int) -> None:
-        cudart = bindings()
-        self.size_bytes = max(size_bytes, 1)
-        self.address = int(check(cudart.cudaHostAlloc(self.size_bytes, cudart.cudaHostAllocDefault)))
-        raw = (ctypes.c_ubyte * self.size_bytes).from_address(self.address)
-        self.array: np.ndarray[Any, np.dtype[np.uint8]] = np.ctypeslib.as_array(raw)
+        self.size_bytes = self.address = 0
+        self.array: np.ndarray[Any, np.dtype[np.uint8]] = np.empty(0, np.uint8)
+        self.grow(size_bytes)
+
+    def grow(self, size_bytes: int) -> None:
+        """Make it at least so large. Where it was not, what it held is lost.
+
+        Raises:
+            CudaError: if the system cannot lock so much. Nothing is held then.
+        """
+        size_bytes = max(size_bytes, 1)
+        if size_bytes > self.size_bytes:
+            self.close()
+            cudart = bindings()
+            self.address = int(check(cudart.cudaHostAlloc(size_bytes, cudart.cudaHostAllocDefault)))
+            self.size_bytes = size_bytes
+            self.array = np.ctypeslib.as_array((ctypes.c_ubyte * size_bytes).from_address(self.address))
 
     def close(self) -> None:
         """Free the memory. No copy may be under way, and `array` is gone."""
         if self.address:
             cudart = bindings()
-            address, self.address = self.address, 0
+            address, self.address, self.size_bytes = self.address, 0, 0
             self.array = np.empty(0, np.uint8)
             check(cudart.cudaFreeHost(address))
 

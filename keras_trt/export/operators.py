@@ -33,6 +33,8 @@ def handlers() -> dict[str, Any]:
         "OneHot": _one_hot,
         "PyFunc": _marker,
         "ReverseV2": _reverse,
+        "Select": _select,
+        "SelectV2": _select,
         "TensorListFromTensor": _list_of_steps,
         "TopKV2": _top_k,
         **Fourier().handlers(),
@@ -251,6 +253,24 @@ def _reverse(graph: Any, node: Any, _name: str, _arguments: Any) -> None:
         write.constant(np.full(len(axes), value, np.int64)) for value in (-1, np.iinfo(np.int32).min, -1)
     )
     write.result("Slice", [x, starts, ends, write.constant(np.array(axes, np.int64)), steps])
+
+
+def _select(graph: Any, node: Any, _name: str, _arguments: Any) -> None:
+    """A choice; tf2onnx multiplies both sides by 0 and 1 and adds them, so that a NaN or infinity not chosen shows."""
+    from onnx import TensorProto
+
+    condition, x, y = node.input
+    known, wanted = graph.get_shape(condition), graph.get_shape(node.output[0])
+    write = Writer(graph, node)
+    if node.type == "Select" and known is not None and wanted is not None and len(known) == 1 < len(wanted):
+        # The older operator chooses whole rows.
+        column = write.constant(np.array([-1] + [1] * (len(wanted) - 1), np.int64))
+        condition = write.node("Reshape", [condition, column])
+    if graph.get_dtype(x) == TensorProto.BOOL:  # ONNX Runtime chooses no booleans
+        rest = write.node("And", [write.node("Not", [condition]), y])
+        write.result("Or", [write.node("And", [condition, x]), rest])
+    else:
+        write.result("Where", [condition, x, y])
 
 
 def _list_of_steps(graph: Any, node: Any, _name: str, _arguments: Any) -> None:

@@ -133,7 +133,7 @@ class _Packed:
 
         spread = _take_steps(y, tf.maximum(self._seen - 1, 0))
         keep = self._mask if zeros else self._seen > 0
-        return tf.where(tf.expand_dims(keep, 2), spread, tf.zeros_like(spread))
+        return tf.where(tf.expand_dims(keep, 2), spread, tf.zeros((), spread.dtype))
 
 
 def _take_steps(x: Any, steps: Any) -> Any:
@@ -142,10 +142,9 @@ def _take_steps(x: Any, steps: Any) -> Any:
 
     from .layers import onnx_operator
 
-    shape = tf.concat([tf.shape(steps), tf.shape(x)[2:]], 0)
-    indices = tf.broadcast_to(tf.expand_dims(steps, 2), shape)
+    indices = tf.cast(tf.expand_dims(steps, 2), tf.int64)
     taken_shape = (x.shape[0], steps.shape[1], x.shape[2])
-    (taken,) = onnx_operator("GatherElements", [x, indices], {"axis": 1}, [(x.dtype, taken_shape)])
+    (taken,) = onnx_operator("GatherND", [x, indices], {"batch_dims": 1}, [(x.dtype, taken_shape)])
     return taken
 
 

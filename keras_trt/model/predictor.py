@@ -14,7 +14,7 @@ from .._warn import warn
 from ..errors import FallbackWarning
 from ..head import Head
 from ..inputs import Array, is_arrays, standardize, standardize_out
-from ..runtime import Session, deliver
+from ..runtime import RowsDependError, Session, deliver
 from ..source import own
 from ..specs import Signature, flatten, pack
 
@@ -38,7 +38,6 @@ class Predictor:
         self._signature = signature if head is None else head.whole(signature)
         self._session = session
         self._head = head
-        self._regroups = session.rows_independent and (head is None or head.rows_independent)
         self._warned: set[str] = set()
         self._warn_lock = threading.Lock()
 
@@ -67,10 +66,13 @@ class Predictor:
                 data.warn_ran_out()
             count = min(steps, count)
             inputs = [array[: steps * size] for array in inputs]
-        if callbacks or not self._regroups:
-            cut = ([array[i * size : (i + 1) * size] for array in inputs] for i in range(count))
-            return self._each_batch(owner, cut, watchers)
-        return self._pack(self._whole(inputs, size, watchers))
+        if self._regroups and not callbacks:
+            try:
+                return self._pack(self._whole(inputs, size, watchers))
+            except RowsDependError:
+                pass  # what was not seen when the engine was made is known now
+        cut = ([array[i * size : (i + 1) * size] for array in inputs] for i in range(count))
+        return self._each_batch(owner, cut, watchers)
 
     def predict_on_batch(self, x: Any, out: Any = None) -> Any:
         """Return what `keras.Model.predict_on_batch` would; in `out`, where that is given."""
@@ -79,6 +81,11 @@ class Predictor:
             return self._pack(self._run(inputs))
         self._run(inputs, out=standardize_out(out, self._signature.outputs, len(inputs[0])))
         return out
+
+    @property
+    def _regroups(self) -> bool:
+        """Whether rows may be put into other batches than they came in."""
+        return self._session.rows_independent and (self._head is None or self._head.rows_independent)
 
     @property
     def _steps_per_execution(self) -> int:
@@ -95,9 +102,8 @@ class Predictor:
 
     def _whole(self, inputs: Sequence[Array], size: int, watchers: Any) -> list[Any]:
         """Run independent rows in the engine's own batches; the progress bar still counts the user's."""
-        if watchers is None:
-            return self._run(inputs)
-        watchers.on_predict_begin()
+        if watchers is not None:
+            watchers.on_predict_begin()
         shown = 0
 
         def progress(done: int) -> None:
@@ -108,8 +114,11 @@ class Predictor:
                 watchers.on_predict_batch_end(step)
             shown = finished
 
-        outputs = self._run(inputs, progress)
-        watchers.on_predict_end()
+        outputs = self._answers(inputs, None if watchers is None else progress)
+        if not self._regroups:
+            raise RowsDependError("Another thread has seen it.")
+        if watchers is not None:
+            watchers.on_predict_end()
         return outputs
 
     def _each_batch(self, owner: Any, batches: Iterable[Sequence[Array]], watchers: Any) -> Any:
@@ -137,13 +146,24 @@ class Predictor:
             raise ValueError("The data has no batch to predict. It must give at least one.")
         return self._pack([data.concatenate(part) for part in parts])
 
-    def _run(
+    def _run(self, inputs: Sequence[Array], out: Sequence[Any] | None = None) -> list[Any]:
+        """Return flat outputs for one batch of the user's: from the engine, or from Keras where it cannot."""
+        try:
+            return self._answers(inputs, out=out)
+        except RowsDependError:
+            return self._answers(inputs, out=out)  # as one batch, from now on
+
+    def _answers(
         self,
         inputs: Sequence[Array],
         progress: Callable[[int], None] | None = None,
         out: Sequence[Any] | None = None,
     ) -> list[Any]:
-        """Return flat outputs for standardized inputs: from the engine, or from Keras where it cannot."""
+        """Return flat outputs for standardized inputs: from the engine, or from Keras where it cannot.
+
+        Raises:
+            RowsDependError: once, where the rows are seen to depend on each other.
+        """
         if len(inputs[0]) == 0:
             return self._nothing(inputs)
         if self._head is not None and self._regroups and len(inputs[0]) > (largest := self._session.profile.batch[2]):
@@ -163,7 +183,7 @@ class Predictor:
         """Run as many rows at a time as the engine takes: what the head gives for all rows may not fit into memory."""
         parts = []
         for start in range(0, len(inputs[0]), size):
-            parts.append(self._run([array[start : start + size] for array in inputs]))
+            parts.append(self._answers([array[start : start + size] for array in inputs]))
             if progress is not None:
                 progress(min(start + size, len(inputs[0])))
         return [data.concatenate(list(part)) for part in zip(*parts, strict=True)]

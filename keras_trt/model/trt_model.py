@@ -357,7 +357,7 @@ class TRTModel(KerasFace):
             measure, session = self._report.measure, self._session
             if session is None or not isinstance(measure, Measurement):
                 raise RuntimeError("No engine that was made of a Keras model runs.")
-            rows = measure.gate.rows()
+            rows = measure.gate.rows(session)
             one = [array[:1] for array in rows]
             times = []
             for _ in range(calls):

@@ -72,9 +72,12 @@ def halves(nodes: Collection[Any], low: Any, opset: int, keep: Collection[str]) 
 
 
 def output_in_half(node: Any, low: Any, opset: int) -> bool:
-    """Tell whether a node's float32 output can be of a half type by the operator's definition."""
+    """Tell whether a node's float32 output can be of a half type by the operator's definition.
+
+    That of a loop or a branch cannot: what it is of is said by the graphs inside, whose borders are float32.
+    """
     schema = _schema(node, opset)
-    if schema is None or not node.outputs or not is_float(node.outputs[0]):
+    if schema is None or not node.outputs or not is_float(node.outputs[0]) or _has_graphs(node):
         return False
     variable = schema.outputs[0].type_str
     by_inputs = any(formal.type_str == variable for formal in schema.inputs)  # and not by an attribute, as of Cast
@@ -106,6 +109,10 @@ def is_float(value: Any) -> bool:
     import onnx_ir as ir
 
     return bool(value.dtype == ir.DataType.FLOAT)
+
+
+def _has_graphs(node: Any) -> bool:
+    return any(attribute.type.name in ("GRAPH", "GRAPHS") for attribute in node.attributes.values())
 
 
 def _schema(node: Any, opset: int) -> Any:
@@ -152,7 +159,7 @@ def _fixed(nodes: Collection[Any]) -> set[Any]:
     found: set[Any] = set()
     for node in nodes:
         known = all(one is None or one.const_value is not None or one in found for one in node.inputs)
-        if known and not any(attribute.type.name in ("GRAPH", "GRAPHS") for attribute in node.attributes.values()):
+        if known and not _has_graphs(node):
             found.update(node.outputs)
     return found
 

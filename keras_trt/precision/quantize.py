@@ -3,24 +3,20 @@
 from __future__ import annotations
 
 import logging
-import tempfile
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
-from functools import partial
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
 from .lower import finished, lower
+from .ranges import largest, values_by_batch
 
 Array = np.ndarray[Any, np.dtype[Any]]
 Method = Literal["entropy", "percentile", "minmax"]
 
 _logger = logging.getLogger("keras_trt")
 
-#: Rows that a graph is run on at once: a calibrator keeps what all layers make of them.
-_ROWS = 16
 #: Scales below this are lost in float16; numbers that need them are nothing beside all others.
 _SMALLEST_SCALE = 1e-6
 _LARGEST = {"int8": 127.0, "fp8": 448.0}
@@ -43,43 +39,52 @@ def calibrate(onnx: bytes, feeds: Mapping[str, Array], method: Method) -> dict[s
     """Return the thresholds of all inputs that are worth quantizing, by node and place.
 
     These are the data of convolutions and matrix products with constant weights, and the shortcut that is added to a
-    convolution: quantized like it, the sum is fused with it. ONNX Runtime's calibrators find the thresholds.
+    convolution: quantized like it, the sum is fused with it. ONNX Runtime's histograms give the thresholds.
 
     Args:
         onnx: a serialized float32 `onnx.ModelProto`.
         feeds: rows for its inputs, which must be like those that it will run on.
         method: how to weigh numbers that saturate against the fineness of all others.
+
+    Raises:
+        ValueError: if there is NaN or infinity where numbers are to be quantized.
     """
     import onnx as onnx_package
+
+    places = dict(_places(onnx_package.load_from_string(onnx).graph))
+    wanted = {tensor for tensors in places.values() for tensor in tensors.values()}
+    if not wanted:
+        return {}
+    limits = largest(onnx, feeds, wanted)
+    for node, tensors in places.items():
+        if not all(np.isfinite(limits[name]) for name in tensors.values()):
+            raise ValueError(f"with the calibration data, '{node}' reads NaN or infinity")
+    if method != "minmax":
+        limits = _weighed(onnx, feeds, method, limits)
+    return {
+        node: {place: limits[name] for place, name in tensors.items()}
+        for node, tensors in places.items()
+        if all(limits[name] for name in tensors.values())  # of a tensor that was always 0 no range is known
+    }
+
+
+def _weighed(
+    onnx: bytes, feeds: Mapping[str, Array], method: Literal["entropy", "percentile"], reached: Mapping[str, float]
+) -> dict[str, float]:
     from onnxruntime.quantization import calibrate as calibrators
 
     # They print what they do. Standard output is the whole process's, so it is their `print` that is replaced.
     vars(calibrators)["print"] = _log
-    proto = onnx_package.shape_inference.infer_shapes(onnx_package.load_from_string(onnx))
-    places = dict(_places(proto.graph))
-    wanted = {tensor for places_of_node in places.values() for tensor in places_of_node.values()}
-    if not wanted:
-        return {}
-    graph = proto.graph
-    infos = {value.name: value for value in (*graph.value_info, *graph.input, *graph.output)}
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "graph.onnx"
-        path.write_bytes(proto.SerializeToString())
-        calibrator: Any = {
-            "entropy": partial(calibrators.EntropyCalibrater, num_bins=2048),
-            "percentile": partial(calibrators.PercentileCalibrater, num_bins=2048),
-            "minmax": calibrators.MinMaxCalibrater,
-        }[method](path, None, str(path.with_name("augmented.onnx")), symmetric=True)
-        # Its own choice takes what nodes give too, which costs time.
-        calibrator.select_tensors_to_calibrate = lambda _model: (set(wanted), infos)
-        calibrator.augment_graph()
-        calibrator.create_inference_session()
-        count = len(next(iter(feeds.values())))
-        for start in range(0, count, _ROWS):
-            calibrator.collect_data(_Once({name: array[start : start + _ROWS] for name, array in feeds.items()}))
-        found = calibrator.compute_data()
-    limits = {name: float(np.max(np.abs(found[name].range_value))) for name in wanted}
-    return {node: {place: limits[name] for place, name in inputs.items()} for node, inputs in places.items()}
+    collector = calibrators.HistogramCollector(
+        method, symmetric=True, num_bins=2048, num_quantized_bins=128, percentile=99.999, scenario="same"
+    )
+    # The range is known first: of rows that grow, the bins of the first ones would be far too many for the last.
+    collector.collect({name: np.array([0.0, value], "float32") for name, value in reached.items()})
+    for counts, *_ in collector.get_histogram_dict().values():
+        counts[...] = 0
+    for values in values_by_batch(onnx, feeds, set(reached)):
+        collector.collect(values)
+    return {name: float(np.max(np.abs(found[:2]))) for name, found in collector.compute_collection_result().items()}
 
 
 def even_thresholds(onnx: bytes) -> dict[str, dict[int, float]]:
@@ -117,16 +122,6 @@ def quantized(onnx: bytes, kind: Literal["int8", "fp8"], how: Quantization, keep
 
 def _log(*words: object) -> None:
     _logger.debug("%s", " ".join(map(str, words)))
-
-
-class _Once:
-    """A `CalibrationDataReader` of one batch."""
-
-    def __init__(self, feeds: Mapping[str, Array]) -> None:
-        self._batches = iter([dict(feeds)])
-
-    def get_next(self) -> dict[str, Array] | None:
-        return next(self._batches, None)
 
 
 def _places(graph: Any) -> Iterator[tuple[str, dict[int, str]]]:

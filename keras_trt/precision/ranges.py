@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 import numpy as np
 
+from .._subgraphs import all_nodes, subgraphs
 from .lower import lower
 from .types import tensor_types
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
+#: Rows that a graph is run on at once.
+ROWS = 16
 #: Half of float16's largest number: other rows than those that were looked at may have larger ones.
 _LARGEST = 65504 / 2
 
 
 def overflowing(onnx: bytes, feeds: Mapping[str, Array]) -> frozenset[str]:
     """Return the names of the nodes that would be in float16 and read or make numbers that are too large for it.
+
+    Of a loop or a branch that does, these are all the nodes inside: what they make cannot be seen.
 
     Args:
         onnx: a serialized float32 `onnx.ModelProto`.
@@ -30,42 +35,55 @@ def overflowing(onnx: bytes, feeds: Mapping[str, Array]) -> frozenset[str]:
     names = {output.name for output in graph.output}
     # An output of the graph is cast to float32 under its own name.
     candidates = [node for node in graph.node if any(one in half or one in names for one in node.output)]
-    reached = largest(onnx, feeds)
-    return frozenset(
-        node.name
-        for node in candidates
-        if any(reached.get(name, 0.0) > _LARGEST for name in (*node.input, *node.output))
-    )
+    reached = largest(onnx, feeds, rows=None)
+    large = {name for name, value in reached.items() if value > _LARGEST}
+    found = {node.name for node in candidates if large.intersection((*node.input, *node.output))}
+    for node in graph.node:
+        if large.intersection((*node.input, *node.output)):
+            found.update(inner.name for inner in all_nodes(subgraphs(node)))
+    return frozenset(found)
 
 
-def largest(onnx: bytes, feeds: Mapping[str, Array]) -> dict[str, float]:
-    """Return the largest magnitude of each float32 tensor that a node of a graph's top level makes.
+def largest(
+    onnx: bytes, feeds: Mapping[str, Array], wanted: Collection[str] | None = None, rows: int | None = ROWS
+) -> dict[str, float]:
+    """Return the largest magnitude of float32 tensors of a graph's top level; infinite where there is NaN.
 
     Args:
         onnx: a serialized float32 `onnx.ModelProto`.
         feeds: rows for its inputs.
+        wanted: names of tensors. Defaults to `None`: all that are inputs or that a node makes.
+        rows: how many are run at once, or `None` for all.
     """
     import onnx as onnx_package
-    import onnxruntime
+    from onnx import helper, numpy_helper
 
     proto = onnx_package.load_from_string(onnx)
-    types = tensor_types(onnx)
-    made = [name for node in proto.graph.node for name in node.output if types.get(name) == "float32"]
-    read = [value.name for value in proto.graph.input if types.get(value.name) == "float32"]
+    graph, types = proto.graph, tensor_types(onnx)
+    there = [*(value.name for value in graph.input), *(name for node in graph.node for name in node.output)]
+    names = [name for name in there if types.get(name) == "float32" and (wanted is None or name in wanted)]
+    graph.initializer.append(numpy_helper.from_array(np.array(np.inf, "float32"), "magnitude_of_nan"))
     outputs = []
-    for i, name in enumerate([*read, *made]):  # as numbers, not as tensors: those would all be kept in memory
-        proto.graph.node.add(op_type="Abs", input=[name], output=[f"magnitude_{i}"], name=f"magnitude_{i}")
-        proto.graph.node.add(
-            op_type="ReduceMax", input=[f"magnitude_{i}"], output=[f"largest_{i}"], name=f"largest_{i}"
-        ).attribute.append(onnx_package.helper.make_attribute("keepdims", 0))
-        outputs.append(onnx_package.helper.make_tensor_value_info(f"largest_{i}", onnx_package.TensorProto.FLOAT, []))
-    del proto.graph.output[:]
-    proto.graph.output.extend(outputs)
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    session = onnxruntime.InferenceSession(proto.SerializeToString(), options, providers=["CPUExecutionProvider"])
-    found = session.run(None, {value.name: feeds[value.name] for value in session.get_inputs()})
-    return {name: float(value) for name, value in zip([*read, *made], found, strict=True)}
+    for i, name in enumerate(names):  # as numbers, not as tensors: those would all be kept in memory
+        numbers, odd, size, top = (
+            f"{what}_{i}" for what in ("magnitude", "is_nan", "magnitude_or_infinity", "largest")
+        )
+        graph.node.extend(
+            [
+                helper.make_node("Abs", [name], [numbers], numbers),
+                helper.make_node("IsNaN", [name], [odd], odd),
+                helper.make_node("Where", [odd, "magnitude_of_nan", numbers], [size], size),
+                helper.make_node("ReduceMax", [size], [top], top, keepdims=0),
+            ]
+        )
+        outputs.append(helper.make_tensor_value_info(top, onnx_package.TensorProto.FLOAT, []))
+    del graph.output[:]
+    graph.output.extend(outputs)
+    session, found = _session(proto), dict.fromkeys(names, 0.0)  # of no numbers the largest is 0 too
+    for batch in batches(proto, feeds, rows):
+        for name, value in zip(names, session.run(None, batch), strict=True):
+            found[name] = max(found[name], float(value))
+    return found
 
 
 def values_of(onnx: bytes, feeds: Mapping[str, Array], wanted: Collection[str]) -> dict[str, Array]:
@@ -76,18 +94,46 @@ def values_of(onnx: bytes, feeds: Mapping[str, Array], wanted: Collection[str]) 
         feeds: rows for its inputs.
         wanted: names of tensors; those of other types are left out.
     """
+    return next(values_by_batch(onnx, feeds, wanted, rows=None))
+
+
+def values_by_batch(
+    onnx: bytes, feeds: Mapping[str, Array], wanted: Collection[str], rows: int | None = ROWS
+) -> Iterator[dict[str, Array]]:
+    """Yield what `values_of` returns for some rows after others; all at once where `rows` is `None`."""
     import onnx as onnx_package
-    import onnxruntime
 
     proto = onnx_package.load_from_string(onnx)
     types = tensor_types(onnx)
-    names = [name for name in wanted if types.get(name) in ("float32", "float16")]
+    inputs = {value.name for value in proto.graph.input}
+    names = [name for name in wanted if types.get(name) in ("float32", "float16") and name not in inputs]
     del proto.graph.output[:]
     for name in names:
         kind = onnx_package.helper.np_dtype_to_tensor_dtype(np.dtype(types[name]))
         proto.graph.output.append(onnx_package.helper.make_tensor_value_info(name, kind, None))
+    session = _session(proto) if names else None
+    for batch in batches(proto, feeds, rows):
+        made = {} if session is None else dict(zip(names, session.run(None, batch), strict=True))
+        yield {**{name: batch[name] for name in wanted if name in inputs}, **made}
+
+
+def batches(proto: Any, feeds: Mapping[str, Array], rows: int | None) -> Iterator[dict[str, Array]]:
+    """Yield some rows after others of what a graph reads, in batches of its size where it fixes that.
+
+    The last batch of a fixed size has rows of the one before too.
+    """
+    first = proto.graph.input[0].type.tensor_type.shape.dim[0].dim_value
+    given = {name: array for name, array in feeds.items() if name in {value.name for value in proto.graph.input}}
+    count = len(next(iter(given.values())))
+    size = count if rows is None else first or rows
+    for start in range(0, count, size):
+        begin = max(0, min(start, count - first)) if first else start
+        yield {name: array[begin : begin + size] for name, array in given.items()}
+
+
+def _session(proto: Any) -> Any:
+    import onnxruntime
+
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
-    session = onnxruntime.InferenceSession(proto.SerializeToString(), options, providers=["CPUExecutionProvider"])
-    given = {value.name: feeds[value.name] for value in session.get_inputs()}
-    return dict(zip(names, session.run(None, given), strict=True))
+    return onnxruntime.InferenceSession(proto.SerializeToString(), options, providers=["CPUExecutionProvider"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from html import escape
+from math import isfinite
 
 from .layers import EDGES, LayerReport
 
@@ -61,8 +62,8 @@ def _row(one: LayerReport) -> str:
 
 
 def _bars(values: Sequence[tuple[str, float]], unit: str) -> str:
-    """Draw a horizontal bar for each value, on a linear scale."""
-    largest = max((value for _, value in values), default=0.0) or 1.0
+    """Draw a horizontal bar for each value, on a linear scale; that of infinity is as long as the longest."""
+    largest = max((value for _, value in values if isfinite(value)), default=0.0) or 1.0
     rows = [
         f"<text x='0' y='{18 * i + 13}'>{escape(name)}</text>"
         f"<rect class='bar' x='300' y='{18 * i + 2}' width='{500 * min(value / largest, 1.0):.1f}' height='14'/>"

@@ -12,6 +12,7 @@ from ..backends import EngineLayer
 from ..export.check import layer_of
 from ..inputs import Array
 from ..precision import values_of
+from ..verification.verify import difference
 
 #: Edges of the histograms of magnitudes, as powers of ten.
 EDGES = np.linspace(-8, 6, 57)
@@ -42,7 +43,8 @@ class LayerReport:
         types: the types that these read and write, as the engine calls them.
         pieces: the engine's own names of the pieces that do its work.
         fused_with: the other layers in these pieces.
-        relative_error: ‖typed - float32‖ / ‖float32‖ of its answers; `None` where they are not in both graphs.
+        relative_error: ‖typed - float32‖ / ‖float32‖ of its answers, infinite where NaN or infinity is in one alone;
+            `None` where they are not in both graphs.
         histogram: of its answers, where they are.
     """
 
@@ -118,10 +120,8 @@ def compare_layers(
     found = {}
     for layer, name in last.items():
         if name in exact and name in rounded and exact[name].shape == rounded[name].shape:
-            wanted, got = exact[name].astype(np.float64), rounded[name].astype(np.float64)
-            size = float(np.linalg.norm(wanted))
-            distance = float(np.linalg.norm(got - wanted))
-            error = distance / size if size else (0.0 if distance == 0 else np.inf)
+            wanted, got = exact[name], rounded[name]
+            error, _ = difference(wanted, got)
             found[layer] = (error, Histogram(_counts(wanted), _counts(got)))
     return found
 

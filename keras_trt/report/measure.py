@@ -51,7 +51,7 @@ class Measurement:
 
     def __call__(self) -> tuple[LayerReport, ...]:
         """Return the layers in the order in which they run."""
-        rows = self.gate.rows()
+        rows = self.gate.rows(self.session)
         usual = self.session.profile.batch[1]
         order = [place % len(rows[0]) for place in range(usual)] if self.session.rows_independent else slice(None)
         names = [spec.name for spec in self.signature.inputs]

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from .._files import replacing
 from ..verification.verify import Difference
 from .html import page
 from .layers import LayerReport
@@ -112,7 +113,9 @@ class Report:
         >>> fast.report().save("report.html")
         """
         lines = [*str(self).splitlines(), *self.fell_back, *map(str, self.differences)]
-        Path(path).write_text(page(f"{self.title}, {self.precision}", lines, self.layers), encoding="utf-8")
+        text = page(f"{self.title}, {self.precision}", lines, self.layers)
+        with replacing(Path(path)) as file:
+            file.write(text.encode())
 
     def __str__(self) -> str:
         took = f"{self.seconds.get('total', 0.0):.2f} s"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from .gpu import MAX_SLOTS, Usage
-from .results import deliver
+from .results import RowsDependError, deliver
 from .session import Session
 
-__all__ = ["MAX_SLOTS", "Session", "Usage", "deliver"]
+__all__ = ["MAX_SLOTS", "RowsDependError", "Session", "Usage", "deliver"]

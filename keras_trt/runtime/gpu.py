@@ -33,7 +33,7 @@ class Usage:
         slots: how many batches can be under way.
         engine_bytes: the size of the plan, most of which are weights.
         context_bytes: memory for activations, of all slots.
-        buffer_bytes: inputs and outputs on the GPU.
+        buffer_bytes: inputs and outputs on the GPU. Outputs whose shape depends on the data take what the largest took.
         pinned_bytes: inputs and outputs on the host, page-locked.
     """
 
@@ -129,18 +129,16 @@ class GpuRunner:
     def usage(self) -> list[Usage]:
         """Return what is held on the GPU; slots that are in use now count as those that are idle."""
         with self._changed:  # nobody takes a slot and changes its buffers meanwhile
-            idle, made = len(self._idle), self._made
-            buffers = sum(slot.buffer_bytes for slot in self._idle)
-        if idle:
-            buffers = buffers * made // idle
+            made, held = self._made, [slot.buffer_bytes for slot in self._idle]
+        on_gpu, pinned = (sum(sizes) * made // len(held) for sizes in zip(*held, strict=True)) if held else (0, 0)
         return [
             Usage(
                 f"cuda:{self._engine.device}",
                 made,
                 self._engine.plan_bytes,
                 made * self._engine.context_bytes,
-                buffers,
-                buffers,
+                on_gpu,
+                pinned,
             )
         ]
 

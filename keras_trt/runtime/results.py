@@ -10,8 +10,13 @@ import numpy as np
 
 from ..backends.base import Array
 from ..cuda import DeviceArray
+from ..errors import InputError, VerificationError
 from . import copying
 from .plan import Batch
+
+
+class RowsDependError(VerificationError):
+    """An output has not one row for each row of its batch, so that its batches cannot be regrouped."""
 
 
 class Results:
@@ -22,6 +27,7 @@ class Results:
         dtypes: of the outputs.
         progress: called with the number of rows done, after each batch.
         out: arrays of all rows, on the host or on a GPU, that take the outputs. Defaults to `None`: new ones.
+        rows_independent: whether each output must have one row for each of its batch. Defaults to `False`.
     """
 
     def __init__(
@@ -30,7 +36,10 @@ class Results:
         dtypes: Sequence[np.dtype[Any]],
         progress: Callable[[int], None] | None = None,
         out: Sequence[Array | DeviceArray] | None = None,
+        *,
+        rows_independent: bool = False,
     ) -> None:
+        self._out, self._rows_independent = out, rows_independent
         self.arrays: list[Any] = list(out or ())
         self._rows, self._dtypes, self._progress = rows, dtypes, progress
         self._done = 0
@@ -43,7 +52,13 @@ class Results:
             batch: where its rows belong.
             outputs: arrays of `batch.size` rows.
             owned: whether nobody else will write to them.
+
+        Raises:
+            RowsDependError: if rows are independent, and these have not so many, or differ in shape from others.
+            InputError: if `out` has not their shape.
         """
+        if self._rows_independent and any(output.shape[:1] != (batch.size,) for output in outputs):
+            raise RowsDependError(f"Outputs of shapes {[output.shape for output in outputs]} for {batch.size} rows")
         if batch.size == self._rows and not self.arrays:
             pairs = zip(outputs, self._dtypes, strict=True)
             self.arrays = [
@@ -53,6 +68,10 @@ class Results:
             self._make_room(outputs)
             count = batch.stop - batch.start
             for array, output in zip(self.arrays, outputs, strict=True):
+                if output.shape != (batch.size, *array.shape[1:]):
+                    if self._out is not None:
+                        raise _no_room(output, array)
+                    raise RowsDependError(f"Outputs of shapes {output.shape} and {array.shape} of two batches")
                 if not isinstance(array, DeviceArray):  # the slot has written to those
                     copying.copy(array[batch.start : batch.stop], output[:count])
         if self._progress is not None:
@@ -80,9 +99,23 @@ def _copied(output: Array, dtype: np.dtype[Any]) -> Array:
     return array
 
 
+def _no_room(output: Array, target: Array | DeviceArray) -> InputError:
+    return InputError(
+        f"This batch has an output of shape {output.shape}. Received: `out` of shape {target.shape}.",
+        expected=output.shape,
+        received=target.shape,
+    )
+
+
 def deliver(outputs: Sequence[Array], out: Sequence[Array | DeviceArray]) -> list[Array | DeviceArray]:
-    """Copy outputs to where the caller wants them, and return that."""
+    """Copy outputs to where the caller wants them, and return that.
+
+    Raises:
+        InputError: if one has not the output's shape.
+    """
     for output, target in zip(outputs, out, strict=True):
+        if output.shape != target.shape:
+            raise _no_room(output, target)
         if isinstance(target, DeviceArray):
             target.assign(output)
         else:

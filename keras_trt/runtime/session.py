@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -20,7 +21,9 @@ from .gpu import GpuRunner, Usage
 from .host import HostRunner
 from .plan import USUAL_SIZES, Batch, BatchPlan
 from .replicas import Replicas
-from .results import Results, deliver
+from .results import Results, RowsDependError, deliver
+
+_logger = logging.getLogger("keras_trt")
 
 
 @dataclass(frozen=True)
@@ -44,7 +47,8 @@ class Session:
         signature: names in it are the engine's.
         profile: the shapes that the engine was built for.
         rows_independent: whether a row's answer does not depend on the other rows of its batch. Where it does,
-            batches are run as they come, never cut or padded.
+            batches are run as they come, never cut or padded. An output that has not one row for each of its batch
+            shows it too.
         costs: seconds that a batch takes by its size, as another session of the engine has measured them. Defaults to
             `None`: not known.
     """
@@ -146,6 +150,10 @@ class Session:
             progress: called with the number of rows done, after each batch.
             out: arrays that take the outputs and are returned. Defaults to `None`: new ones on the host. Those on the
                 host may lie over inputs.
+
+        Raises:
+            RowsDependError: if rows that were taken to be independent are seen not to be. From then on batches are
+                run as they come.
         """
         reported = 0
 
@@ -160,13 +168,18 @@ class Session:
         inputs = [_apart(array, written) for array in inputs]
         with self.in_use(block=False):
             while True:
-                plan = self._plan
-                batches = self._batches(plan, len(inputs[0]))
+                plan, regrouped = self._plan, self.rows_independent
+                rows = len(inputs[0])
+                batches = self._batches(plan, rows) if regrouped else [Batch(0, rows, rows)]
+                onwards = None if progress is None else onward
                 try:
-                    return self._run_batches(inputs, batches, None if progress is None else onward, out)
+                    return self._run_batches(inputs, batches, onwards, out, regrouped=regrouped)
                 except CudaError as error:
                     if not error.out_of_memory or not self._halve(plan, max(batch.size for batch in batches)):
                         raise
+                except RowsDependError as error:
+                    self._depend(error)
+                    raise
 
     @property
     def costs(self) -> dict[int, float]:
@@ -189,7 +202,11 @@ class Session:
             seconds = []
             for _ in range(5):
                 began = time.perf_counter()
-                self._run_batches(zeros, [Batch(0, size, size)])
+                try:
+                    self._run_batches(zeros, [Batch(0, size, size)], regrouped=True)
+                except RowsDependError as error:
+                    self._depend(error)
+                    return
                 seconds.append(time.perf_counter() - began)
             self._costs[size] = min(seconds[2:])
         self._plan = BatchPlan(self._smallest, self._largest, self._costs)
@@ -198,7 +215,7 @@ class Session:
         # Who calls with the same few rows again and again gets a graph of just that size.
         steady = rows == self._rows_before and plan.smallest <= rows <= plan.largest
         self._rows_before = rows
-        return [Batch(0, rows, rows)] if steady or not self.rows_independent else list(plan.cut(rows))
+        return [Batch(0, rows, rows)] if steady else list(plan.cut(rows))
 
     def _run_batches(
         self,
@@ -206,17 +223,24 @@ class Session:
         batches: Iterable[Batch],
         progress: Callable[[int], None] | None = None,
         out: Sequence[Array | DeviceArray] | None = None,
+        *,
+        regrouped: bool,
     ) -> list[Any]:
         wanted = set(self._runner.input_names)  # a builder may drop an input that the model does not use
         feeds = {name: array for name, array in zip(self._names, inputs, strict=True) if name in wanted}
         if not isinstance(self._runner, HostRunner):
-            results = Results(len(inputs[0]), self._dtypes, progress, out)
+            results = Results(len(inputs[0]), self._dtypes, progress, out, rows_independent=regrouped)
             self._runner.run(feeds, batches, self._order, results)
             return results.arrays
-        results = Results(len(inputs[0]), self._dtypes, progress)
+        results = Results(len(inputs[0]), self._dtypes, progress, rows_independent=regrouped)
         on_host = {name: np.asarray(array) for name, array in feeds.items()}
         self._runner.run(on_host, batches, self._order, results)
         return results.arrays if out is None else deliver(results.arrays, out)
+
+    def _depend(self, error: RowsDependError) -> None:
+        """Run batches as they come from now on."""
+        _logger.info("Rows depend on each other, so that batches are run as they come from now on: %s", error)
+        self.rows_independent, self._costs = False, {}
 
     def _halve(self, plan: BatchPlan, tried: int) -> bool:
         """Run smaller batches from now on; `False` where they cannot be any smaller.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import threading
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
@@ -38,6 +39,7 @@ class Slot:
         self.shapes: Shapes | None = None
         self._buffers: dict[str, _Buffer] = {}
         self._graph: cuda.Graph | None = None
+        self._can_record = True
         self._on_gpu: frozenset[str] = frozenset()
         self._runs = 0
         with _exclusive, ExitStack() as undo:
@@ -74,7 +76,7 @@ class Slot:
             with _exclusive:
                 self._drop_graph()
             self._on_gpu, self._runs = on_gpu, min(self._runs, 1)
-        if self._runs == 1 and self._graph is None:
+        if self._runs == 1 and self._graph is None and self._can_record:
             self._record()  # before anything is put on the stream, which must be idle
         for name, array in feeds.items():
             buffer = self._buffers[name]
@@ -90,7 +92,8 @@ class Slot:
         else:
             self._enqueue()
         for name, target in targets.items():
-            target.copy_from(self._buffers[name].device, self._stream)
+            if target.nbytes <= self._buffers[name].array.nbytes:  # else there is less than was asked for
+                target.copy_from(self._buffers[name].device, self._stream)
         self._runs += 1
 
     def wait(self) -> None:
@@ -98,9 +101,10 @@ class Slot:
         self._stream.synchronize()
 
     @property
-    def buffer_bytes(self) -> int:
-        """How much its inputs and outputs take on the GPU, and as much again on the host."""
-        return sum(buffer.device.size_bytes for buffer in self._buffers.values())
+    def buffer_bytes(self) -> tuple[int, int]:
+        """How much its inputs and outputs take on the GPU, and on the host."""
+        sizes = [(one.device.size_bytes, one.pinned.size_bytes) for one in self._buffers.values()]
+        return sum(on_gpu for on_gpu, _ in sizes), sum(pinned for _, pinned in sizes)
 
     @property
     def outputs(self) -> list[Array]:
@@ -114,14 +118,19 @@ class Slot:
             self.shapes = None
             self._runs = 0
             outputs = self._context.set_shapes(dict(shapes))
+            # What allocates, and waits for the GPU, while it is put on the stream cannot be part of a graph.
+            self._can_record = None not in outputs.values()
             for name, shape in (*shapes, *outputs.items()):
+                dtype = self._engine.dtype(name)
+                size = 0 if shape is None else math.prod(shape) * dtype.itemsize
                 buffer = self._buffers.get(name)
-                if buffer is None or not buffer.reshape(shape):
-                    if buffer is not None:
-                        del self._buffers[name]
-                        buffer.close()
-                    buffer = self._buffers[name] = _Buffer(shape, self._engine.dtype(name))
-                self._context.set_address(name, buffer.device.address)
+                if buffer is None:
+                    buffer = self._buffers[name] = _Buffer(size, dtype)
+                if shape is None:
+                    self._context.set_allocator(name, buffer.allocate)
+                else:
+                    self._context.set_address(name, buffer.allocate(size))
+                    buffer.take(shape)
             cuda.wait_for_default_stream()
             self.shapes = shapes
 
@@ -139,7 +148,8 @@ class Slot:
         for name in self._on_host(self._engine.input_names):
             buffer = self._buffers[name]
             cuda.copy_to_device(buffer.device, buffer.pinned, buffer.array.nbytes, self._stream)
-        self._context.enqueue(self._stream.address)
+        for name, shape in self._context.enqueue(self._stream.address).items():
+            self._buffers[name].take(shape)
         for name in self._on_host(self._engine.output_names):
             buffer = self._buffers[name]
             cuda.copy_to_host(buffer.pinned, buffer.device, buffer.array.nbytes, self._stream)
@@ -163,27 +173,30 @@ class Slot:
 
 
 class _Buffer:
-    """One tensor's pinned and device memory, and its view as an array of the shape in use."""
+    """One tensor's pinned and device memory, which grows and is kept, and its view as an array of the shape in use."""
 
-    def __init__(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
+    def __init__(self, size: int, dtype: np.dtype[Any]) -> None:
         self._dtype = dtype
-        size = int(np.prod(shape)) * dtype.itemsize
+        self.array: Array = np.empty(0, dtype)
         self.device = cuda.DeviceMemory(size)
         try:
             self.pinned = cuda.PinnedMemory(size)
         except BaseException:
             self.device.close()
             raise
-        self.array: Array = np.empty(0, dtype)
-        self.reshape(shape)
 
-    def reshape(self, shape: tuple[int, ...]) -> bool:
-        """Take another shape in the memory at hand; `False` if it is too small."""
-        size = int(np.prod(shape)) * self._dtype.itemsize
-        if size > self.device.size_bytes:
-            return False
+    def allocate(self, size: int) -> int:
+        """Return the address of device memory of that size."""
+        with _exclusive:
+            return self.device.grow(size)
+
+    def take(self, shape: tuple[int, ...]) -> None:
+        """Take a shape, which the device memory has room for."""
+        size = math.prod(shape) * self._dtype.itemsize
+        self.array = np.empty(0, self._dtype)
+        with _exclusive:
+            self.pinned.grow(size)
         self.array = self.pinned.array[:size].view(self._dtype).reshape(shape)
-        return True
 
     def fill(self, name: str, source: Array) -> None:
         if source.dtype.kind in "iu" and source.size and not np.can_cast(source.dtype, self._dtype):

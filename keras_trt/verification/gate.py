@@ -41,7 +41,8 @@ def user_sample(
         raise InputError(
             f"`sample` needs at least {fixed or 1} rows. Received: {received}.", expected=fixed or 1, received=received
         )
-    rows = fixed or max(_SAMPLE_ROWS, options.batch_sizes[1])
+    optimum = options.batch_sizes[1] if options.profiles is None else options.profiles.batch[1]
+    rows = fixed or max(_SAMPLE_ROWS, optimum)
     return [np.asarray(array[:rows]) for array in sample]  # rows that lie on a GPU too
 
 
@@ -90,6 +91,7 @@ class Gate:
             )
 
         try:
+            # Some at once, though an engine may take one: what Keras gives them is what counts.
             if depend(self._random()):
                 return True
         except Exception as error:  # a model's own code may refuse random inputs in any way
@@ -104,6 +106,22 @@ class Gate:
             return False
         with _failures("The model fails on the sample"):
             return depend(self._through_head(self._sample))
+
+    def ensure_answers(self, signature: Signature) -> None:
+        """Refuse rows that prove nothing: all that is nothing is equal.
+
+        Raises:
+            VerificationError: if the model leaves an output empty for them.
+        """
+        with _failures("The model fails on the sample"):
+            answers = self._expected(signature, self._sample if self._sample is not None else self._random())
+        empty = [spec.name for spec, one in zip(signature.outputs, answers, strict=True) if not one.size]
+        if empty:
+            raise VerificationError(
+                f"The model answers {'random rows' if self._sample is None else 'the sample'} with nothing in "
+                f"{', '.join(map(repr, empty))}, so that no engine can be compared with it. Pass rows, `sample=`, that "
+                "it answers with something."
+            )
 
     def check(self, session: Session, signature: Signature, precision: Precision) -> tuple[Difference, ...]:
         """Compare an engine with Keras, on the whole sample and on one row of it, in the way that production runs.
@@ -120,11 +138,12 @@ class Gate:
         Raises:
             VerificationError: if one is above the limit of the precision.
         """
-        rows = self._sample if self._sample is not None else self._random()
-        batches = [rows] if _fixed_batch(self._takes) is not None else [rows, [array[:1] for array in rows]]
+        rows = self._compared(session)
+        count = len(rows[0])
+        alone = [] if _fixed_batch(self._takes) is not None or count == 1 else [[array[:1] for array in rows]]
         worst: list[Difference] = []
-        answers: list[Array] | None = None
-        for given in batches:
+        answers: list[Array] = []
+        for given in [rows, *alone]:
             some = self._through_head(given)
             if session.takes(some) is not None:
                 continue
@@ -134,19 +153,23 @@ class Gate:
                 if worst:
                     continue  # a model that takes whole batches, and not one row of them
                 raise VerificationError(f"The model fails on the sample ({type(error).__name__}: {error})") from error
-            answers = expected if answers is None else answers
+            answers = answers or expected
             # On a GPU the second run of a shape records a graph, and the third and all later ones launch it.
             for _ in range(3 if session.keeps_state else 1):
                 with _failures("The engine fails on the sample"):
                     actual = session.run(some)
-                found = verify.compare(expected, actual, signature.outputs, verify.LIMITS[precision])
-                pairs = zip(worst or found, found, strict=True)
-                worst = [max(pair, key=lambda one: one.relative_l2) for pair in pairs]
-        if not worst or answers is None:
+                found = _by_rows(expected, actual, answers, len(given[0]))
+                if expected is answers:
+                    whole = verify.compare(expected, actual, signature.outputs, verify.LIMITS[precision])
+                    worst = [
+                        max(pair, key=lambda one: one.relative_l2) for pair in zip(worst or whole, whole, strict=True)
+                    ]
+                worst = _with_rows(worst, found)
+        if not worst:
             raise VerificationError(
-                f"The sample has {len(rows[0])} rows, and the engine takes none such: give another `sample`."
+                f"The sample has {count} rows, and the engine takes none such: give another `sample`."
             )
-        if session.rows_independent and _fixed_batch(self._takes) is None:
+        if session.rows_independent:
             worst = self._in_other_places(session, answers, worst)
         if bad := [str(one) for one in worst if not one.within]:
             raise VerificationError(f"the engine differs from Keras: {'; '.join(bad)}")
@@ -156,24 +179,26 @@ class Gate:
         self, session: Session, answers: Sequence[Array], found: Sequence[Difference]
     ) -> list[Difference]:
         """Return the differences with the worst row of each output, in any place of batches of other sizes."""
-        rows = self.rows()
+        rows, worst = self.rows(session), list(found)
         count = len(rows[0])
         _, optimum, largest = session.profile.batch
-        rowwise = [0.0] * len(found)
         for size in (optimum, largest + 1) if session.keeps_state else (count,):
             order = [(place + 1) % count for place in range(size)]
             for _ in range(3 if session.keeps_state else 1):  # as in `check`
                 with _failures("The engine fails on the sample"):
                     got = session.run([array[order] for array in rows])
-            rowwise = [
-                max(before, verify.worst_row(wanted, one, order))
-                for before, wanted, one in zip(rowwise, answers, got, strict=True)
-            ]
-        return [replace(one, worst_row=row) for one, row in zip(found, rowwise, strict=True)]
+                worst = _with_rows(worst, [verify.worst_row(*pair, order) for pair in zip(answers, got, strict=True)])
+        return worst
 
-    def rows(self) -> list[Array]:
-        """Return the rows that engines are compared on, as an engine takes them."""
-        return list(self._through_head(self._sample if self._sample is not None else self._random()))
+    def rows(self, session: Session | None = None) -> list[Array]:
+        """Return the rows that engines are compared on, as an engine takes them: this one, or any."""
+        return list(self._through_head(self._compared(session)))
+
+    def _compared(self, session: Session | None) -> Sequence[Array]:
+        rows = self._sample if self._sample is not None else self._random()
+        if session is None or session.rows_independent:
+            return rows
+        return [array[: session.profile.batch[2]] for array in rows]  # whole batches only
 
     def _through_head(self, rows: Sequence[Array]) -> Sequence[Array]:
         return rows if self._head is None else self._head(rows)
@@ -186,9 +211,22 @@ class Gate:
     def _random(self) -> list[Array]:
         inputs = self._takes.inputs
         sizes = {spec.name: shapes.opt[1:] for spec, shapes in zip(inputs, self._ranges, strict=True)}
-        # Within what the engine takes: a model whose rows depend on each other runs whole batches only.
-        rows = min(max(_SAMPLE_ROWS, self._ranges[0].min[0]), self._ranges[0].max[0])
+        rows = _fixed_batch(self._takes) or max(_SAMPLE_ROWS, self._ranges[0].min[0])
         return verify.random_samples(inputs, sizes, rows, source.integer_limit(self._model))
+
+
+def _by_rows(expected: Sequence[Array], actual: Sequence[Array], usual: Sequence[Array], count: int) -> list[float]:
+    """Return the worst row of each output that has rows; the usual size of a row is that of other ones."""
+    return [
+        verify.worst_row(wanted, got, range(count), verify.usual_size(others))
+        if wanted.ndim and len(wanted) == count
+        else verify.difference(wanted, got)[0]
+        for wanted, got, others in zip(expected, actual, usual, strict=True)
+    ]
+
+
+def _with_rows(found: Sequence[Difference], rows: Sequence[float]) -> list[Difference]:
+    return [replace(one, worst_row=max(one.worst_row, row)) for one, row in zip(found, rows, strict=True)]
 
 
 @contextmanager

@@ -86,7 +86,7 @@ def compare(
 
 
 def _compared(name: str, wanted: Array, got: Array, limit: float) -> Difference:
-    relative, largest = _difference(wanted, got)
+    relative, largest = difference(wanted, got)
     if wanted.shape != got.shape or wanted.size == 0 or wanted.dtype.kind in "biu":
         return Difference(name, relative, largest, limit)
     unlike = np.isfinite(wanted) != np.isfinite(got)
@@ -106,24 +106,36 @@ def _cosine(wanted: Array, got: Array) -> float:
     return float(one @ other) / (sizes[0] * sizes[1]) if all(sizes) else float(sizes[0] == sizes[1])
 
 
-def worst_row(wanted: Array, got: Array, order: Sequence[int]) -> float:
+def usual_size(rows: Array) -> float:
+    """Return the size that a row usually has: the median, which one huge row does not move, of all that are not 0."""
+    sizes = [_size(row) for row in rows]
+    return float(np.median([size for size in sizes if size] or [0.0]))
+
+
+def _size(row: Array) -> float:
+    return float(np.linalg.norm(np.nan_to_num(row.astype(np.float64), posinf=0.0, neginf=0.0)))
+
+
+def worst_row(wanted: Array, got: Array, order: Sequence[int], usual: float | None = None) -> float:
     """Return the largest relative difference of a row, wherever it stands in a batch.
 
     Args:
         wanted: Keras's answers, one for each row.
         got: an engine's answers for a batch of these rows.
         order: which row stands at which place of that batch.
+        usual: the size that rows usually have. Defaults to `None`: that of these.
 
     Returns:
         ‖engine - Keras‖ / ‖Keras‖ of the worst row; a row that is smaller than the usual is measured by the usual one.
-        0 for integers and booleans, which rounding may change by a whole.
+        Of integers and booleans, which rounding may change by a whole, the share that differs in all rows together.
     """
-    if wanted.dtype.kind in "biu" or wanted.size == 0:
-        return 0.0
     if got.shape != (len(order), *wanted.shape[1:]):
         return np.inf
-    sizes = [float(np.linalg.norm(np.nan_to_num(row.astype(np.float64)))) for row in wanted]
-    usual = float(np.mean(sizes))
+    if wanted.size == 0:
+        return 0.0
+    if wanted.dtype.kind in "biu":
+        return float(np.mean(wanted[list(order)] != got))
+    usual = usual_size(wanted) if usual is None else usual
     worst = 0.0
     for place, row in enumerate(order):
         here, there = wanted[row].astype(np.float64), got[place].astype(np.float64)
@@ -132,12 +144,13 @@ def worst_row(wanted: Array, got: Array, order: Sequence[int]) -> float:
             return np.inf
         distance = float(np.linalg.norm(here[finite] - there[finite]))
         if distance:
-            size = max(sizes[row], usual)
+            size = max(_size(wanted[row]), usual)
             worst = max(worst, distance / size if size else np.inf)
     return worst
 
 
-def _difference(wanted: Array, got: Array) -> tuple[float, float]:
+def difference(wanted: Array, got: Array) -> tuple[float, float]:
+    """Return the relative L2 difference and the largest absolute one; infinite where NaN or infinity differ."""
     if wanted.shape != got.shape:
         return np.inf, np.inf
     if wanted.size == 0:
@@ -183,32 +196,37 @@ def rows_depend(predict: Predict, samples: Sequence[Array], *, alone: bool = Tru
         row of the inputs.
     """
     rows = len(samples[0])
-    together = [np.asarray(output) for output in predict(samples)]
-    if any(output.ndim == 0 or len(output) != rows for output in together):
+    together = _row_by_row(predict, samples)
+    if together is None:
         return True
-    for row in range(min(rows, _ANCHORS)):
-        copies = predict([np.repeat(array[row : row + 1], rows, axis=0) for array in samples])
-        if any(
-            _mixed(all_rows, row, np.asarray(same)[row], 1e-6) for all_rows, same in zip(together, copies, strict=True)
-        ):
+
+    def differ(others: list[Array] | None, row: int, place: int, noise: float) -> bool:
+        if others is None:
             return True
-    moved = predict([np.roll(array, 1, axis=0) for array in samples])
-    for row in range(min(rows, _ANCHORS)):
-        if any(
-            _mixed(all_rows, row, np.asarray(other)[(row + 1) % rows], 1e-4)
-            for all_rows, other in zip(together, moved, strict=True)
-        ):
+        pairs = zip(together, others, strict=True)
+        return any(_mixed(all_rows, row, other[place], noise) for all_rows, other in pairs)
+
+    anchors = range(min(rows, _ANCHORS))
+    for row in anchors:
+        copies = _row_by_row(predict, [np.repeat(array[row : row + 1], rows, axis=0) for array in samples])
+        if differ(copies, row, row, 1e-6):
             return True
+    moved = _row_by_row(predict, [np.roll(array, 1, axis=0) for array in samples])
+    if any(differ(moved, row, (row + 1) % rows, 1e-4) for row in anchors):
+        return True
     if not alone:
         return False
     try:
-        single = [np.asarray(output) for output in predict([array[:1] for array in samples])]
+        single = _row_by_row(predict, [array[:1] for array in samples])
     except Exception:  # whatever a model's own code raises: it takes whole batches, and not one row of them
         return True
-    return any(
-        one.ndim == 0 or len(one) != 1 or _mixed(all_rows, 0, one[0], 1e-4)
-        for all_rows, one in zip(together, single, strict=True)
-    )
+    return differ(single, 0, 0, 1e-4)
+
+
+def _row_by_row(predict: Predict, inputs: Sequence[Array]) -> list[Array] | None:
+    """Return the outputs for some rows, or `None` where one has not one row for each."""
+    outputs = [np.asarray(output) for output in predict(inputs)]
+    return outputs if all(output.shape[:1] == inputs[0].shape[:1] for output in outputs) else None
 
 
 def _mixed(together: Array, row: int, other: Array, noise: float) -> bool:

@@ -3,7 +3,7 @@
     python -I -S child.py FOLDER MODULE OUTPUT [MORE_FOLDERS...]
 
 The output maps every public name ("Builder", "Builder.create_network", "ILogger.Severity.ERROR") to its kind (class,
-function, property or value), its signatures as the docstring tells them, and what is known of its type.
+function, property or value), its signatures as the docstrings tell them, and what is known of its type.
 """
 
 import importlib
@@ -51,6 +51,10 @@ def add(names: dict[str, dict[str, Any]], path: str, value: Any, depth: int = 0)
         if depth < 2:
             for member in filter(is_kept, dir(value)):
                 add(names, f"{path}.{member}", inspect.getattr_static(value, member), depth + 1)
+            # What TensorRT calls need not be bound: the docstring of the class then says how it is written.
+            for method, parameters in re.findall(r"^\s+def (\w+)(\(self.*\)):", value.__doc__ or "", re.MULTILINE):
+                if is_kept(method):
+                    names.setdefault(f"{path}.{method}", {"kind": "function", "signatures": [method + parameters]})
     elif isinstance(value, property):
         getter = signatures("", value.fget)
         names[path] = {"kind": "property", "signatures": getter, "get": bool(value.fget), "set": bool(value.fset)}

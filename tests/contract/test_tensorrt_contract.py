@@ -51,6 +51,8 @@ def test_uses_are_found(found: Found) -> None:
     paths = {use.path for use in found.uses}
     assert {"Builder.build_serialized_network", "OnnxParser.parse", "ICudaEngine.num_io_tensors"} <= paths
     assert {"IExecutionContext.execute_async_v3", "IBuilderConfig.set_flag", "BuilderFlag.TF32"} <= paths
+    callbacks = {"reallocate_output", "reallocate_output_async", "notify_shape"}
+    assert {f"IOutputAllocator.{name}" for name in callbacks} <= paths
     assert any(use.guarded for use in found.uses)
     assert any(use.call and use.call.positional for use in found.uses)
 

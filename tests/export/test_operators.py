@@ -11,6 +11,7 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
+import tensorflow as tf
 from keras import layers, ops
 
 from keras_trt.errors import ExportError
@@ -223,3 +224,21 @@ def test_constants_that_onnx_runtime_cannot_compute_are_told_as_an_export_error(
 def test_integers_are_sorted_by_all_their_digits(function: Callable[[Any], Any], dtype: str) -> None:
     x = np.random.default_rng(1).permuted(np.tile(np.arange(6), (5, 1)), axis=1) + 2**24
     compare(Function(function), x.astype(dtype))
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda x: ops.where(x > 0, ops.log(x), 0.0),
+        lambda x: ops.where(x > 0, ops.cast(100 * x, "int32"), -1),
+        lambda x: ops.where(x > 0, x > 1, x < -1),
+        lambda x: ops.where(x[:, :1] > 0, ops.sqrt(x[:, :1]), x),
+        lambda x: tf.compat.v1.where(x[:, 0] > 0, ops.log(ops.abs(x)), x),
+    ],
+    ids=["log", "int32", "bool", "broadcast", "rows"],
+)
+def test_what_is_not_chosen_does_not_show(function: Callable[[Any], Any]) -> None:
+    x = random(6, 5)
+    x[2, 0], x[2, 3] = -1.0, 0.0  # not chosen, and its logarithm is infinite
+    found = compare(Function(function), x)
+    assert found["Where"] + found["Or"] == 1

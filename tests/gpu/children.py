@@ -64,7 +64,9 @@ def beside_tensorflow(cache: str) -> None:
 
     import keras_trt
     from keras_trt import cuda
+    from keras_trt.backends import memory
 
+    before = memory.tensorflow_uses(0)
     (gpu, *_) = tf.config.list_physical_devices("GPU")
     free, total = cuda.free_memory(0)
     limit = (int(free * 0.9)) >> 20
@@ -81,6 +83,10 @@ def beside_tensorflow(cache: str) -> None:
         backend=fast.backend,
         free_before=free / total,
         free_beside=left / total,
+        tensors_before=before,  # asking has not made TensorFlow take the GPU, or the limit would have been too late
+        tensors=memory.tensorflow_uses(0),
+        enough=memory.shortage(0, 0, beside_tensorflow=True),
+        too_little=memory.shortage(0, left, beside_tensorflow=True),
         difference=models.relative(fast.predict(rows, verbose=0), reference),
         # TensorFlow still works, too.
         again=models.relative(model.predict(rows, verbose=0), reference),

@@ -77,6 +77,45 @@ def lookup() -> Any:
     )
 
 
+def some_rows() -> Any:
+    """A model that gives the rows that pass, and the places that do: it is not known how many."""
+    import keras
+    import tensorflow as tf
+    from keras import layers
+
+    class Some(layers.Layer):
+        def call(self, x: Any) -> Any:
+            return {"rows": tf.boolean_mask(x, x[:, 0] > 0.5), "places": tf.where(x > 1.0), "all": 2 * x}
+
+        def compute_output_shape(self, _: Any) -> Any:
+            return {"rows": (None, 20), "places": (None, 2), "all": (None, 20)}
+
+    keras.utils.set_random_seed(7)
+    inputs = keras.Input((20,), name="features")
+    x = layers.Dense(20, kernel_initializer="orthogonal")(inputs)
+    return keras.Model(inputs, Some()(x), name="some_rows")
+
+
+def boxes() -> Any:
+    """A model that gives the boxes that are left of those of all rows, with their scores."""
+    import keras
+    import tensorflow as tf
+    from keras import layers
+
+    class Boxes(layers.Layer):
+        def call(self, x: Any) -> Any:
+            x = tf.reshape(x, (-1, 5))
+            corners = tf.concat([x[:, :2], x[:, :2] + tf.abs(x[:, 2:4])], axis=1)
+            kept = tf.image.non_max_suppression(corners, x[:, 4], 50, 0.3, 0.5)
+            return {"corners": tf.gather(corners, kept), "scores": tf.gather(x[:, 4], kept)}
+
+        def compute_output_shape(self, _: Any) -> Any:
+            return {"corners": (None, 4), "scores": (None,)}
+
+    inputs = keras.Input((6, 5), name="candidates")
+    return keras.Model(inputs, Boxes()(inputs), name="boxes")
+
+
 def resnet50() -> Any:
     """ResNet50 whose untrained weights answer as trained ones do: differently to different images.
 

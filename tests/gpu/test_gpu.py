@@ -342,6 +342,10 @@ def test_tensorflow_holds_most_of_the_memory(cache: Path) -> None:
     said = run_child("beside_tensorflow", cache)
     assert said["backend"] == "tensorrt"
     assert said["free_beside"] < 0.2
+    assert said["tensors_before"] is None
+    assert 0 < said["tensors"] < 1 << 30
+    assert said["enough"] is None
+    assert f"TensorFlow's tensors take {said['tensors'] >> 20} MiB" in said["too_little"]
     assert said["difference"] < LIMITS["fp16"]
     assert said["again"] < 1e-6
     note("beside_tensorflow", "cnn fp16", said)

@@ -98,3 +98,89 @@ def test_futures(made: Any) -> None:
     for start, future in futures:
         answer = future.result()
         assert models.relative(answer, wanted[start : start + len(answer)]) < 1e-4
+
+
+@pytest.mark.parametrize("devices", [[0, 1], [1, 0], [1]])
+def test_several_gpus(devices: list[int], tmp_path: Path) -> None:
+    if cuda.device_count() < 2:
+        pytest.skip("one GPU")
+    model = models.cnn()
+    options: dict[str, Any] = {"backend": "tensorrt", "optimization_level": 0, "precision": "fp32", "verbose": 0}
+    rows = models.random_rows(model, 3000, seed=6)
+    wanted = np.asarray(model.predict(rows, verbose=0))
+    with keras_trt.accelerate(
+        model, device=devices, cache=tmp_path, batch_sizes=(1, 16, 32), fallback="raise", **options
+    ) as fast:
+        for _ in range(3):
+            assert_right(fast.predict(rows, batch_size=32, verbose=0), wanted)
+        futures = [(start, fast.submit(rows[start : start + 33])) for start in range(0, 2900, 29)]
+        for start, future in futures:
+            assert models.relative(future.result(), wanted[start : start + 33]) < 1e-4
+        used = fast.memory()
+        assert [use.device for use in used] == [f"cuda:{device}" for device in devices]
+        assert all(use.slots > 1 and use.buffer_bytes > 0 for use in used)
+
+
+# Outputs whose shape depends on the data.
+
+
+def assert_same(got: Any, wanted: Any) -> None:
+    assert got.keys() == wanted.keys()
+    for name, one in wanted.items():
+        assert (got[name].shape, got[name].dtype) == (one.shape, one.dtype), name
+        np.testing.assert_allclose(got[name], one, rtol=1e-4, atol=1e-4, err_msg=name)
+
+
+@pytest.mark.parametrize("name", ["some_rows", "boxes"])
+def test_shapes_that_depend_on_the_data(name: str, tmp_path: Path) -> None:
+    model = getattr(models, name)()
+    options: dict[str, Any] = {"backend": "tensorrt", "optimization_level": 0, "precision": "fp32", "verbose": 0}
+    shapes = set()
+    for origin in ("built", "cache"):
+        with keras_trt.accelerate(
+            model, cache=tmp_path / "cache", batch_sizes=(1, 16, 32), fallback="raise", **options
+        ) as fast:
+            assert (fast.backend, fast.report().origin) == ("tensorrt", origin)
+            assert not fast.report().rows_independent
+            for seed, rows in enumerate((1, 7, 32, 1, 32, 5, 32)):
+                x = models.random_rows(model, rows, seed)
+                wanted = model.predict_on_batch(x)
+                shapes |= {(one, wanted[one].shape) for one in wanted}
+                assert_same(fast.predict_on_batch(x), wanted)
+                given = OnGpu(x)
+                assert_same(fast.predict_on_batch(given), wanted)
+                given.close()
+            (used,) = fast.memory()
+            # Nothing is above 0, so nothing passes.
+            x = np.zeros_like(x)
+            assert 0 in {len(one) for one in model.predict_on_batch(x).values()}
+            assert_same(fast.predict_on_batch(x), model.predict_on_batch(x))
+            x = np.concatenate([models.random_rows(model, 40), x, models.random_rows(model, 25, 1)])
+            for size in (7, 32):
+                wanted = model.predict(x, batch_size=size, verbose=0)
+                assert_same(fast.predict(x, batch_size=size, verbose=0), wanted)
+            assert all(slot._graph is None for slot in fast._session._runner._idle)
+            assert fast.memory()[0].buffer_bytes >= used.buffer_bytes > 0
+    assert len(shapes) > 6
+
+
+def test_rows_that_random_ones_do_not_show_to_depend() -> None:
+    import keras
+    import tensorflow as tf
+
+    class Near(keras.layers.Layer):
+        def call(self, x: Any) -> Any:
+            return tf.boolean_mask(2 * x, x[:, 0] < 50.0)
+
+        def compute_output_shape(self, shape: Any) -> Any:
+            return shape
+
+    inputs = keras.Input((20,))
+    model = keras.Model(inputs, Near()(inputs))
+    with keras_trt.accelerate(
+        model, backend="tensorrt", optimization_level=0, precision="fp32", verbose=0, cache=None, fallback="raise"
+    ) as fast:
+        x = models.random_rows(model, 300)
+        x[::7] = 99
+        for _ in range(2):
+            np.testing.assert_allclose(fast.predict(x, verbose=0), model.predict(x, verbose=0), rtol=1e-5)

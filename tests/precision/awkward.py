@@ -22,6 +22,33 @@ def loops() -> Any:
     return keras.Sequential([keras.Input((3, 6, 6, 2)), kl.ConvLSTM2D(3, 3), kl.Flatten(), kl.Dense(2)])
 
 
+class Repeated(kl.Layer):
+    """A dense layer three times, in a loop."""
+
+    def __init__(self, factor: float = 1.0, **keywords: Any) -> None:
+        super().__init__(**keywords)
+        self.factor = factor
+        self.dense = kl.Dense(8, name="inner")
+
+    def build(self, shape: Any) -> None:
+        self.dense.build(shape)
+
+    def call(self, x: Any) -> Any:
+        def step(y: Any, i: Any) -> Any:
+            return self.dense(y) * self.factor, i + 1
+
+        y, _ = keras.ops.while_loop(lambda _, i: i < 3, step, (x, 0))
+        return y / self.factor**3
+
+    def compute_output_shape(self, shape: Any) -> Any:
+        return shape
+
+
+def state_of_a_loop(factor: float = 1.0) -> Any:
+    """A loop whose first state is of floats."""
+    return keras.Sequential([keras.Input((6,)), kl.Dense(8), Repeated(factor, name="repeated"), kl.Dense(3)])
+
+
 def masked_steps() -> Any:
     """A recurrent layer with lengths."""
     table = kl.Embedding(20, 8, mask_zero=True, embeddings_initializer="random_normal")
@@ -44,5 +71,5 @@ def norms() -> Any:
 
 
 MODELS: dict[str, Callable[[], Any]] = {
-    build.__name__: build for build in (preactivated, loops, masked_steps, masked_attention, norms)
+    build.__name__: build for build in (preactivated, loops, state_of_a_loop, masked_steps, masked_attention, norms)
 }

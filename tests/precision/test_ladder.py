@@ -62,6 +62,15 @@ def test_the_layers_that_overflow_run_in_float32(cache: EngineCache) -> None:
     assert (warm.report.kept_float32, warm.report.fell_back) == (ready.report.kept_float32, ready.report.fell_back)
 
 
+def test_a_loop_that_overflows_runs_in_float32() -> None:
+    model = awkward.state_of_a_loop(1e3)
+    ready = provisioned(model)
+    assert ready.report.precision == "fp16"
+    assert {"repeated", "repeated/inner"} <= set(ready.report.kept_float32)
+    assert not [name for name in ready.report.kept_float32 if name.startswith("dense")]
+    agrees(model, ready, floats(6)(9))
+
+
 def test_the_error_is_raised_where_that_is_asked_for() -> None:
     with pytest.raises(errors.VerificationError, match="NaN or infinity in"):
         provisioned(overflowing(), fallback="raise")

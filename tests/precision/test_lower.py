@@ -9,9 +9,14 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
+from keras_trt.backends import BuildSpec
+from keras_trt.backends.tensorrt.builder import PlanBuilder
+from keras_trt.backends.tensorrt.flavor import flavor
 from keras_trt.export import export
 from keras_trt.precision import tensor_types, typed
 from keras_trt.verification.verify import LIMITS
@@ -213,6 +218,54 @@ def test_casts_that_are_there_are_respected() -> None:
 def test_a_graph_in_which_nothing_can_be_half_stays_float32() -> None:
     graph = chain([node("Sin", "x", "a"), node("Neg", "a", "y")], {})
     assert set(types_of(graph).values()) == {"float32"}
+
+
+@st.composite
+def graphs(draw: st.DrawFn) -> bytes:
+    """Return a graph of operators that are half, float32 and either, whose outputs are read inside too."""
+    nodes, constants, values = [], {}, ["x"]
+    for i in range(draw(st.integers(1, 8))):
+        one, other = draw(st.sampled_from(values)), draw(st.sampled_from(values))
+        kind = draw(st.sampled_from(("Relu", "Exp", "Softmax", "Floor", "Add", "Mul", "Max", "MatMul", "Constant")))
+        if kind == "MatMul":
+            constants[f"w{i}"], other = np.random.default_rng(i).standard_normal((4, 4)).astype("float32") / 2, f"w{i}"
+        elif kind == "Constant":
+            kind, other = "Add", f"w{i}"
+            constants[other] = np.float32(draw(st.sampled_from((1e-7, 0.5, -1e9))))
+        inputs = f"{one} {other}" if kind in ("Add", "Mul", "Max", "MatMul") else one
+        nodes.append(node(kind, inputs, f"v{i}"))
+        values.append(f"v{i}")
+    proto = onnx.load_from_string(chain(nodes, constants))
+    del proto.graph.output[:]
+    for name in sorted({*draw(st.sets(st.sampled_from(values[1:]))), values[-1]}):
+        proto.graph.output.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", 4]))
+    return bytes(proto.SerializeToString())
+
+
+@given(graphs(), st.data())
+@settings(max_examples=60, deadline=None)
+def test_what_is_kept_is_float32_and_all_kept_is_the_graph_itself(graph: bytes, data: st.DataObject) -> None:
+    before = onnx.load_from_string(graph).graph
+    names = [one.name for one in before.node]
+    rows = np.random.default_rng(0).standard_normal((3, 4)).astype("float32")
+    for precision, half in HALF.items():
+        keep = data.draw(st.sets(st.sampled_from(names)))
+        after, kinds = onnx.load_from_string(typed(graph, precision, keep)).graph, types_of(graph, precision, keep)  # type: ignore[arg-type]
+        assert list(after.output) == list(before.output)
+        made = {name for one in after.node if one.name in keep for name in one.output}
+        assert half not in {kinds[name] for name in made}
+        with np.errstate(all="ignore"):
+            wanted, got = (exactly(one, rows) for one in (graph, typed(graph, precision, names)))  # type: ignore[arg-type]
+        np.testing.assert_array_equal(wanted, got)
+
+
+@pytest.mark.parametrize("name", list(awkward.MODELS))
+def test_tensorrt_builds_what_is_awkward(name: str) -> None:
+    exported, builder = export(awkward.MODELS[name]()), PlanBuilder(flavor("tensorrt_rtx"))
+    profile = zoo.profile(exported.signature.inputs)
+    for precision in ("fp16", "bf16"):
+        graph = typed(exported.onnx, precision)  # type: ignore[arg-type]
+        assert builder.build(graph, BuildSpec(precision, profile, 0), for_this_gpu=False)  # type: ignore[arg-type]
 
 
 def test_opset() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -9,6 +10,8 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from onnx import numpy_helper
 from onnx.reference import ReferenceEvaluator
 
@@ -16,6 +19,7 @@ from keras_trt.backends import BuildSpec
 from keras_trt.backends.tensorrt.builder import PlanBuilder
 from keras_trt.backends.tensorrt.flavor import flavor
 from keras_trt.cache import EngineCache
+from keras_trt.errors import InputError, PrecisionError
 from keras_trt.export import export
 from keras_trt.precision import Quantization, calibrate, tensor_types, typed
 
@@ -135,6 +139,95 @@ def test_datasets_calibrate_as_their_arrays_do(cache: EngineCache) -> None:
 def test_calibration_data_are_required(precision: str) -> None:
     with pytest.raises(ValueError, match="needs `calibration_data`"):
         accelerate(zoo.make("mlp"), precision=precision)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_rows_that_grow_by_a_hundred_thousand(method: str) -> None:
+    """Bins of the first rows' width would be millions for the last."""
+    exported = export(keras.Sequential([keras.Input((4,)), kl.Dense(2)]))
+    name = exported.signature.inputs[0].name
+    rows = np.random.default_rng(0).uniform(-1, 1, (64, 4)).astype("float32")
+    rows[:16] *= 1e-5
+    one, other = (calibrate(exported.onnx, {name: given}, method) for given in (rows, rows[::-1]))  # type: ignore[arg-type]
+    assert one == other, "thresholds do not depend on the order of rows"
+    ((threshold,),) = (places.values() for places in one.values())
+    assert threshold <= np.abs(rows).max()
+    assert threshold > 0.5 or method == "entropy"
+
+
+@given(st.permutations(range(40)), st.sampled_from(("percentile", "minmax")))
+@settings(max_examples=20, deadline=None)
+def test_the_order_of_rows_says_nothing(order: list[int], method: Any) -> None:
+    graph, name = dense()
+    rows = np.random.default_rng(0).standard_normal((40, 4)).astype("float32")
+    assert calibrate(graph, {name: rows[order]}, method) == calibrate(graph, {name: rows}, method)
+
+
+@functools.cache
+def dense() -> tuple[bytes, str]:
+    exported = export(keras.Sequential([keras.Input((4,)), kl.Dense(2)]))
+    return exported.onnx, exported.signature.inputs[0].name
+
+
+def fixed() -> Any:
+    inputs = keras.Input(batch_shape=(8, 6))
+    return keras.Model(inputs, kl.Dense(3)(kl.Dense(16, "relu")(inputs)))
+
+
+@pytest.mark.parametrize("rows", [8, 20, 32])
+def test_a_fixed_batch_is_calibrated_in_batches_of_its_size(rows: int) -> None:
+    fast = accelerate(fixed(), precision="int8", calibration_data=floats(6)(rows))
+    assert (fast.precision, fast.report().fell_back) == ("int8", ())
+
+
+def batches_of_other_lengths() -> Any:
+    for length in (5, 7):
+        yield (np.ones((4, length, 3), "float32"),)
+
+
+@pytest.mark.parametrize(
+    ("model", "rows", "says"),
+    [
+        (fixed, lambda: floats(6)(7), "`calibration_data` needs at least 8 rows. Received: 7"),
+        (lambda: zoo.make("mlp"), lambda: floats(6)(0), "`calibration_data` needs at least 1 row. Received: 0"),
+        (
+            lambda: keras.Sequential([keras.Input((None, 3)), kl.Dense(2)]),
+            batches_of_other_lengths,
+            r"rows of one shape. Received: \[\(5, 3\), \(7, 3\)\]",
+        ),
+        (lambda: zoo.make("mlp"), lambda: iter([floats(6)(8)]), "`calibration_data` takes arrays"),
+    ],
+    ids=["fixed", "none", "lengths", "kind"],
+)
+def test_calibration_data_that_are_none(model: Any, rows: Any, says: str) -> None:
+    with pytest.raises(InputError, match=says):
+        accelerate(model(), precision="int8", calibration_data=rows(), sample=np.ones((8, 6), "float32"))
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_nan_in_calibration_data_is_named(method: str, value: float) -> None:
+    rows = floats(6)(32)
+    rows[3, 2] = value
+    options = {"calibration_data": rows, "calibration_method": method, "sample": floats(6)(16)}
+    with recorded() as records:
+        fast = accelerate(zoo.make("mlp"), precision="int8", **options)
+    warns_once(records, "with the calibration data, '", "reads NaN or infinity")
+    assert fast.precision == "fp16"
+
+
+@pytest.mark.parametrize("name", ["recurrent", "planned", "zeros"])
+def test_int8_that_did_not_happen_is_noticed(name: str) -> None:
+    model = keras.Sequential([keras.Input((5, 6)), kl.LSTM(4)]) if name == "recurrent" else zoo.make("mlp")
+    rows = floats(*model.input_shape[1:])(32)
+    options = {"precision": "int8", "calibration_data": rows * (name != "zeros"), "sample": rows}
+    plan = {"*": "float32"} if name == "planned" else None
+    with recorded() as records:
+        fast = accelerate(model, precision_plan=plan, **options)
+    warns_once(records, "nothing of the graph can be in int8")
+    assert fast.precision == "fp16"
+    with pytest.raises(PrecisionError, match="nothing of the graph can be in int8"):
+        accelerate(model, precision_plan=plan, **options, fallback="raise")
 
 
 def test_a_backend_without_fp8_says_so() -> None:

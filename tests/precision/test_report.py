@@ -135,6 +135,25 @@ def test_the_page_is_one_file_with_everything_in_it(tmp_path: Path) -> None:
     assert "relative difference" in text
 
 
+def test_infinity_is_compared_and_drawn(tmp_path: Path) -> None:
+    """Of masks, where it is in both graphs, and of numbers that float16 cannot hold, where it is in one."""
+    inputs = keras.Input((6,))
+    x = kl.Dense(8, name="first")(inputs)
+    masked = kl.Lambda(lambda t: keras.ops.where(t > 0, t, -np.inf), name="masked")(x)
+    large = kl.Dense(8, name="large")(kl.Rescaling(1e6)(x))
+    outputs = [kl.Softmax(name="weights")(masked), kl.Dense(3, name="last")(kl.Rescaling(1e-6)(large))]
+    with accelerate(keras.Model(inputs, outputs), precision="fp16", verify=False) as fast:
+        found = {one.layer: one for one in fast.report().layers}
+        fast.report().save(tmp_path / "report.html")
+    assert found["large"].relative_error == np.inf
+    for name in ("first", "masked", "weights", "last"):
+        assert 0 < (found[name].relative_error or 0) < 1e-2, name
+    text = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "width='nan'" not in text
+    assert "width='500.0'" in text
+    assert list(tmp_path.iterdir()) == [tmp_path / "report.html"]
+
+
 def test_names_cannot_break_the_page() -> None:
     inputs = keras.Input((2,))
     model = keras.Model(inputs, kl.Dense(2, name="a<b>&c")(inputs))

@@ -14,7 +14,7 @@ import keras_trt
 from keras_trt import backends
 from keras_trt.building.tune import _mode, _Tuning
 from keras_trt.cache import EngineCache
-from keras_trt.errors import InputError
+from keras_trt.errors import InputError, VerificationError
 from keras_trt.head import split
 
 from ..models import accelerate, floats, keras, kl, recorded, tf, warns_once
@@ -108,11 +108,26 @@ def test_a_models_metrics_are_left_empty() -> None:
         ({"validation_data": None}, ValueError, "go together"),
         ({"accuracy_budget": -1}, ValueError, "0 or more"),
         ({"monitor": "nothing"}, ValueError, "`monitor` is one of loss, accuracy"),
+        ({"precision": "fp16", "validation_data": None}, ValueError, "`accuracy_budget` is for precision='auto' alone"),
+        ({"validation_data": (floats(8, 8, 1)(0), np.zeros(0))}, InputError, r"\[0\] rows of x"),
+        ({"validation_data": (floats(8, 8, 1)(4), np.zeros(3))}, InputError, r"\[4\] rows of x and \[3\] rows of y"),
+        ({"validation_data": 3}, InputError, "`validation_data` takes arrays"),
         ({"mode": "up"}, ValueError, "`mode` is one of"),
         ({"monitor": lambda *_: 1.0}, ValueError, "callable needs `mode`"),
         ({"validation_data": tf.data.Dataset.from_tensor_slices(floats(8, 8, 1)(4)).batch(2)}, InputError, "answers"),
     ],
-    ids=["no-data", "budget", "metric", "mode", "callable-without-mode", "no-answers"],
+    ids=[
+        "no-data",
+        "budget",
+        "metric",
+        "no-auto",
+        "no-rows",
+        "rows",
+        "kind",
+        "mode",
+        "callable-without-mode",
+        "no-answers",
+    ],
 )
 def test_what_is_refused(options: dict[str, Any], error: Any, says: str) -> None:
     with pytest.raises(error, match=says):
@@ -175,6 +190,51 @@ def test_a_choice_that_can_be_had_no_more_is_made_anew(cache: EngineCache, monke
     fast = keras_trt.accelerate(model, fallback="raise", **options)
     assert fast.precision in ("fp16", "fp32")
     assert (cache.get_record(key) or {})["precision"] == fast.precision
+
+
+@pytest.mark.parametrize(("budget", "within"), [(0.002, True), (0.00199, False)])
+def test_a_loss_of_just_the_budget_is_within_it(budget: float, within: bool) -> None:
+    """In floats 0.95 - 0.948 is more than 0.002."""
+    answers = iter([0.95, 0.948, 0.948])
+    options = {"monitor": lambda *_: next(answers), "mode": "max", "accuracy_budget": budget, "calibration_data": None}
+    if not within:
+        with pytest.raises(VerificationError, match="No precision keeps"):
+            tuned(**options, fallback="raise")
+    else:
+        assert {one.outcome for one in tuned(**options).report().candidates if one.milliseconds} == {"chosen", "slower"}
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_the_rounding_of_float32_is_no_loss(seed: int) -> None:
+    keras.utils.set_random_seed(0)
+    model = keras.Sequential([keras.Input((4,)), kl.Dense(32, "tanh"), kl.Dense(1)])
+    model.compile("sgd", "mse")
+    y = np.random.default_rng(seed).standard_normal((64, 1))
+    fast = keras_trt.accelerate(model, precision="auto", validation_data=(X, y), **QUIET)
+    assert {one.precision: one for one in fast.report().candidates}["fp32"].outcome in ("chosen", "slower")
+
+
+def test_a_metric_of_many_numbers_is_none_to_choose_by_and_no_hindrance() -> None:
+    model = classifier("one", metrics=(keras.metrics.F1Score(), "accuracy"), loss="categorical_crossentropy")
+    y = np.eye(2, dtype="float32")[model.predict(X, verbose=0).argmax(axis=-1)]
+    options = {**QUIET, "precision": "auto", "validation_data": (X, y), "accuracy_budget": np.float32(0.1)}
+    assert keras_trt.accelerate(model, monitor="accuracy", **options).backend == "onnxruntime"
+    with pytest.raises(ValueError, match=r"'f1_score' is not one number but has the shape \(2,\)"):
+        keras_trt.accelerate(model, **options)
+
+
+def test_a_metric_that_is_nan_for_one_precision_is_kept_with_the_choice(cache: EngineCache) -> None:
+    model = keras.Sequential([keras.Input((4,)), kl.Dense(8)])
+    y = model.predict(X, verbose=0)
+
+    def exact(wanted: Any, found: Any) -> Any:
+        return keras.ops.where(keras.ops.all(keras.ops.abs(wanted - found) < 1e-5), 1.0, float("nan"))
+
+    model.compile("sgd", "mse", metrics=[exact])
+    options = {**QUIET, "cache": cache, "precision": "auto", "validation_data": (X, y), "mode": "max"}
+    first, again = (keras_trt.accelerate(model, **options).report().candidates for _ in range(2))
+    assert list(map(str, first)) == list(map(str, again))
+    assert {one.precision: one.outcome for one in again}["fp16"] == "loses nan"
 
 
 def own_metric(y: Any, found: Any) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import platform
 import sys
@@ -12,6 +13,7 @@ from typing import Any
 from ... import cuda
 from ...errors import BuildError, EngineLoadError, PlanError
 from ...options import Precision
+from .. import memory
 from ..base import Array, BuildSpec, EngineLayer, Finding, Report, Timings
 from .builder import PlanBuilder
 from .engine import TensorRTEngine
@@ -20,6 +22,8 @@ from .layers import timed_layers
 from .refit import refitted
 
 __all__ = ["TensorRTBackend"]
+
+_logger = logging.getLogger("keras_trt")
 
 
 class TensorRTBackend:
@@ -71,6 +75,7 @@ class TensorRTBackend:
                 raise EngineLoadError(f"{self.title} does not support {self.device_name} ({wanted}).")
         self.beside_8_bits = self._flavor.beside_8_bits
         self._builder: PlanBuilder | None = None
+        self._said = False  # what there is to say of its memory
 
     def identity(self) -> dict[str, Any]:
         """Return all that a plan depends on: it runs on one kind of GPU, system and TensorRT alone."""
@@ -85,6 +90,13 @@ class TensorRTBackend:
             "memory_bytes": info.memory_bytes,
             "driver": info.driver,
         }
+
+    def preflight(self, size_bytes: int) -> None:
+        """Say in the log, once, where TensorFlow leaves too little memory on a GPU."""
+        for device in self._devices:
+            if not self._said and (why := memory.shortage(device, size_bytes, beside_tensorflow=True)):
+                self._said = True
+                _logger.warning(why)
 
     def supports(self, onnx: bytes) -> list[Finding]:
         """Return the nodes of a typed graph that the parser refuses."""
@@ -103,8 +115,8 @@ class TensorRTBackend:
             try:
                 return self._plan_builder().build(onnx, spec, timings, for_this_gpu=True, report=report)
             except BuildError as error:
-                if (hint := self._memory_hint(self._device)) is not None:
-                    error.add_note(hint)
+                if (why := memory.shortage(self._device, len(onnx))) is not None:
+                    error.add_note(why)
                 raise
 
     def profile(self, plan: bytes, feeds: Mapping[str, Array], calls: int) -> list[EngineLayer]:
@@ -150,21 +162,11 @@ class TensorRTBackend:
             try:
                 return TensorRTEngine(self._flavor, plan, device)
             except PlanError as error:
-                hint = self._memory_hint(device)
-                if hint is None:
+                why = memory.shortage(device, len(plan))
+                if why is None:
                     raise
                 # TensorRT says the same of a bad plan and of no room for a good one, which must stay in the cache.
-                raise EngineLoadError(f"{error}\n{hint}") from error
-
-    def _memory_hint(self, device: int) -> str | None:
-        """Return what to do where a failure may come from a GPU that others have filled, or `None`."""
-        free, total = cuda.free_memory(device)
-        if free >= total // 10:
-            return None
-        return (
-            f"The GPU has {free >> 20} of {total >> 20} MiB free. If TensorFlow holds the rest, let it take only "
-            "what it needs: tf.config.experimental.set_memory_growth(gpu, True) before its first use."
-        )
+                raise EngineLoadError(f"{error}\n{why}") from error
 
     def _plan_builder(self) -> PlanBuilder:
         # Made late: a warm start builds nothing, and a builder takes memory on the GPU.

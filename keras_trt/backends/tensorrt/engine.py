@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 
+from ..._interrupts import deferred
 from ...errors import EngineLoadError, InputError, KerasTRTError, PlanError
 from .flavor import Flavor
+from .outputs import output_allocator
 from .types import numpy_dtype
 
 
@@ -119,13 +121,14 @@ class TensorRTContext:
         self._flavor = flavor
         self._context = context
         self._output_names = output_names
+        self._allocators: dict[str, Any] = {}  # TensorRT keeps no reference to them
 
-    def set_shapes(self, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
-        """Set the shapes of the inputs and return those of the outputs.
+    def set_shapes(self, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...] | None]:
+        """Set the shapes of the inputs and return those of the outputs, `None` of one that depends on the data.
 
         Raises:
             InputError: if a shape lies outside the engine's profile.
-            EngineLoadError: if an output's shape depends on the data.
+            EngineLoadError: if TensorRT misses something else.
         """
         context = self._context
         with _translated(self._flavor, "could not work out the outputs' shapes") as log:
@@ -139,10 +142,7 @@ class TensorRTContext:
             if missing := context.infer_shapes():
                 raise RuntimeError(f"it misses {missing}")
         outputs = {name: tuple(context.get_tensor_shape(name)) for name in self._output_names}
-        for name, shape in outputs.items():
-            if any(axis < 0 for axis in shape):
-                raise EngineLoadError(f"The shape {shape} of output '{name}' depends on the data: not supported yet.")
-        return outputs
+        return {name: None if any(axis < 0 for axis in shape) else shape for name, shape in outputs.items()}
 
     def set_address(self, name: str, address: int) -> None:
         """Set where an input or output lies in device memory. TensorRT keeps no reference: it must stay there.
@@ -155,25 +155,58 @@ class TensorRTContext:
             if not context.set_tensor_address(name, address):
                 raise RuntimeError("false")
 
+    def set_allocator(self, name: str, allocate: Callable[[int], int]) -> None:
+        """Set what gives device memory to an output whose shape depends on the data: its address, for a size.
+
+        Raises:
+            EngineLoadError: if TensorRT refuses it.
+        """
+        context, allocator = self._context, output_allocator(self._flavor.trt, allocate)
+        with _translated(self._flavor, f"refused an allocator for '{name}'"):
+            if not context.set_output_allocator(name, allocator):
+                raise RuntimeError("false")
+        self._allocators[name] = allocator
+
     def report_to(self, profiler: Any) -> None:
         """Let a `trt.IProfiler` be told the time of each layer at each inference, which makes them slow."""
         context = self._context
         context.profiler = profiler
 
-    def enqueue(self, stream: int) -> None:
-        """Put one inference on a CUDA stream.
+    def enqueue(self, stream: int) -> dict[str, tuple[int, ...]]:
+        """Put one inference on a CUDA stream, and return the shapes of the outputs that have an allocator.
 
         Raises:
             EngineLoadError: if TensorRT does not take it.
+            Exception: what an allocator raised.
         """
+        if self._allocators:
+            return self._enqueue_and_allocate(stream)
         context = self._context
         with _translated(self._flavor, "could not start the inference"):
             if not context.execute_async_v3(stream):
                 raise RuntimeError("false")
+        return {}
+
+    def _enqueue_and_allocate(self, stream: int) -> dict[str, tuple[int, ...]]:
+        context = self._context
+        for allocator in self._allocators.values():
+            allocator.begin()
+        # TensorRT 8.6 ends the process if a callback raises, as it would after Ctrl-C.
+        with _translated(self._flavor, "could not start the inference"), deferred():
+            done = context.execute_async_v3(stream)
+            for allocator in self._allocators.values():
+                if allocator.failure is not None:
+                    raise allocator.failure
+            if not done:
+                raise RuntimeError("false")
+            if untold := [name for name, allocator in self._allocators.items() if allocator.shape is None]:
+                raise RuntimeError(f"it does not tell the shapes of {untold}")
+        return {name: allocator.shape for name, allocator in self._allocators.items()}
 
     def close(self) -> None:
         """Free the context. It must be idle."""
         self._context = None
+        self._allocators = {}
 
 
 @contextmanager

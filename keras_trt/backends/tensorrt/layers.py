@@ -46,9 +46,12 @@ def timed_layers(flavor: Flavor, loaded: TensorRTEngine, feeds: Mapping[str, Arr
         memory: dict[str, cuda.DeviceMemory] = {}
         pinned: dict[str, cuda.PinnedMemory] = {}
         for name, shape in (*((name, array.shape) for name, array in used.items()), *outputs.items()):
-            memory[name] = cuda.DeviceMemory(math.prod(shape) * loaded.dtype(name).itemsize)
+            memory[name] = cuda.DeviceMemory(0 if shape is None else math.prod(shape) * loaded.dtype(name).itemsize)
             held.callback(memory[name].close)
-            one.set_address(name, memory[name].address)
+            if shape is None:
+                one.set_allocator(name, memory[name].grow)
+            else:
+                one.set_address(name, memory[name].address)
         for name, array in used.items():
             pinned[name] = cuda.PinnedMemory(array.nbytes)
             held.callback(pinned[name].close)

@@ -31,8 +31,20 @@ _PROVED = ("bfloat16", "float16", "float32", "float8_e4m3fn", "int8")
 # How the inspector writes the types that a builder is told to use.
 _WRITTEN = {"fp16": ("fp16", "half"), "int8": ("int8",)}
 
+# Where the time goes. What is in half between them is 8.6's to choose: it fuses that with what is around it, and where
+# it must obey there too, it has no form for whole blocks of networks (ConvNeXt), or slow ones.
+_PRODUCTS = (
+    "CONVOLUTION",
+    "DECONVOLUTION",
+    "EINSUM",
+    "FULLY_CONNECTED",
+    "MATRIX_MULTIPLY",
+    "RNN_V2",
+)
 # Layers that move or make data, or steer control flow: 8.6 refuses an order for some of them, and has no form that
-# obeys it for others (Identity: TensorRT#2761; Shuffle: #2407). A cast's type is its meaning.
+# obeys it for others (Identity: TensorRT#2761; Shuffle: #2407). A cast's type is its meaning. A normalization takes its
+# statistics in float32 by itself; under an order Myelin multiplies what is normalized in float32 by a scale in half,
+# and finds no type for that.
 _NOT_ORDERED = (
     "ASSERTION",
     "CAST",
@@ -47,6 +59,7 @@ _NOT_ORDERED = (
     "IDENTITY",
     "ITERATOR",
     "LOOP_OUTPUT",
+    "NORMALIZATION",
     "QUANTIZE",
     "RECURRENCE",
     "SHAPE",
@@ -73,6 +86,8 @@ def numpy_dtype(dtype: Any) -> np.dtype[Any]:
 def order_types(trt: Any, network: Any, types: Mapping[str, str]) -> int:
     """Tell a weakly typed network, layer by layer, to have the types of the typed graph.
 
+    All that is in float32 there must be; of what is in half, products and convolutions.
+
     Args:
         trt: the TensorRT module.
         network: a parsed network without strong typing.
@@ -82,7 +97,9 @@ def order_types(trt: Any, network: Any, types: Mapping[str, str]) -> int:
         How many layers were told to compute in half precision.
     """
     wanted = {"float16": trt.DataType.HALF, "float32": trt.DataType.FLOAT}
-    exempt = {kind for name, kind in trt.LayerType.__members__.items() if name in _NOT_ORDERED}
+    kinds = trt.LayerType.__members__
+    exempt = {kind for name, kind in kinds.items() if name in _NOT_ORDERED}
+    products = {kind for name, kind in kinds.items() if name in _PRODUCTS}
     halves = 0
     for layer in _layers(network):
         if layer.type in exempt or _computes_shapes(layer):
@@ -90,7 +107,7 @@ def order_types(trt: Any, network: Any, types: Mapping[str, str]) -> int:
         for index in range(layer.num_outputs):
             tensor = layer.get_output(index)
             dtype = wanted.get(types.get(tensor.name, ""))
-            if dtype is None or tensor.is_shape_tensor:
+            if dtype is None or tensor.is_shape_tensor or (dtype == trt.DataType.HALF and layer.type not in products):
                 continue
             if hasattr(layer, "precision") and hasattr(layer, "set_output_type"):
                 layer.precision = dtype
