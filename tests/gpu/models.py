@@ -113,7 +113,9 @@ def boxes() -> Any:
             return {"corners": (None, 4), "scores": (None,)}
 
     inputs = keras.Input((6, 5), name="candidates")
-    return keras.Model(inputs, Boxes()(inputs), name="boxes")
+    model = keras.Model(inputs, Boxes()(inputs), name="boxes")
+    model.compile(jit_compile=False)  # XLA, which Keras uses where TensorFlow has a GPU, wants 50 boxes of any input
+    return model
 
 
 def resnet50() -> Any:
