@@ -12,7 +12,7 @@ from keras import layers
 
 import keras_trt
 from keras_trt.backends.tensorrt.flavor import flavor
-from keras_trt.errors import PrecisionError
+from keras_trt.errors import BuildError, PrecisionError
 from keras_trt.export import export
 from keras_trt.specs import flatten, pack
 from keras_trt.verification.verify import LIMITS
@@ -55,6 +55,10 @@ def test_agrees_with_keras(case: Case, precision: str) -> None:
             compare(case, backend="tensorrt", precision=precision)
         with pytest.warns(keras_trt.FallbackWarning, match="fp16"):
             compare(case, backend="tensorrt", precision=None, runs="tf32")
+    elif case.name.startswith("Masking") and precision == "tf32" and not flavor("tensorrt").strongly_typed:
+        # 8.6 writes a kernel for it that does not compile ("NVRTC Compilation failure"); in fp16 it does.
+        with pytest.raises(BuildError, match="Could not find any implementation"):
+            compare(case, backend="tensorrt", precision="tf32")
     else:
         compare(case, backend="tensorrt", precision=precision)
 
