@@ -434,9 +434,17 @@ class Digester(Walk):
 
 def state_of(item: Any) -> dict[str, Any]:
     """Return the attributes that an object itself holds, in `__dict__` or in slots."""
+    cls: type = type(item)
     state = dict(getattr(item, "__dict__", {}))
-    for base in type(item).__mro__:
-        for name, member in vars(base).items():
-            if inspect.ismemberdescriptor(member) and hasattr(item, name):
-                state[name] = getattr(item, name)
+    for name in _slots(cls):
+        if hasattr(item, name):
+            state[name] = getattr(item, name)
     return state
+
+
+@functools.lru_cache(1024)  # bounded: it keeps classes alive
+def _slots(cls: type) -> tuple[str, ...]:
+    """Return the names of the slots of a class and its bases."""
+    return tuple(
+        name for base in cls.__mro__ for name, member in vars(base).items() if inspect.ismemberdescriptor(member)
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import os
 import re
@@ -162,6 +163,7 @@ def _without_batch(shapes: Any) -> Any:
     return list(shapes[1:]) if shapes else shapes
 
 
+@functools.lru_cache(1024)  # bounded: it keeps classes alive
 def _bookkeeping(cls: type) -> frozenset[str]:
     """Return the attributes of instances of `cls` that only serve Keras itself."""
     names = set(_BOOKKEEPING)
@@ -281,7 +283,7 @@ class _ModelDigester(Digester):
             soft: its configuration or graph is hashed, so that only what these may lack is left to hash: values
                 that were set later, tensors, functions and layers.
         """
-        cls = type(layer)
+        cls: type = type(layer)
         skip = _bookkeeping(cls) - (self.stores - _BOOKKEEPING)
         state = {}
         for name, item in state_of(layer).items():

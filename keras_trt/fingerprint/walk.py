@@ -39,11 +39,11 @@ class Walk:
 
     def put(self, tag: str, *parts: str | bytes | int) -> None:
         """Write one token."""
-        data = [b"%d %d " % (len(parts), len(tag)), tag.encode()]
+        data = f"{len(parts)} {len(tag)} {tag}".encode()
         for part in parts:
             encoded = part if isinstance(part, bytes) else str(part).encode("utf-8", "surrogatepass")
-            data += (b"%d " % len(encoded), encoded)
-        self._sha.update(b"".join(data))
+            data += b"%d %b" % (len(encoded), encoded)
+        self._sha.update(data)
 
     def refuse(self, why: str) -> NoReturn:
         """Raise `Unhashable` for the place where the walk is."""
