@@ -42,6 +42,15 @@ def bert() -> Any:
     return keras.Model(inputs, layers.Dense(2)(x[:, 0]))
 
 
+def mobilenet_of_bytes() -> Any:
+    """MobileNetV2 that takes images as bytes and scales them itself."""
+    import keras
+
+    inputs = keras.Input(IMAGE, dtype="uint8")
+    scaled = keras.layers.Rescaling(1 / 127.5, offset=-1)(inputs)
+    return keras.applications.MobileNetV2(weights=None, input_tensor=scaled, classifier_activation=None)
+
+
 def application(name: str) -> Callable[[], Any]:
     def build() -> Any:
         import keras
@@ -54,6 +63,7 @@ def application(name: str) -> Callable[[], Any]:
 MODELS: dict[str, Callable[[], Any]] = {
     "MLP": mlp,
     "MobileNetV2": application("MobileNetV2"),
+    "MobileNetV2-uint8": mobilenet_of_bytes,
     "ResNet50": application("ResNet50"),
     "EfficientNetB0": application("EfficientNetB0"),
     "ConvNeXtTiny": application("ConvNeXtTiny"),
@@ -81,23 +91,23 @@ def make(name: str) -> Any:
     for layer in found:
         layer.momentum = 0.0
     if found:
-        model(rows_for(model.input_shape, 8), training=True)
+        model(rows_for(model, 8), training=True)
     for layer, momentum in zip(found, before, strict=True):
         layer.momentum = momentum
     return model
 
 
-def rows_for(input_shape: tuple[int | None, ...], count: int) -> np.ndarray:
+def rows_for(model: Any, count: int) -> np.ndarray:
     """Return seeded random rows; images have the range of bytes."""
-    shape = tuple(int(size or 1) for size in input_shape[1:])
+    shape = tuple(int(size or 1) for size in model.input_shape[1:])
     generator = np.random.default_rng(0)
     # Few are drawn and repeated with noise that is cheap: 16,384 images of full noise take minutes.
     base = generator.standard_normal((min(count, 64), *shape), dtype=np.float32)
     if shape == IMAGE:
         base = np.clip(base * 64 + 128, 0, 255)
-    rows = np.empty((count, *shape), np.float32)
+    rows = np.empty((count, *shape), model.inputs[0].dtype)
     for start in range(0, count, len(base)):
         part = rows[start : start + len(base)]
-        part[:] = base[: len(part)]
-        part *= 1 + 0.1 * generator.random((len(part), *[1] * len(shape)), dtype=np.float32)
+        noise = 0.9 + 0.1 * generator.random((len(part), *[1] * len(shape)), dtype=np.float32)
+        part[:] = base[: len(part)] * noise
     return rows

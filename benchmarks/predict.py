@@ -104,7 +104,7 @@ def child(asked: Any) -> None:
     model = keras.saving.load_model(path, compile=False)
     alone = asked.child in ("tensorrt-bare", "limit-pcie")  # these read nothing of the rows but their size
     count = asked.batch if alone else CALLS if asked.batch == 1 else asked.rows
-    rows = models.rows_for(model.input_shape, count)
+    rows = models.rows_for(model, count)
     row: dict[str, Any] = {"model": asked.model, "precision": asked.precision, "engine": asked.child}
     row |= {"batch": asked.batch, "rows": len(rows)}
     if asked.child in KERAS:

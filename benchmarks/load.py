@@ -1,0 +1,124 @@
+"""Many threads on one model, and very many calls: throughput, right answers, and whether memory grows.
+
+python benchmarks/load.py [--models MLP MobileNetV2] [--precision fp16] [--threads 32] [--calls 200000]
+
+Each thread calls `predict_on_batch` with 32 rows of its own, beside one thread that does so alone. The calls after that
+are of mixed batch sizes; between them the memory of the process and what is taken of the GPU's are read.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).parent))
+sys.path.insert(1, str(Path(__file__).parent.parent))
+
+import environment
+import models
+
+BATCH = 32
+#: Sizes of single calls: the usual ones, odd ones, and more than an engine takes.
+SIZES = (1, 2, 3, 7, 8, 16, 31, 32, 33, 57)
+
+
+def run_threads(fast: Any, rows: np.ndarray, wanted: np.ndarray, count: int, seconds: float) -> dict[str, Any]:
+    """Let threads call for a while; return rows a second of all and how many answers were wrong."""
+    calls, wrong = [0] * count, [0] * count
+    limit, ends = 10 * largest_difference(fast, rows, wanted), float("inf")
+    started = threading.Barrier(count + 1)
+
+    def run(index: int) -> None:
+        mine = slice(index * BATCH % (len(rows) - BATCH), index * BATCH % (len(rows) - BATCH) + BATCH)
+        given, right = rows[mine].copy(), wanted[mine]
+        started.wait()
+        while time.perf_counter() < ends:
+            got = fast.predict_on_batch(given)
+            calls[index] += 1
+            wrong[index] += not bool(np.abs(got - right).max() <= limit)
+
+    threads = [threading.Thread(target=run, args=(index,)) for index in range(count)]
+    for thread in threads:
+        thread.start()
+    started.wait()
+    begin = time.perf_counter()
+    ends = begin + seconds
+    for thread in threads:
+        thread.join()
+    passed = time.perf_counter() - begin
+    return {"threads": count, "rows_per_s": sum(calls) * BATCH / passed, "calls": sum(calls), "wrong": sum(wrong)}
+
+
+def largest_difference(fast: Any, rows: np.ndarray, wanted: np.ndarray) -> float:
+    """Return how far the engine is from Keras, one batch at a time; rows are farther apart, or nothing is proved."""
+    differences = [
+        np.abs(fast.predict_on_batch(rows[i : i + BATCH]) - wanted[i : i + BATCH]).max()
+        for i in range(0, len(rows), BATCH)
+    ]
+    found = max(float(max(differences)), 1e-6)
+    apart = float(np.abs(np.diff(wanted, axis=0)).max(axis=1).min())
+    if apart < 100 * found:
+        raise SystemExit(f"Rows are {apart:.1e} apart and the engine is {found:.1e} off: a mix-up would not show.")
+    return found
+
+
+def run_calls(fast: Any, rows: np.ndarray, count: int, reads: int = 10) -> list[dict[str, Any]]:
+    """Make single calls of mixed sizes and return what memory is held after each part of them."""
+    generator, found, begin = np.random.default_rng(0), [], time.perf_counter()
+    for part in range(reads + 1):
+        for size in generator.choice(SIZES, 2000 if part == 0 else count // reads):  # the first part is a warm-up
+            fast.predict_on_batch(rows[:size])
+        found.append({"calls": part * (count // reads), "seconds": time.perf_counter() - begin, **memory()})
+        print(found[-1], flush=True)
+    return found
+
+
+def memory() -> dict[str, float]:
+    from keras_trt import cuda
+
+    status = Path("/proc/self/status").read_text().splitlines()
+    resident = int(next(line for line in status if line.startswith("VmRSS")).split()[1])
+    row = {"host_mib": resident / 1024, "threads": threading.active_count()}
+    if cuda.device_count():
+        free, total = cuda.free_memory(0)
+        row["device_mib"] = (total - free) / (1 << 20)
+    return row
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--models", nargs="+", default=["MLP", "MobileNetV2"])
+    parser.add_argument("--backend", default="auto")
+    parser.add_argument("--precision")
+    parser.add_argument("--threads", type=int, default=32)
+    parser.add_argument("--seconds", type=float, default=10.0)
+    parser.add_argument("--calls", type=int, default=200_000)
+    chosen = parser.parse_args()
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    import keras_trt
+
+    table: list[dict[str, Any]] = []
+    for name in chosen.models:
+        model: Any = models.make(name)
+        rows = models.rows_for(model, 8 * BATCH)
+        wanted = np.asarray(model.predict(rows, batch_size=BATCH, verbose=0))
+        options: dict[str, Any] = {"backend": chosen.backend, "precision": chosen.precision, "cache": None}
+        with keras_trt.accelerate(model, batch_sizes=(1, BATCH, BATCH), verbose=0, **options) as fast:
+            about = {"model": name, "engine": fast.report().title, "precision": fast.precision}
+            for count in (1, chosen.threads):
+                table.append({**about, **run_threads(fast, rows, wanted, count, chosen.seconds)})
+                print(table[-1], flush=True)
+            if chosen.calls:
+                table.append({**about, "memory": run_calls(fast, rows, chosen.calls)})
+    print("written:", environment.write("load", {**environment.describe("load.py"), "rows": table}))
+
+
+if __name__ == "__main__":
+    main()
