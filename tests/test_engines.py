@@ -11,7 +11,8 @@ import pytest
 
 from keras_trt import OptimizationProfile, ShapeRange, backends
 from keras_trt.backends.onnxruntime import OnnxRuntimeBackend, OnnxRuntimeEngine
-from keras_trt.building.engines import CachedTimings, Engines
+from keras_trt.building.engines import Engines
+from keras_trt.building.timings import CachedTimings
 from keras_trt.cache import EngineCache
 from keras_trt.options import ENGINE_OPTIONS, OTHER_OPTIONS
 
@@ -52,7 +53,7 @@ def test_builds_at_once_lose_nothing_of_each_other(cache: EngineCache) -> None:
 import sys
 from keras_trt.cache import EngineCache
 from keras_trt.backends.onnxruntime import OnnxRuntimeBackend, OnnxRuntimeEngine
-from keras_trt.building.engines import CachedTimings
+from keras_trt.building.timings import CachedTimings
 cache = EngineCache(sys.argv[1])
 timings = CachedTimings(cache, {"gpu": "L4"}, lambda write: write(cache) or True)
 for turn in range(10):

@@ -1,6 +1,7 @@
 """Hashes of a Keras model, without calling, tracing or exporting it: its structure, and the values of its weights.
 
 model_digest   layers, wiring, variables, settings
+weights_digest the values of variables
 code_digest    values, functions and classes of users, by what they hold and what their bytecode reaches
 libraries      what is a library's, known by name and version, and not a user's
 walk           one SHA-256 over a graph of objects, and `Unhashable`, which says where in it there is no hash
@@ -8,7 +9,8 @@ walk           one SHA-256 over a graph of objects, and `Unhashable`, which says
 
 from __future__ import annotations
 
-from .model_digest import structure_key, weights_key
+from .model_digest import structure_key
 from .walk import Unhashable
+from .weights_digest import weights_key
 
 __all__ = ["Unhashable", "structure_key", "weights_key"]

@@ -3,22 +3,18 @@
 from __future__ import annotations
 
 import functools
-import hashlib
-import os
 import re
 import sys
 import types
 import warnings
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from ..cache.keys import digest
 from .code_digest import Digester, state_of, words
 from .libraries import is_library, is_library_class, is_library_function, stored_names
 from .walk import Unhashable
-
-__all__ = ["Unhashable", "structure_key", "weights_key"]
+from .weights_digest import numbers
 
 # Methods that train, save or describe. They count only where code that infers names them.
 _NOT_INFERENCE = words(
@@ -97,53 +93,6 @@ def structure_key(model: Any) -> str:
             "dtype_policy": str(keras.config.dtype_policy().name),
         },
     )
-
-
-def weights_key(model: Any) -> str:
-    """Return a hash of the values of a model's weights, in the model's order, without their names.
-
-    States of seed generators, metrics and optimizers are no weights of a model.
-
-    Args:
-        model: a built `keras.Model`.
-
-    Returns:
-        64 hexadecimal digits.
-
-    Raises:
-        Unhashable: if a variable does not hold numbers.
-    """
-    weights = list(model.weights)
-    # hashlib lets other threads run, and so does TensorFlow while it copies from a GPU.
-    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        content = b"".join(pool.map(_content, weights))
-    return digest("weights", {"count": len(weights), "content": content})
-
-
-def _content(variable: Any) -> bytes:
-    """Return a hash of type, shape and numbers of a variable."""
-    import numpy as np
-
-    array = _numbers(variable)
-    if array.dtype.hasobject:
-        raise Unhashable(f"the variable {getattr(variable, 'path', variable.name)} does not hold numbers")
-    content = hashlib.sha256(f"{array.dtype.name}|{array.shape}|".encode())
-    content.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
-    return content.digest()
-
-
-def _numbers(variable: Any) -> Any:
-    """Return the content of a variable or tensor, without a copy where its library allows that."""
-    import numpy as np
-
-    value = getattr(variable, "value", variable)
-    value = value() if callable(value) else value  # a method of tf.Variable, a property of Keras's
-    if hasattr(value, "read_value"):
-        value = value.read_value()
-    try:
-        return np.asarray(memoryview(value)) if hasattr(value, "_numpy") else np.asarray(variable)
-    except (BufferError, TypeError, ValueError):  # types that the buffer protocol lacks, such as bfloat16; strings
-        return np.asarray(value)
 
 
 def given_name(layer: Any) -> str:
@@ -368,7 +317,7 @@ class _ModelDigester(Digester):
                 self.put("weight", self._weights[id(item)], str(item.dtype), repr(tuple(item.shape)))
             else:
                 self.put("variable")  # outside the model's weights, so nothing else hashes its value
-                self.value(_numbers(item))
+                self.value(numbers(item))
         elif isinstance(item, keras.Layer):
             self.layer(item)
         elif isinstance(item, keras.Operation):

@@ -1,0 +1,58 @@
+"""A hash of the values of a model's weights."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from ..cache.keys import digest
+from .walk import Unhashable
+
+
+def weights_key(model: Any) -> str:
+    """Return a hash of the values of a model's weights, in the model's order, without their names.
+
+    States of seed generators, metrics and optimizers are no weights of a model.
+
+    Args:
+        model: a built `keras.Model`.
+
+    Returns:
+        64 hexadecimal digits.
+
+    Raises:
+        Unhashable: if a variable does not hold numbers.
+    """
+    weights = list(model.weights)
+    # hashlib lets other threads run, and so does TensorFlow while it copies from a GPU.
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        content = b"".join(pool.map(_content, weights))
+    return digest("weights", {"count": len(weights), "content": content})
+
+
+def _content(variable: Any) -> bytes:
+    """Return a hash of type, shape and numbers of a variable."""
+    import numpy as np
+
+    array = numbers(variable)
+    if array.dtype.hasobject:
+        raise Unhashable(f"the variable {getattr(variable, 'path', variable.name)} does not hold numbers")
+    content = hashlib.sha256(f"{array.dtype.name}|{array.shape}|".encode())
+    content.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
+    return content.digest()
+
+
+def numbers(variable: Any) -> Any:
+    """Return the content of a variable or tensor, without a copy where its library allows that."""
+    import numpy as np
+
+    value = getattr(variable, "value", variable)
+    value = value() if callable(value) else value  # a method of tf.Variable, a property of Keras's
+    if hasattr(value, "read_value"):
+        value = value.read_value()
+    try:
+        return np.asarray(memoryview(value)) if hasattr(value, "_numpy") else np.asarray(variable)
+    except (BufferError, TypeError, ValueError):  # types that the buffer protocol lacks, such as bfloat16; strings
+        return np.asarray(value)
