@@ -70,7 +70,9 @@ def test_options_and_a_sample(saved: Any, kind: str, tmp_path: Path, capsys: pyt
     given = ["--sample", str(sample), "--backend", "onnxruntime", "--batch-sizes", "1", "2", "4"]
     assert main(["doctor", model, *given, "--precision", "fp32"]) == 0
     assert main(["doctor", model, *given, "--precision", "tf32"]) == 1
-    assert main(["doctor", model, *given, "--precision", "int8"]) == 0
+    assert main(["doctor", model, *given, "--precision", "int8"]) == 1
+    assert "can be in int8" in " ".join(capsys.readouterr().out.split())
+    assert main(["doctor", saved(kl.Dense(2), shape=(None, 4)), *given, "--precision", "int8"]) == 0
     assert main(["doctor", saved(kl.Dense(2)), *given[2:], "--precision", "int8"]) == 1
     assert "needs `calibration_data`" in " ".join(capsys.readouterr().out.split())
 
