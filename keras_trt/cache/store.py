@@ -73,15 +73,8 @@ class EngineCache:
         ValueError: If `path` is empty, or `max_bytes` is negative.
 
     Example:
-        ```python
-        cache = EngineCache("engines")
-        entry = cache.get(key)
-        if entry is None:
-            with cache.lock(key):                # others wait here while one builds
-                entry = cache.get(key)           # it may have been built meanwhile
-                if entry is None:
-                    cache.put(key, build(), {"tensorrt": "10.13"})
-        ```
+    >>> cache = keras_trt.EngineCache("engines/", max_bytes=1 << 30)
+    >>> fast = keras_trt.accelerate(model, cache=cache)
     """
 
     def __init__(

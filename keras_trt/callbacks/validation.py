@@ -39,7 +39,7 @@ class EngineValidation(keras.callbacks.Callback):  # type: ignore[misc]
     Example:
     >>> validation = keras_trt.EngineValidation((x_val, y_val))
     >>> stop = keras.callbacks.EarlyStopping("val_loss", patience=3)
-    >>> model.fit(x, y, epochs=50, callbacks=[validation, stop])
+    >>> model.fit(x, y, epochs=10, callbacks=[validation, stop])
     """
 
     def __init__(

@@ -79,7 +79,7 @@ class TRTModel(KerasFace):
 
     @property
     def precision(self) -> str:
-        """The precision that runs: `"fp16"`, `"bf16"`, `"tf32"`, `"fp32"`, or `"keras"` where Keras runs the model."""
+        """The precision that runs, by the name that `accelerate` takes; `"keras"` where Keras runs the model."""
         return self._report.precision
 
     @property
