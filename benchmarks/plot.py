@@ -69,7 +69,7 @@ def draw(files: list[Path]) -> Path:
 def by_engine(rows: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
     found: dict[str, list[dict[str, Any]]] = {}
     for row in rows:
-        found.setdefault(f"{row['engine']}, {row['precision']}", []).append(row)
+        found.setdefault(f"{row['engine']}, {row['precision']}".rstrip(", "), []).append(row)
     return found
 
 

@@ -1,12 +1,14 @@
 """`predict` of a model side by side: Keras on each backend, ONNX Runtime, keras_trt, and its engine alone.
 
-python benchmarks/predict.py ResNet50 [--precision fp16] [--batches 1 8 32 128] [--rows 16384]
+python benchmarks/predict.py ResNet50 [--precisions fp16 tf32] [--batches 1 8 32 128] [--rows 16384]
     [--engines keras-tensorflow keras-jax keras_trt …] [--python keras-jax=/usr/bin/python3]
 
 Each engine runs in a process of its own, in the interpreter that has it, on the same arrays and weights; their answers
 are compared. What is done is kept in a folder, so that a run that was cut off goes on where it was (`--folder`).
+`--only-build` builds the engines, several of which may be built at once, and measures nothing.
 
 "Batch b" is an engine whose largest batch is b, and the user's batch_size b; at batch 1 the user gives one row a call.
+An engine that would take long over all rows is given fewer.
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -39,19 +42,21 @@ ENGINES = (*KERAS, "onnxruntime", "keras_trt", "tensorrt-bare", "limit-pcie")
 COMPARED = 64
 #: Single calls whose times are measured.
 CALLS = 300
+#: How long one `predict` of many rows may take, in seconds.
+SECONDS = 8.0
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("model", choices=models.MODELS)
-    parser.add_argument("--precision", default="fp16")
+    parser.add_argument("--precisions", nargs="+", default=["fp16"], help="of keras_trt's engines")
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 8, 32, 128])
     parser.add_argument("--rows", type=int, default=16384)
     parser.add_argument("--engines", nargs="+", choices=ENGINES, default=list(ENGINES))
     parser.add_argument("--python", nargs="+", default=[], metavar="ENGINE=INTERPRETER")
     parser.add_argument("--folder", type=Path)
+    parser.add_argument("--only-build", action="store_true")
     parser.add_argument("--child", choices=(*ENGINES, "make"), help=argparse.SUPPRESS)
-    parser.add_argument("--batch", type=int, help=argparse.SUPPRESS)
     asked = parser.parse_args()
     if asked.child:
         child(asked)
@@ -61,40 +66,50 @@ def main() -> None:
         folder = asked.folder or Path(temporary)
         folder.mkdir(parents=True, exist_ok=True)
         if not (folder / f"{asked.model}.keras").exists():
-            start(asked, folder, "make", 0, sys.executable)
+            start(asked, folder, "make", sys.executable)
+        if asked.only_build:
+            start(asked, folder, "keras_trt", sys.executable, "--only-build")
+            return
         for engine in asked.engines:
-            for batch in asked.batches:
-                if not result(folder, asked, engine, batch).exists():
-                    start(asked, folder, engine, batch, pythons.get(engine, sys.executable))
-        rows = [
-            json.loads(path.read_text())
-            for engine in asked.engines
-            for batch in asked.batches
-            if (path := result(folder, asked, engine, batch)).exists()
-        ]
-        compare(rows, folder, asked)
-    table(rows)
+            if not all(path.exists() for path in results(asked, folder, engine)):
+                start(asked, folder, engine, pythons.get(engine, sys.executable))
+        found = [path for engine in asked.engines for path in results(asked, folder, engine) if path.exists()]
+        rows = [json.loads(path.read_text()) for path in found]
+        compare(rows, [path.with_suffix(".npy") for path in found])
+    table(rows, asked.precisions)
     print("written:", environment.write(f"predict-{asked.model}", {**environment.describe("predict.py"), "rows": rows}))
 
 
-def result(folder: Path, asked: Any, engine: str, batch: int) -> Path:
-    return folder / f"{asked.model}-{asked.precision}-{engine}-{batch}.json"
+def precision_of(engine: str, asked: Any) -> list[str]:
+    """Return the precisions that an engine runs in."""
+    if engine in KERAS:
+        return ["mixed_float16" if engine.endswith("-half") else "float32"]
+    return {"onnxruntime": ["fp32"], "limit-pcie": [""]}.get(engine, asked.precisions)
 
 
-def start(asked: Any, folder: Path, engine: str, batch: int, python: str) -> None:
-    """Run one engine with one batch size in a process of its own; one that cannot run leaves no result."""
-    command = [python, __file__, asked.model, "--precision", asked.precision, "--rows", str(asked.rows)]
-    command += ["--folder", str(folder), "--child", engine, "--batch", str(batch)]
+def results(asked: Any, folder: Path, engine: str) -> list[Path]:
+    precisions = precision_of(engine, asked)
+    return [result(folder, asked, engine, precision, batch) for precision in precisions for batch in asked.batches]
+
+
+def result(folder: Path, asked: Any, engine: str, precision: str, batch: int) -> Path:
+    return folder / f"{asked.model}-{engine}-{precision}-{batch}.json"
+
+
+def start(asked: Any, folder: Path, engine: str, python: str, *more: str) -> None:
+    """Run one engine in a process of its own; a batch size that cannot run leaves no result."""
+    command = [python, __file__, asked.model, "--rows", str(asked.rows), "--folder", str(folder), "--child", engine]
+    command += ["--precisions", *asked.precisions, "--batches", *map(str, asked.batches), *more]
     backend = engine.split("-")[1] if engine in KERAS else "tensorflow"
     done = subprocess.run(command, env={**os.environ, "KERAS_BACKEND": backend}, check=False)
     if done.returncode:
-        print(f"{engine} with batch {batch} cannot run here (exit status {done.returncode})")
+        print(f"{engine} cannot run here (exit status {done.returncode})")
         if engine == "make":
             sys.exit(1)
 
 
 def child(asked: Any) -> None:
-    """Measure one engine with one batch size and write its row."""
+    """Measure one engine with each batch size that has no row yet, and write its rows."""
     path = asked.folder / f"{asked.model}.keras"
     if asked.child == "make":
         models.make(asked.model).save(path)
@@ -102,54 +117,68 @@ def child(asked: Any) -> None:
     import keras
 
     model = keras.saving.load_model(path, compile=False)
-    alone = asked.child in ("tensorrt-bare", "limit-pcie")  # these read nothing of the rows but their size
-    count = asked.batch if alone else CALLS if asked.batch == 1 else asked.rows
-    rows = models.rows_for(model, count)
-    row: dict[str, Any] = {"model": asked.model, "precision": asked.precision, "engine": asked.child}
-    row |= {"batch": asked.batch, "rows": len(rows)}
-    if asked.child in KERAS:
-        row["precision"] = "float32"
-        if asked.child.endswith("-half"):
-            row["precision"] = "mixed_float16"
-            keras.config.set_dtype_policy("mixed_float16")
-            half = models.MODELS[asked.model]()
-            half.set_weights(model.get_weights())
-            model = half
-        row |= measured(model, rows, asked)
-    elif asked.child == "limit-pcie":
-        row |= pcie(rows[: asked.batch].nbytes, asked.batch)
-    else:
-        row |= accelerated(model, rows, asked)
-    result(asked.folder, asked, asked.child, asked.batch).write_text(json.dumps(row))
+    if asked.child.endswith("-half"):
+        keras.config.set_dtype_policy("mixed_float16")
+        half = models.MODELS[asked.model]()
+        half.set_weights(model.get_weights())
+        model = half
+    alone = asked.only_build or asked.child in ("tensorrt-bare", "limit-pcie")  # these read nothing but sizes of rows
+    rows = models.rows_for(model, max(asked.batches) if alone else asked.rows if max(asked.batches) > 1 else CALLS)
+    for precision, batch in product(precision_of(asked.child, asked), asked.batches):
+        path = result(asked.folder, asked, asked.child, precision, batch)
+        if path.exists():
+            continue
+        row: dict[str, Any] = {"model": asked.model, "engine": asked.child, "precision": precision, "batch": batch}
+        if asked.child in KERAS:
+            row |= measured(model, rows, batch, path)
+        elif asked.child == "limit-pcie":
+            row |= pcie(rows[:batch].nbytes, batch)
+        else:
+            row |= accelerated(model, rows, row, asked, path)
+        if not asked.only_build:
+            path.write_text(json.dumps(row))
 
 
-def accelerated(model: Any, rows: np.ndarray, asked: Any) -> dict[str, Any]:
+def accelerated(model: Any, rows: np.ndarray, row: dict[str, Any], asked: Any, path: Path) -> dict[str, Any]:
     import keras_trt
 
-    options: dict[str, Any] = {"cache": asked.folder / "cache", "batch_sizes": (1, asked.batch, asked.batch)}
-    if asked.child == "onnxruntime":
-        fast = keras_trt.accelerate(model, backend="onnxruntime", precision="fp32", verbose=0, **options)
-    else:
-        fast = keras_trt.accelerate(model, precision=asked.precision, verbose=0, **options)
-    with fast:
+    batch = row["batch"]
+    backend: Any = "onnxruntime" if asked.child == "onnxruntime" else "auto"
+    with keras_trt.accelerate(
+        model,
+        backend=backend,
+        precision=row["precision"],
+        batch_sizes=(1, batch, batch),
+        cache=asked.folder / "cache",
+        verbose=0,
+    ) as fast:
         about = {"precision": fast.precision, "runs": f"{fast.report().title} on {fast.report().device_name}"}
+        if asked.only_build:
+            print(f"{asked.model}, {fast.precision}, batch {batch}: {fast.report().origin}", flush=True)
+            return about
         if asked.child == "tensorrt-bare":
-            return about | bare(fast, asked.batch)
-        return about | measured(fast, rows, asked)
+            return about | bare(fast, batch)
+        return about | measured(fast, rows, batch, path)
 
 
-def measured(model: Any, rows: np.ndarray, asked: Any) -> dict[str, Any]:
-    """Time single calls and, above batch 1, a `predict` of all rows."""
-    batch = rows[: asked.batch]
-    answers = model.predict_on_batch(rows[:COMPARED]) if asked.batch > 1 else one_by_one(model, rows[:COMPARED])
-    np.save(result(asked.folder, asked, asked.child, asked.batch).with_suffix(".npy"), np.asarray(answers, np.float32))
-    calls = times(lambda: model.predict_on_batch(batch), CALLS if asked.batch == 1 else 30)
+def measured(model: Any, rows: np.ndarray, batch: int, path: Path) -> dict[str, Any]:
+    """Time single calls and, above batch 1, a `predict` of many rows."""
+    answers = model.predict_on_batch(rows[:COMPARED]) if batch > 1 else one_by_one(model, rows[:COMPARED])
+    np.save(path.with_suffix(".npy"), np.asarray(answers, np.float32))
+    given = rows[:batch]
+    calls = times(lambda: model.predict_on_batch(given), CALLS if batch == 1 else 30)
     found = {"median_ms": statistics.median(calls) * 1e3, "p99_ms": float(np.quantile(calls, 0.99)) * 1e3}
-    if asked.batch == 1:
-        return found | {"rows_per_s": 1e3 / found["median_ms"]}
-    model.predict(rows[: 3 * asked.batch + 1], batch_size=asked.batch, verbose=0)  # traces, and all slots are made
-    whole = times(lambda: model.predict(rows, batch_size=asked.batch, verbose=0), 3, warm_up=0)
-    return found | {"rows_per_s": len(rows) / statistics.median(whole)}
+    if batch == 1:
+        return found | {"rows": 1, "rows_per_s": 1e3 / found["median_ms"]}
+
+    def predict(count: int) -> float:
+        (seconds,) = times(lambda: model.predict(rows[:count], batch_size=batch, verbose=0), 1, warm_up=0)
+        return seconds
+
+    few = min(len(rows), 16 * batch + 1)
+    predict(few)  # traces, and all slots are made
+    count = min(len(rows), max(few, int(SECONDS * few / predict(few))))
+    return found | {"rows": count, "rows_per_s": count / statistics.median(predict(count) for _ in range(3))}
 
 
 def one_by_one(model: Any, rows: np.ndarray) -> np.ndarray:
@@ -236,43 +265,44 @@ def pcie(size: int, batch: int) -> dict[str, Any]:
     }
 
 
-def compare(rows: list[dict[str, Any]], folder: Path, asked: Any) -> None:
-    """Add to each row how far its answers are from those of the first engine that answers, and ratios to all others."""
+def compare(rows: list[dict[str, Any]], answers: list[Path]) -> None:
+    """Add to each row how far its answers are from those of the first engine that answers, and ratios to keras_trt."""
     first: np.ndarray | None = None
-    for row in rows:
-        path = result(folder, asked, row["engine"], row["batch"]).with_suffix(".npy")
+    for row, path in zip(rows, answers, strict=True):
         if not path.exists():
             continue
-        answers = np.load(path)
+        got = np.load(path)
         if first is None:
-            first = answers
+            first = got
             apart = np.linalg.norm(first[0] - first[1]) / np.linalg.norm(first[0])
             print(f"two rows of {row['engine']} differ by {apart:.1e}")
-        row["relative_l2"] = float(np.linalg.norm(answers - first) / np.linalg.norm(first))
-    raw = {row["batch"]: row["with_copies_median_ms"] for row in rows if "with_copies_median_ms" in row}
+        row["relative_l2"] = float(np.linalg.norm(got - first) / np.linalg.norm(first))
+    ours = [row for row in rows if row["engine"] == "keras_trt"]
     for row in rows:
-        if row["engine"] == "keras_trt" and row["batch"] in raw:
-            row["over_raw_us"] = (row["median_ms"] - raw[row["batch"]]) * 1e3
-            print(
-                f"predict_on_batch of {row['batch']} takes {row['over_raw_us']:.0f} µs more than copies and graph alone"
-            )
-    ours = {row["batch"]: row["rows_per_s"] for row in rows if row["engine"] == "keras_trt"}
-    for row in rows:
-        if row["batch"] in ours:
-            row["keras_trt_ratio"] = ours[row["batch"]] / row["rows_per_s"]
+        row["keras_trt_ratios"] = {
+            one["precision"]: one["rows_per_s"] / row["rows_per_s"] for one in ours if one["batch"] == row["batch"]
+        }
+        for one in ours:
+            same = one["precision"] == row["precision"] and one["batch"] == row["batch"]
+            if "with_copies_median_ms" in row and same:
+                one["over_raw_us"] = (one["median_ms"] - row["with_copies_median_ms"]) * 1e3
+                print(
+                    f"predict_on_batch of {one['batch']} in {one['precision']} takes {one['over_raw_us']:.0f} µs more "
+                    "than copies and graph alone"
+                )
 
 
-def table(rows: list[dict[str, Any]]) -> None:
-    names = ("engine", "precision", "batch", "median ms", "p99 ms", "rows/s", "keras_trt", "difference")
-    widths = (21, 13, 5, 10, 9, 10, 9, 10)
+def table(rows: list[dict[str, Any]], precisions: list[str]) -> None:
+    """Print the rows; the columns named by a precision tell how many times as fast keras_trt is in it."""
+    names = ["engine", "precision", "batch", "median ms", "p99 ms", "rows/s", *precisions, "difference"]
+    widths = [21, 13, 5, 10, 9, 10, *[8] * len(precisions), 10]
     print(" ".join(name.rjust(width) for name, width in zip(names, widths, strict=True)))
     for row in rows:
-        print(
-            f"{row['engine']:>21} {row['precision']:>13} {row['batch']:5} {row['median_ms']:10.3f} "
-            f"{row['p99_ms']:9.3f} "
-            f"{row['rows_per_s']:10.0f} {row.get('keras_trt_ratio', float('nan')):8.2f}x "
-            f"{row.get('relative_l2', float('nan')):10.1e}"
-        )
+        ratios = [f"{row['keras_trt_ratios'].get(precision, float('nan')):7.2f}x" for precision in precisions]
+        cells = [f"{row['median_ms']:.3f}", f"{row['p99_ms']:.3f}", f"{row['rows_per_s']:.0f}", *ratios]
+        cells = [row["engine"], row["precision"], str(row["batch"]), *cells]
+        cells.append(f"{row['relative_l2']:.1e}" if "relative_l2" in row else "")
+        print(" ".join(cell.rjust(width) for cell, width in zip(cells, widths, strict=True)))
 
 
 if __name__ == "__main__":

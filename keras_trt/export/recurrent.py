@@ -84,8 +84,11 @@ def _run(layer: Any, operator: str, activations: Sequence[Any], sequences: Any, 
         return last_states[0], every if layer.return_sequences else tf.expand_dims(last_states[0], 1), last_states
     last_states[0] = packed.last(every)
     last_states = [packed.where_valid(last, first) for last, first in zip(last_states, states, strict=True)]
-    every = packed.unpack(every, zeros=layer.zero_output_for_mask)
-    return every[:, -1], every if layer.return_sequences else every[:, -1:], last_states
+    if layer.return_sequences:
+        every = packed.unpack(every, zeros=layer.zero_output_for_mask)
+        return every[:, -1], every, last_states
+    last = packed.unpack_last(every, zeros=layer.zero_output_for_mask)
+    return last, tf.expand_dims(last, 1), last_states
 
 
 class _Packed:
@@ -134,6 +137,13 @@ class _Packed:
         spread = _take_steps(y, tf.maximum(self._seen - 1, 0))
         keep = self._mask if zeros else self._seen > 0
         return tf.where(tf.expand_dims(keep, 2), spread, tf.zeros((), spread.dtype))
+
+    def unpack_last(self, y: Any, *, zeros: bool) -> Any:
+        """Return the last step of `unpack`, without the others."""
+        import tensorflow as tf
+
+        keep = self._mask[:, -1:] if zeros else self.lengths[:, None] > 0
+        return tf.where(keep, self.last(y), tf.zeros((), y.dtype))
 
 
 def _take_steps(x: Any, steps: Any) -> Any:
