@@ -84,7 +84,8 @@ def precision_of(engine: str, asked: Any) -> list[str]:
     """Return the precisions that an engine runs in."""
     if engine in KERAS:
         return ["mixed_float16" if engine.endswith("-half") else "float32"]
-    return {"onnxruntime": ["fp32"], "limit-pcie": [""]}.get(engine, asked.precisions)
+    fixed = {"onnxruntime": ["fp32"], "limit-pcie": [""]}
+    return fixed.get(engine, list(asked.precisions))
 
 
 def results(asked: Any, folder: Path, engine: str) -> list[Path]:
