@@ -78,6 +78,8 @@ def _texts_as_arrays(x: Any) -> Any:
 def _match(x: Any, signature: Signature) -> list[Any]:
     """Bring the user's nesting to the model's."""
     specs, structure = signature.inputs, signature.input_structure
+    if isinstance(structure, int) and not isinstance(x, Mapping | list | tuple):
+        return [x]
     names = [spec.name for spec in specs]
     flat_dict = isinstance(structure, dict) and "dict" in structure and _is_flat(structure)
     if isinstance(x, Mapping):
@@ -183,8 +185,9 @@ def standardize_out(out: Any, outputs: Sequence[TensorSpec], rows: int) -> list[
 
 
 def _standardize_one(leaf: Any, spec: TensorSpec, *, guessed: bool) -> Any:
-    leaf = _dense(leaf)
-    if not is_arrays(leaf):
+    plain = type(leaf) is np.ndarray  # the usual one, which need not be asked what it is
+    leaf = leaf if plain else _dense(leaf)
+    if not plain and not is_arrays(leaf):
         raise InputError(
             f"Input '{spec.name}' takes an array. Received: {type(leaf).__name__} (for a list of "
             "numbers use np.asarray).",
@@ -192,7 +195,7 @@ def _standardize_one(leaf: Any, spec: TensorSpec, *, guessed: bool) -> Any:
             expected="an array",
             received=type(leaf).__name__,
         )
-    on_gpu = is_on_gpu(leaf)
+    on_gpu = not plain and is_on_gpu(leaf)
     array: Any = DeviceArray(leaf) if on_gpu else np.asarray(leaf)
     texts = spec.dtype == "string"
     numbers = array.dtype.kind in "biuf" or array.dtype.name.startswith(("bfloat16", "float8"))

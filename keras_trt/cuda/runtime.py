@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
@@ -111,17 +109,23 @@ def free_memory(device: int) -> tuple[int, int]:
     return int(free), int(total)
 
 
-@contextmanager
-def current_device(device: int) -> Iterator[None]:
+class current_device:  # noqa: N801 (used as a function; a generator would take as long again as CUDA's calls)
     """Make `device` the calling thread's current GPU, and put back what was: the thread is not ours."""
-    cudart = bindings()
-    before = int(check(cudart.cudaGetDevice()))
-    check(cudart.cudaSetDevice(device))  # also where it is that: a thread that has called nothing has no context yet
-    try:
-        yield
-    finally:
-        if before != device:
-            check(cudart.cudaSetDevice(before))
+
+    __slots__ = ("_before", "_cudart", "_device")
+
+    def __init__(self, device: int) -> None:
+        self._device = device
+
+    def __enter__(self) -> None:
+        self._cudart = cudart = bindings()
+        self._before = int(check(cudart.cudaGetDevice()))
+        # Also where it is that: a thread that has called nothing has no context yet.
+        check(cudart.cudaSetDevice(self._device))
+
+    def __exit__(self, *exception: object) -> None:
+        if self._before != self._device:
+            check(self._cudart.cudaSetDevice(self._before))
 
 
 def wait_for_default_stream() -> None:

@@ -9,9 +9,8 @@ import sys
 import threading
 import time
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
 from typing import Any, Literal, Protocol
 
 import numpy as np
@@ -366,18 +365,9 @@ class TRTModel(KerasFace):
                 times.append(time.perf_counter() - start)
         return statistics.median(times)
 
-    @contextmanager
-    def _engine(self) -> Iterator[tuple[Predictor | None, Evaluator | None]]:
+    def _engine(self) -> _Call:
         """Hold the engine for one call: the one for the weights of now, where it follows them."""
-        self._check_usable()  # before the lock, which another thread may have held when this process was forked
-        with ExitStack() as held:
-            with self._changing:
-                self._check_usable()
-                runs = (self._following is None or self._following.may_run(self)) and self._session is not None
-                predictor, evaluator = (self._predictor, self._evaluator) if runs else (None, None)
-                if runs and self._session is not None:
-                    held.enter_context(self._session.in_use())
-            yield predictor, evaluator
+        return _Call(self)
 
     def _check_usable(self) -> None:
         if os.getpid() != self._pid:
@@ -388,6 +378,32 @@ class TRTModel(KerasFace):
             )
         if self._closed:
             raise ClosedError(self)
+
+
+class _Call:
+    """One call of a drop-in, which holds its engine: a class, as a generator costs more at each call than it does."""
+
+    __slots__ = ("_model", "_use")
+
+    def __init__(self, model: TRTModel) -> None:
+        self._model = model
+
+    def __enter__(self) -> tuple[Predictor | None, Evaluator | None]:
+        model, self._use = self._model, None
+        model._check_usable()  # before the lock, which another thread may have held when this process was forked
+        with model._changing:
+            model._check_usable()
+            session, following = model._session, model._following
+            if session is None or not (following is None or following.may_run(model)):
+                return None, None
+            use = session.in_use()
+            use.__enter__()
+            self._use = use
+            return model._predictor, model._evaluator
+
+    def __exit__(self, *exception: object) -> None:
+        if self._use is not None:
+            self._use.__exit__()
 
 
 def _is_symbolic(leaf: Any) -> bool:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from .gpu import MAX_SLOTS, Usage
+from .gpu import Usage
+from .pool import MAX_SLOTS
 from .results import RowsDependError, deliver
 from .session import Session
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -155,23 +154,15 @@ class Session:
             RowsDependError: if rows that were taken to be independent are seen not to be. From then on batches are
                 run as they come.
         """
-        reported = 0
-
-        def onward(done: int) -> None:  # rows that are run again are not reported again
-            nonlocal reported
-            if progress is not None and done > reported:
-                reported = done
-                progress(done)
-
-        written = [array for array in out or () if isinstance(array, np.ndarray)]
+        onwards = None if progress is None else _Onwards(progress)
         # Rows are written while others, or the same once more, are still to be read.
-        inputs = [_apart(array, written) for array in inputs]
+        if written := [array for array in out or () if isinstance(array, np.ndarray)]:
+            inputs = [_apart(array, written) for array in inputs]
         with self.in_use(block=False):
             while True:
                 plan, regrouped = self._plan, self.rows_independent
                 rows = len(inputs[0])
                 batches = self._batches(plan, rows) if regrouped else [Batch(0, rows, rows)]
-                onwards = None if progress is None else onward
                 try:
                     return self._run_batches(inputs, batches, onwards, out, regrouped=regrouped)
                 except CudaError as error:
@@ -285,39 +276,64 @@ class Session:
             self._changed.wait_for(lambda: self._users == (self._blocks if cut_short else 0))
         self._runner.close()
 
-    @contextmanager
-    def in_use(self, *, block: bool = True) -> Iterator[None]:
-        """Keep the engine open while the block runs: for all that it runs, in any thread.
+    def in_use(self, *, block: bool = True) -> _Use:
+        """Return a context in which the engine stays open: for all that runs in it, in any thread.
 
         Args:
             block: `False` for what may be part of such a block.
 
         Raises:
-            RuntimeError: if it is closed.
+            RuntimeError: on entering, if it is closed.
         """
-        with self._changed:
-            if self._closed and (block or not self._blocks or self._cut_short):
-                raise RuntimeError("This engine is closed.")
-            self._users += 1
-            self._blocks += block
-        self._own.uses = getattr(self._own, "uses", 0) + 1
-        try:
-            yield
-        finally:
-            self._own.uses -= 1
-            with self._changed:
-                self._users -= 1
-                self._blocks -= block
-                last = self._ends()
-                self._changed.notify_all()
-            if last:
-                self._runner.close()
+        return _Use(self, block)
 
     def _ends(self) -> bool:
         """Close if it is retired and idle, and return whether the engine is to be freed now. Needs the lock."""
         last = self._retired and self._users == 0 and not self._closed
         self._closed |= last
         return last
+
+
+class _Onwards:
+    """Reports how many rows are done; those that are run again are not reported again."""
+
+    def __init__(self, progress: Callable[[int], None]) -> None:
+        self._progress, self._reported = progress, 0
+
+    def __call__(self, done: int) -> None:
+        if done > self._reported:
+            self._reported = done
+            self._progress(done)
+
+
+class _Use:
+    """One user of a session: a class, as a generator would double what it costs at each call."""
+
+    __slots__ = ("_block", "_session")
+
+    def __init__(self, session: Session, block: bool) -> None:
+        self._session, self._block = session, block
+
+    def __enter__(self) -> None:
+        session, block = self._session, self._block
+        with session._changed:
+            if session._closed and (block or not session._blocks or session._cut_short):
+                raise RuntimeError("This engine is closed.")
+            session._users += 1
+            session._blocks += block
+        session._own.uses = getattr(session._own, "uses", 0) + 1
+
+    def __exit__(self, *exception: object) -> None:
+        session = self._session
+        session._own.uses -= 1
+        with session._changed:
+            session._users -= 1
+            session._blocks -= self._block
+            last = session._ends()
+            if session._closed:
+                session._changed.notify_all()
+        if last:
+            session._runner.close()
 
 
 def _apart(array: Array | DeviceArray, others: Sequence[Array]) -> Array | DeviceArray:

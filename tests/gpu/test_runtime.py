@@ -11,7 +11,7 @@ import pytest
 
 import keras_trt
 from keras_trt import cuda
-from keras_trt.runtime.gpu import MAX_SLOTS
+from keras_trt.runtime import MAX_SLOTS
 
 from . import models
 

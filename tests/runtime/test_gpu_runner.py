@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from keras_trt import cuda
 from keras_trt.backends.base import DeviceEngine
 from keras_trt.errors import CudaError, EngineLoadError, InputError
-from keras_trt.runtime.gpu import MAX_SLOTS, GpuRunner
+from keras_trt.runtime import MAX_SLOTS
+from keras_trt.runtime.gpu import GpuRunner
 from keras_trt.runtime.plan import Batch
 from keras_trt.runtime.results import Results
 
@@ -65,7 +66,7 @@ def engine(host_cuda: HostCuda) -> HostEngineOnDevice:
 @pytest.fixture
 def one_slot(monkeypatch: pytest.MonkeyPatch) -> None:
     """Runners that are made after this have one slot."""
-    monkeypatch.setattr("keras_trt.runtime.gpu.MAX_SLOTS", 1)
+    monkeypatch.setattr("keras_trt.runtime.pool.MAX_SLOTS", 1)
 
 
 @pytest.fixture
@@ -356,7 +357,7 @@ FAULTS = st.tuples(st.sampled_from(FUNCTIONS + METHODS), st.integers(0, 3))
 @given(steps=st.lists(st.one_of(CALLS, FAULTS), max_size=25), slots=st.integers(1, MAX_SLOTS))
 def test_any_order_of_shapes_and_errors(steps: list[tuple[Any, ...]], slots: int) -> None:
     with pytest.MonkeyPatch.context() as monkeypatch, installed() as host_cuda:
-        monkeypatch.setattr("keras_trt.runtime.gpu.MAX_SLOTS", slots)
+        monkeypatch.setattr("keras_trt.runtime.pool.MAX_SLOTS", slots)
         engine = HostEngineOnDevice(host_cuda)
         with running(engine) as runner:
             for step in steps:
@@ -423,7 +424,7 @@ def test_usage_while_a_slot_changes_its_shapes(host_cuda: HostCuda) -> None:
         assert_right(runner, feeds(3))
         taken = sum(memory.size for memory in host_cuda.live("device"))
         caller = threading.Thread(target=assert_right, args=(runner, feeds(9)))
-        (slot,) = runner._idle
+        (slot,) = runner._pool._idle
         slot._buffers = Overtaken(slot._buffers)
         (usage,) = runner.usage()
         caller.join(30)

@@ -18,8 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from keras_trt.errors import CudaError, EngineLoadError, FallbackWarning, InputError
-from keras_trt.runtime import Session, copying
-from keras_trt.runtime.gpu import MAX_SLOTS
+from keras_trt.runtime import MAX_SLOTS, Session, copying
 from keras_trt.runtime.plan import Batch, BatchPlan
 from keras_trt.runtime.results import Results
 from keras_trt.runtime.slots import Slot
