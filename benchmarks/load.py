@@ -32,7 +32,7 @@ SIZES = (1, 2, 3, 7, 8, 16, 31, 32, 33, 57)
 def run_threads(fast: Any, rows: np.ndarray, wanted: np.ndarray, count: int, seconds: float) -> dict[str, Any]:
     """Let threads call for a while; return rows a second of all and how many answers were wrong."""
     calls, wrong = [0] * count, [0] * count
-    limit, ends = 10 * largest_difference(fast, rows, wanted), float("inf")
+    limit, ends = 3 * largest_difference(fast, rows, wanted), float("inf")
     started = threading.Barrier(count + 1)
 
     def run(index: int) -> None:
@@ -64,7 +64,7 @@ def largest_difference(fast: Any, rows: np.ndarray, wanted: np.ndarray) -> float
     ]
     found = max(float(max(differences)), 1e-6)
     apart = float(np.abs(np.diff(wanted, axis=0)).max(axis=1).min())
-    if apart < 100 * found:
+    if apart < 10 * found:
         raise SystemExit(f"Rows are {apart:.1e} apart and the engine is {found:.1e} off: a mix-up would not show.")
     return found
 

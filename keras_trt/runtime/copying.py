@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import os
 import time
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import Any
 
 import numpy as np
@@ -22,13 +23,60 @@ _MEASURED = 64 << 20
 
 def copy(target: Array, source: Array) -> None:
     """Copy `source` to `target`, of the same shape, with a cast if need be, by as many threads as pay."""
-    pieces = min(target.nbytes // PIECE, len(target)) if target.ndim else 0
-    if pieces > 1:
-        pieces = min(pieces, threads())
-    if pieces <= 1:
-        np.copyto(target, source, casting="unsafe")
-        return
-    _copy_in_pieces(target, source, pieces)
+    under_way = Copy(target, source)
+    try:
+        under_way.begin()
+    finally:
+        under_way.finish()
+
+
+class Copy:
+    """A copy of `source` to `target`, of the same shape, with a cast if need be, that is done in the background.
+
+    Args:
+        target, source: arrays of one shape.
+        pieces: into how many it is cut, of at least one row. Defaults to `None`: as many as there are threads that pay.
+    """
+
+    def __init__(self, target: Array, source: Array, pieces: int | None = None) -> None:
+        self._target, self._source = target, source
+        if pieces is None:
+            pieces = min(target.nbytes // PIECE, len(target)) if target.ndim else 0
+            pieces = min(pieces, threads()) if pieces > 1 else 1
+        self._count = pieces
+        self._pieces: list[tuple[Future[None], slice]] = []
+
+    def begin(self) -> None:
+        """Let other threads begin with the pieces, if there are several. `finish` must follow, also after an error."""
+        if self._count > 1:
+            bounds = np.linspace(0, len(self._target), self._count + 1).astype(int)
+            with deferred():  # a piece that nobody knows of would be waited for by nobody
+                for start, stop in itertools.pairwise(bounds):
+                    rows = slice(start, stop)
+                    self._pieces.append((_pool().submit(self._copy, rows), rows))
+
+    def finish(self) -> None:
+        """Do what no other thread has begun, and wait until all is copied.
+
+        Raises:
+            ValueError: if the shapes differ.
+        """
+        if not self._pieces:
+            self._copy(...)
+            return
+        with deferred():  # Ctrl-C must not leave a thread behind that still writes
+            try:
+                for future, rows in reversed(self._pieces):  # threads begin with the first
+                    if future.cancel():
+                        self._copy(rows)
+            finally:
+                begun = [future for future, _ in self._pieces if not future.cancel()]
+                wait(begun)
+        for future in begun:
+            future.result()
+
+    def _copy(self, rows: Any) -> None:
+        np.copyto(self._target[rows], self._source[rows], casting="unsafe")  # without the GIL
 
 
 @functools.cache
@@ -37,34 +85,20 @@ def threads() -> int:
     affinity = getattr(os, "sched_getaffinity", None)
     cores = len(affinity(0)) if affinity else os.cpu_count() or 1
     source, target = (np.ones(_MEASURED, np.uint8) for _ in range(2))
-    rates = {}
-    for count in (1, 2, 4, 8, 16):
+    rates: dict[int, float] = {}
+    for count in (1, 2, 4, 8, 16) * 2:  # twice: the first copy by so many starts their threads
         if count <= cores:
             began = time.perf_counter()
-            _copy_in_pieces(target, source, count)
-            rates[count] = 1 / (time.perf_counter() - began)
+            under_way = Copy(target, source, count)
+            under_way.begin()
+            under_way.finish()
+            rates[count] = max(rates.get(count, 0.0), 1 / (time.perf_counter() - began))
     return min(count for count, rate in rates.items() if rate >= 0.9 * max(rates.values()))
-
-
-def _copy_in_pieces(target: Array, source: Array, pieces: int) -> None:
-    bounds = np.linspace(0, len(target), pieces + 1).astype(int)
-
-    def one(piece: int) -> None:
-        rows = slice(bounds[piece], bounds[piece + 1])
-        np.copyto(target[rows], source[rows], casting="unsafe")  # without the GIL
-
-    with deferred():  # Ctrl-C must not leave a thread behind that still writes
-        others = [_pool().submit(one, piece) for piece in range(1, pieces)]
-        try:
-            one(0)
-        finally:
-            for other in others:
-                other.result()
 
 
 @functools.cache
 def _pool() -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(15, thread_name_prefix="keras_trt-copy")
+    return ThreadPoolExecutor(16, thread_name_prefix="keras_trt-copy")
 
 
 if hasattr(os, "register_at_fork"):

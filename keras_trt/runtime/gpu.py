@@ -73,9 +73,18 @@ class GpuRunner:
         """
         wanted = [self.output_names[place] for place in order]
         under_way: deque[tuple[Slot, Batch]] = deque()
+        staged: Slot | None = None  # the last one, whose rows are still copied while the next ones' begin to be
+
+        def launch() -> None:
+            nonlocal staged
+            if staged is not None:
+                slot, staged = staged, None
+                slot.launch()
 
         def finish() -> None:
             slot, batch = under_way[0]
+            if slot is staged:
+                launch()
             slot.wait()
             outputs = slot.outputs
             results.put(batch, [outputs[place] for place in order])
@@ -91,7 +100,10 @@ class GpuRunner:
                         finish()
                     under_way.append((slot, batch))
                     rows = {name: feeds[name][batch.start : batch.stop] for name in self.input_names}
-                    slot.start(rows, results.targets(batch, wanted))
+                    slot.stage(rows, results.targets(batch, wanted))
+                    launch()
+                    staged = slot
+                launch()
                 while under_way:
                     finish()
             finally:

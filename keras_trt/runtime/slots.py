@@ -41,6 +41,8 @@ class Slot:
         self._graph: cuda.Graph | None = None
         self._can_record = True
         self._on_gpu: frozenset[str] = frozenset()
+        self._feeds: Mapping[str, Array | cuda.DeviceArray] = {}
+        self._targets: Mapping[str, cuda.DeviceArray] = {}
         self._runs = 0
         with _exclusive, ExitStack() as undo:
             self._stream = cuda.Stream()
@@ -50,10 +52,10 @@ class Slot:
             cuda.wait_for_default_stream()  # where a library may have set the context up
             undo.pop_all()
 
-    def start(
+    def stage(
         self, feeds: Mapping[str, Array | cuda.DeviceArray], targets: Mapping[str, cuda.DeviceArray] | None = None
     ) -> None:
-        """Put one inference on the stream. `wait` must follow, also after an error.
+        """Begin to bring in the rows of one inference. `launch` and `wait` must follow; after an error `wait` alone.
 
         Args:
             feeds: an array for each input, on the host or on a GPU. One with fewer rows than its shape is padded by
@@ -71,6 +73,14 @@ class Slot:
                     expected=expected,
                     received=str(one.dtype),
                 )
+        self._feeds, self._targets = feeds, targets
+        for name, array in feeds.items():
+            if not isinstance(array, cuda.DeviceArray):
+                self._buffers[name].begin(name, array)
+
+    def launch(self) -> None:
+        """Put the inference on the stream, once its rows are there."""
+        feeds, targets = self._feeds, self._targets
         on_gpu = frozenset((*(name for name, one in feeds.items() if isinstance(one, cuda.DeviceArray)), *targets))
         if on_gpu != self._on_gpu:  # other copies than those in the graph
             with _exclusive:
@@ -84,7 +94,7 @@ class Slot:
                 array.order(self._stream)
                 array.copy_to(buffer.device, len(buffer.array), self._stream)
             else:
-                buffer.fill(name, array)
+                buffer.fill()
         for target in targets.values():
             target.order(self._stream)
         if self._graph is not None:
@@ -97,8 +107,13 @@ class Slot:
         self._runs += 1
 
     def wait(self) -> None:
-        """Wait for all that was put on the stream."""
-        self._stream.synchronize()
+        """Wait for all that was begun, and put on the stream."""
+        try:
+            for buffer in self._buffers.values():
+                buffer.finish()
+        finally:
+            self._feeds = self._targets = {}
+            self._stream.synchronize()
 
     @property
     def buffer_bytes(self) -> tuple[int, int]:
@@ -177,6 +192,8 @@ class _Buffer:
 
     def __init__(self, size: int, dtype: np.dtype[Any]) -> None:
         self._dtype = dtype
+        self._copy: copying.Copy | None = None
+        self._rows = 0
         self.array: Array = np.empty(0, dtype)
         self.device = cuda.DeviceMemory(size)
         try:
@@ -198,7 +215,8 @@ class _Buffer:
             self.pinned.grow(size)
         self.array = self.pinned.array[:size].view(self._dtype).reshape(shape)
 
-    def fill(self, name: str, source: Array) -> None:
+    def begin(self, name: str, source: Array) -> None:
+        """Begin to copy rows to pinned memory."""
         if source.dtype.kind in "iu" and source.size and not np.can_cast(source.dtype, self._dtype):
             # TensorRT 8.6 has no int64: the engine's input is int32.
             limits = np.iinfo(self._dtype)
@@ -210,10 +228,21 @@ class _Buffer:
                     expected=f"{limits.min} to {limits.max}",
                     received=f"{low} to {high}",
                 )
-        rows = len(source)
-        copying.copy(self.array[:rows], source)
-        if rows < len(self.array):
-            self.array[rows:] = self.array[rows - 1]  # a real row cannot overflow where the others do not
+        self._rows = len(source)
+        self._copy = copying.Copy(self.array[: self._rows], source)
+        self._copy.begin()
+
+    def finish(self) -> None:
+        """Wait until the rows are there."""
+        if self._copy is not None:
+            copy, self._copy = self._copy, None
+            copy.finish()
+
+    def fill(self) -> None:
+        """Wait until the rows are there, and repeat the last one up to the buffer's size."""
+        self.finish()
+        if self._rows < len(self.array):
+            self.array[self._rows :] = self.array[self._rows - 1]  # a real row cannot overflow where the others do not
 
     def close(self) -> None:
         self.array = np.empty(0, self._dtype)

@@ -86,7 +86,9 @@ def test_a_tail_is_padded_split_or_run_by_what_it_costs() -> None:
 def test_copies_in_pieces(rows: int, width: int, pieces: int) -> None:
     source = np.random.default_rng(rows).integers(-99, 99, (rows, width))
     target = np.full((rows, width), np.nan, "float32")
-    copying._copy_in_pieces(target, source, min(pieces, max(rows, 1)))
+    in_pieces = copying.Copy(target, source, min(pieces, max(rows, 1)))
+    in_pieces.begin()
+    in_pieces.finish()
     np.testing.assert_array_equal(target, source)
     again = np.full((rows, width), np.nan, "float32")
     copying.copy(again, source)
@@ -117,8 +119,10 @@ def test_ctrl_c_during_a_copy_waits_for_all_its_threads(monkeypatch: pytest.Monk
     source, target = np.arange(2.0), np.zeros(2)
     with Interrupted(1) as pool:
         monkeypatch.setattr(copying, "_pool", lambda: pool)
+        monkeypatch.setattr(copying, "PIECE", 1)
+        monkeypatch.setattr(copying, "threads", lambda: 2)
         with pytest.raises(KeyboardInterrupt):
-            copying._copy_in_pieces(target, source, 2)
+            copying.copy(target, source)
         np.testing.assert_array_equal(target, source)
 
 
@@ -494,3 +498,25 @@ def test_costs_are_those_of_a_gpu_that_nobody_shares(host_cuda: HostCuda, monkey
 
 def test_a_batch_is_its_rows() -> None:
     assert Batch(1, 3, 4) == Batch(start=1, stop=3, size=4)
+
+
+def test_the_next_rows_are_copied_while_the_last_ones_are_waited_for(
+    host_cuda: HostCuda, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[str] = []
+    stage, launch = Slot.stage, Slot.launch
+
+    def staged(slot: Slot, *arguments: Any) -> None:
+        seen.append("stage")
+        stage(slot, *arguments)
+
+    def launched(slot: Slot) -> None:
+        seen.append("launch")
+        launch(slot)
+
+    monkeypatch.setattr(Slot, "stage", staged)
+    monkeypatch.setattr(Slot, "launch", launched)
+    one = session(HostEngineOnDevice(host_cuda), largest=8)
+    assert_right(one, inputs(30))
+    one.close()
+    assert seen == ["stage", "stage", "launch", "stage", "launch", "stage", "launch", "launch"]
