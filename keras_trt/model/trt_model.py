@@ -393,8 +393,10 @@ class _Call:
         model._check_usable()  # before the lock, which another thread may have held when this process was forked
         with model._changing:
             model._check_usable()
-            session, following = model._session, model._following
-            if session is None or not (following is None or following.may_run(model)):
+            following = model._following
+            runs = following is None or following.may_run(model)  # which may put another engine in place
+            session = model._session
+            if session is None or not runs:
                 return None, None
             use = session.in_use()
             use.__enter__()

@@ -159,7 +159,7 @@ def test_shapes_that_depend_on_the_data(name: str, tmp_path: Path) -> None:
             for size in (7, 32):
                 wanted = model.predict(x, batch_size=size, verbose=0)
                 assert_same(fast.predict(x, batch_size=size, verbose=0), wanted)
-            assert all(slot._graph is None for slot in fast._session._runner._idle)
+            assert all(slot._graph is None for slot in fast._session._runner._pool._idle)
             assert fast.memory()[0].buffer_bytes >= used.buffer_bytes > 0
     assert len(shapes) > 6
 
