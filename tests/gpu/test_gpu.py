@@ -253,7 +253,9 @@ def test_cuda_graphs_are_used(accelerated: Any) -> None:
     one.fast.predict_on_batch(one.rows[:11])  # padded or split; from now on the size has slots of its own
     for call in range(3):
         one.fast.predict_on_batch(one.rows[:11])
-        (slot,) = (slot for slot in runner_of(one.fast)._pool._idle if slot.shapes is not None and slot.shapes[0][1][0] == 11)
+        (slot,) = (
+            slot for slot in runner_of(one.fast)._pool._idle if slot.shapes is not None and slot.shapes[0][1][0] == 11
+        )
         assert call == 0 or slot._graph is not None
     one.assert_right(100, 111)
 
