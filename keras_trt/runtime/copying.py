@@ -62,7 +62,7 @@ class Copy:
             ValueError: if the shapes differ.
         """
         if not self._pieces:
-            self._copy(...)
+            np.copyto(self._target, self._source, casting="unsafe")
             return
         with deferred():  # Ctrl-C must not leave a thread behind that still writes
             try:

@@ -14,6 +14,8 @@ from .pool import SlotPool
 from .results import Results
 from .slots import Shapes, Slot
 
+Feeds = Mapping[str, Array | cuda.DeviceArray]
+
 
 @dataclass(frozen=True)
 class Usage:
@@ -54,7 +56,7 @@ class GpuRunner:
 
     def run(
         self,
-        feeds: Mapping[str, Array | cuda.DeviceArray],
+        feeds: Feeds,
         batches: Iterable[Batch],
         order: Sequence[int],
         results: Results,
@@ -72,8 +74,34 @@ class GpuRunner:
             CudaError, EngineLoadError: if CUDA or TensorRT fails, as for want of memory.
         """
         wanted = [self.output_names[place] for place in order]
+        with cuda.current_device(self._engine.device):
+            if isinstance(batches, list) and len(batches) == 1:
+                self._run_one(feeds, batches[0], order, wanted, results)
+            else:
+                self._pipeline(feeds, batches, order, wanted, results)
+
+    def _run_one(
+        self, feeds: Feeds, batch: Batch, order: Sequence[int], wanted: Sequence[str], results: Results
+    ) -> None:
+        """Run a single batch, with as little as can be between the rows and the GPU."""
+        slot = self._pool.take(self._shapes(feeds, batch), wait=True)
+        try:
+            try:
+                slot.stage(feeds, results.targets(batch, wanted))
+                slot.launch()
+            finally:
+                slot.wait()  # also after a failure: what is on the stream must not run into the next call's memory
+            outputs = slot.outputs
+            results.put(batch, [outputs[place] for place in order])
+        finally:
+            self._pool.give(slot)
+
+    def _pipeline(
+        self, feeds: Feeds, batches: Iterable[Batch], order: Sequence[int], wanted: Sequence[str], results: Results
+    ) -> None:
+        """Run batches over as many slots as can be had: of each, rows are copied while others are waited for."""
         under_way: deque[tuple[Slot, Batch]] = deque()
-        staged: Slot | None = None  # the last one, whose rows are still copied while the next ones' begin to be
+        staged: Slot | None = None
 
         def launch() -> None:
             nonlocal staged
@@ -91,27 +119,27 @@ class GpuRunner:
             under_way.popleft()
             self._pool.give(slot)
 
-        with cuda.current_device(self._engine.device):
-            try:
-                for batch in batches:
-                    shapes: Shapes = tuple((name, (batch.size, *feeds[name].shape[1:])) for name in self.input_names)
-                    # Who holds slots must not wait for another: two calls might wait for each other.
-                    while (slot := self._pool.take(shapes, wait=not under_way)) is None:
-                        finish()
-                    under_way.append((slot, batch))
-                    rows = {name: feeds[name][batch.start : batch.stop] for name in self.input_names}
-                    slot.stage(rows, results.targets(batch, wanted))
-                    launch()
-                    staged = slot
-                launch()
-                while under_way:
+        try:
+            for batch in batches:
+                # Who holds slots must not wait for another: two calls might wait for each other.
+                while (slot := self._pool.take(self._shapes(feeds, batch), wait=not under_way)) is None:
                     finish()
-            finally:
-                if under_way:  # after a failure: what was put on a stream must not run into the next call's memory
-                    with ExitStack() as leaving:
-                        for slot, _ in under_way:
-                            leaving.callback(self._pool.give, slot)
-                            leaving.callback(slot.wait)
+                under_way.append((slot, batch))
+                rows = {name: feeds[name][batch.start : batch.stop] for name in self.input_names}
+                slot.stage(rows, results.targets(batch, wanted))
+                launch()
+                staged = slot
+            launch()
+            while under_way:
+                finish()
+        finally:
+            with ExitStack() as leaving:  # after a failure, as in `_run_one`
+                for slot, _ in under_way:
+                    leaving.callback(self._pool.give, slot)
+                    leaving.callback(slot.wait)
+
+    def _shapes(self, feeds: Feeds, batch: Batch) -> Shapes:
+        return tuple([(name, (batch.size, *feeds[name].shape[1:])) for name in self.input_names])
 
     def reserve(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
         """Take now what a call with these shapes will need, so that want of memory shows now.

@@ -47,6 +47,10 @@ class BatchPlan:
             yield Batch(start, stop, size)
             start = stop
 
+    def seconds(self, size: int) -> float | None:
+        """Return what a batch of the size takes at most, or `None` where nothing was measured."""
+        return next((cost for known, cost in self._costs if known >= size), None)
+
     def _sizes(self, rows: int) -> Iterator[int]:
         if not self._costs:
             while rows > 0:

@@ -57,8 +57,10 @@ class Results:
             RowsDependError: if rows are independent, and these have not so many, or differ in shape from others.
             InputError: if `out` has not their shape.
         """
-        if self._rows_independent and any(output.shape[:1] != (batch.size,) for output in outputs):
-            raise RowsDependError(f"Outputs of shapes {[output.shape for output in outputs]} for {batch.size} rows")
+        if self._rows_independent:
+            for output in outputs:
+                if output.shape[:1] != (batch.size,):
+                    raise RowsDependError(f"Outputs of shapes {[one.shape for one in outputs]} for {batch.size} rows")
         if batch.size == self._rows and not self.arrays:
             pairs = zip(outputs, self._dtypes, strict=True)
             self.arrays = [
@@ -81,6 +83,8 @@ class Results:
 
     def targets(self, batch: Batch, names: Sequence[str]) -> dict[str, DeviceArray]:
         """Return where on a GPU the rows of a batch belong, by the names of the outputs."""
+        if self._out is None:
+            return {}
         pairs = zip(names, self.arrays, strict=False)
         return {name: array[batch.start : batch.stop] for name, array in pairs if isinstance(array, DeviceArray)}
 

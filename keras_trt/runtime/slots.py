@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from contextlib import ExitStack
 from typing import Any
 
@@ -40,8 +40,8 @@ class Slot:
         self._buffers: dict[str, _Buffer] = {}
         self._graph: cuda.Graph | None = None
         self._can_record = True
-        self._on_gpu: frozenset[str] = frozenset()
-        self._feeds: Mapping[str, Array | cuda.DeviceArray] = {}
+        self._on_gpu: Set[str] = frozenset()
+        self._given: Mapping[str, cuda.DeviceArray] = {}
         self._targets: Mapping[str, cuda.DeviceArray] = {}
         self._runs = 0
         with _exclusive, ExitStack() as undo:
@@ -62,9 +62,10 @@ class Slot:
                 its last.
             targets: where on a GPU the rows of an output go; all others go to the host.
         """
-        targets = targets or {}
-        for name, one in (*feeds.items(), *targets.items()):
-            if isinstance(one, cuda.DeviceArray) and one.dtype != self._engine.dtype(name):
+        self._given = {name: one for name, one in feeds.items() if isinstance(one, cuda.DeviceArray)}
+        self._targets = targets or {}
+        for name, one in (*self._given.items(), *self._targets.items()):
+            if one.dtype != self._engine.dtype(name):
                 expected = str(self._engine.dtype(name))
                 raise InputError(
                     f"The engine has {expected} for '{name}', and only what lies on the host is cast. "
@@ -73,28 +74,27 @@ class Slot:
                     expected=expected,
                     received=str(one.dtype),
                 )
-        self._feeds, self._targets = feeds, targets
         for name, array in feeds.items():
             if not isinstance(array, cuda.DeviceArray):
                 self._buffers[name].begin(name, array)
 
     def launch(self) -> None:
         """Put the inference on the stream, once its rows are there."""
-        feeds, targets = self._feeds, self._targets
-        on_gpu = frozenset((*(name for name, one in feeds.items() if isinstance(one, cuda.DeviceArray)), *targets))
+        given, targets = self._given, self._targets
+        on_gpu = given.keys() | targets.keys()
         if on_gpu != self._on_gpu:  # other copies than those in the graph
             with _exclusive:
                 self._drop_graph()
             self._on_gpu, self._runs = on_gpu, min(self._runs, 1)
         if self._runs == 1 and self._graph is None and self._can_record:
             self._record()  # before anything is put on the stream, which must be idle
-        for name, array in feeds.items():
+        for name in self._engine.input_names:
+            if name not in given:
+                self._buffers[name].fill()
+        for name, array in given.items():
             buffer = self._buffers[name]
-            if isinstance(array, cuda.DeviceArray):
-                array.order(self._stream)
-                array.copy_to(buffer.device, len(buffer.array), self._stream)
-            else:
-                buffer.fill()
+            array.order(self._stream)
+            array.copy_to(buffer.device, len(buffer.array), self._stream)
         for target in targets.values():
             target.order(self._stream)
         if self._graph is not None:
@@ -112,7 +112,7 @@ class Slot:
             for buffer in self._buffers.values():
                 buffer.finish()
         finally:
-            self._feeds = self._targets = {}
+            self._given = self._targets = {}
             self._stream.synchronize()
 
     @property

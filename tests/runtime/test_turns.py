@@ -1,0 +1,139 @@
+"""Turns: one thread at a time, none waits for ever, and none is lost."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+
+import pytest
+
+from keras_trt.runtime.plan import Batch
+from keras_trt.runtime.turns import QUANTUM, Turns
+
+from .host_cuda import HostCuda, HostEngineOnDevice
+from .test_gpu_runner import in_threads
+from .test_pipeline import inputs, session
+from .test_pool import interrupt, until
+
+
+@pytest.mark.parametrize("count", [2, 5, 32])
+def test_one_at_a_time_and_all_in_the_end(count: int) -> None:
+    turns, inside, most = Turns(), 0, 0
+    ends, calls = time.monotonic() + 60 * count * QUANTUM, [0] * count
+
+    def work(index: int) -> Callable[[], None]:
+        def run() -> None:
+            nonlocal inside, most
+            while time.monotonic() < ends:
+                with turns:
+                    inside += 1
+                    most = max(most, inside)
+                    inside -= 1
+                calls[index] += 1
+
+        return run
+
+    in_threads([work(index) for index in range(count)])
+    assert most == 1
+    assert min(calls) >= 3, calls
+
+
+def test_whoever_leaves_may_come_again_before_others_are_due(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("keras_trt.runtime.turns.QUANTUM", 1000.0)
+    turns, got = Turns(), threading.Event()
+
+    def wait() -> None:
+        with turns:
+            got.set()
+
+    thread = threading.Thread(target=wait, daemon=True)
+    with turns:
+        thread.start()
+        until(lambda: bool(turns._queue))
+    for _ in range(100):
+        with turns:
+            assert not got.is_set()
+    with turns:
+        turns._since = -1000.0  # long ago: due when this one leaves
+    assert got.wait(20)
+    thread.join(20)
+
+
+def test_the_first_does_not_wait_for_one_that_does_not_come_back() -> None:
+    turns, got = Turns(), threading.Event()
+
+    def wait() -> None:
+        with turns:
+            got.set()
+
+    with turns:
+        thread = threading.Thread(target=wait, daemon=True)
+        thread.start()
+        until(lambda: bool(turns._queue))
+        turns._since = time.monotonic() + 0.05  # not due when this one leaves
+    assert got.wait(20)
+    thread.join(20)
+    with turns:
+        pass
+
+
+def test_an_error_ends_a_turn() -> None:
+    turns = Turns()
+    with pytest.raises(ValueError, match="no"), turns:
+        raise ValueError("no")
+    with turns:
+        pass
+
+
+@pytest.mark.parametrize("place", [0, 1, 2])
+def test_whoever_is_interrupted_leaves_its_place(place: int) -> None:
+    turns, got, errors = Turns(), list[int](), list[BaseException]()
+
+    def wait(index: int) -> None:
+        try:
+            with turns:
+                got.append(index)
+        except BaseException as error:
+            errors.append(error)
+
+    with turns:
+        threads = []
+        for index in range(3):
+            threads.append(threading.Thread(target=wait, args=(index,), daemon=True))
+            threads[-1].start()
+            until(lambda index=index: len(turns._queue) == index + 1)  # type: ignore[misc]
+        interrupt(threads[place])
+        if place == 0:  # the first wakes again and again to look, and so hears of it
+            until(lambda: bool(errors))
+    for thread in threads:
+        thread.join(20)
+        assert not thread.is_alive()
+    assert len(errors) == 1
+    assert isinstance(errors[0], KeyboardInterrupt)
+    assert sorted([*got, place]) == [0, 1, 2] or sorted(got) == [0, 1, 2]
+    with turns:
+        pass
+
+
+@pytest.mark.parametrize(("seconds", "at_once"), [(1e-4, 1), (1e-2, 2)])
+def test_only_short_calls_take_turns(host_cuda: HostCuda, seconds: float, at_once: int) -> None:
+    one = session(HostEngineOnDevice(host_cuda), costs={1: seconds, 8: seconds})
+    run, meeting, inside, most = one._run_batches, threading.Barrier(2), 0, 0
+
+    def met(*arguments: object, **keywords: object) -> list[object]:
+        nonlocal inside, most
+        inside += 1
+        most = max(most, inside)
+        try:
+            meeting.wait(0.5)
+        except threading.BrokenBarrierError:
+            meeting.reset()
+        inside -= 1
+        return run(*arguments, **keywords)  # type: ignore[arg-type]
+
+    one._run_batches = met  # type: ignore[method-assign, assignment]
+    in_threads([lambda: one.run(inputs(8)) and None, lambda: one.run(inputs(8)) and None])
+    assert most == at_once
+    assert not one._is_short(one._plan, [Batch(0, 8, 8), Batch(8, 16, 8)])
+    one.close()
