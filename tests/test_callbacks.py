@@ -294,7 +294,7 @@ def test_where_warnings_are_errors_a_failure_ends_the_training(tmp_path: Path) -
 
 
 def test_nobody_waits_for_a_thread_that_has_ended(monkeypatch: pytest.MonkeyPatch) -> None:
-    background, threads, done, told = Background(limit=1), [], [], threading.Event()
+    background, threads, done, told = Background(limit=0), [], [], threading.Event()
     monkeypatch.setattr(threading, "excepthook", lambda _: told.set())
 
     def end() -> None:
@@ -308,6 +308,22 @@ def test_nobody_waits_for_a_thread_that_has_ended(monkeypatch: pytest.MonkeyPatc
     assert done
     threads[0].join()  # so that its end is told in this test and not in the next
     assert told.is_set()
+
+
+def test_a_training_waits_only_where_what_waits_holds_too_much() -> None:
+    background, may_end, done = Background(limit=10), threading.Event(), list[int]()
+    background.submit("first", lambda: may_end.wait(20) and None)
+    for i in range(4):
+        background.submit(str(i), lambda i=i: done.append(i), size=3 if i < 3 else 1)  # type: ignore[misc]
+    asking = threading.Thread(target=background.submit, args=("4", lambda: done.append(4), 1), daemon=True)
+    asking.start()
+    background.submit("1", lambda: done.append(11), size=3)  # in place of the one with its key
+    asking.join(0.2)
+    assert asking.is_alive()
+    may_end.set()
+    asking.join(20)
+    background.wait()
+    assert done == [0, 11, 2, 3, 4]
 
 
 def test_bad_arguments_are_answered_as_keras_does(tmp_path: Path) -> None:

@@ -24,13 +24,18 @@ from .background import Background
 
 _logger = logging.getLogger("keras_trt")
 
+#: How much the weights of checkpoints whose turn has not come may take before the training waits for them.
+WAITING_BYTES = 1 << 30
+
 
 class EngineCheckpoint(keras.callbacks.ModelCheckpoint):  # type: ignore[misc]
     """Save the model's engine as a `.ktrt` file during `fit`, at the times at which `ModelCheckpoint` saves the model.
 
     At a checkpoint the weights are copied, and training goes on while the engine is made in the background: of a
     clone of the model with these weights, verified as by `accelerate`, and written to the file in one step. Whatever
-    interrupts the training, the file is the last good one. `fit` ends when the last engine is saved.
+    interrupts the training, the file is the last good one. Where checkpoints come faster than engines are made, they
+    queue up: the training waits only where the weights in the queue would take more than a GiB. `fit` ends when the
+    last engine is saved.
 
     What is known of the newest engine is put into `logs` at the end of each epoch, so that it reaches the history and
     the callbacks listed after this one (`TensorBoard`, `CSVLogger`): `engine_epoch`, of whose weights it is;
@@ -100,7 +105,7 @@ class EngineCheckpoint(keras.callbacks.ModelCheckpoint):  # type: ignore[misc]
         self.filepath = path
         self._options = BuildOptions.of(options, {"verbose": 0, "refittable": refit, **keywords})
         self._refit, self._validation_data, self._raise = refit, validation_data, raise_on_failure
-        self._background = Background(limit=2)
+        self._background = Background(WAITING_BYTES)
         self._clone: Any = None  # or the model itself, where it has none
         self._structure: str | None = None  # of the model when it was cloned
         self._fast: TRTModel | None = None
@@ -157,7 +162,8 @@ class EngineCheckpoint(keras.callbacks.ModelCheckpoint):  # type: ignore[misc]
             self._make(path, epoch, None, measured=batch is None)
             return
         weights = self.model.get_weights()
-        self._background.submit(path, partial(self._make, path, epoch, weights, measured=True))
+        size = sum(weight.nbytes for weight in weights)
+        self._background.submit(path, partial(self._make, path, epoch, weights, measured=True), size)
 
     def _cloned(self, model: Any) -> Any:
         """Return a clone of a model with a loss and metrics of its own, or the model itself if it has none."""
