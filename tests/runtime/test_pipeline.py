@@ -5,6 +5,8 @@ from __future__ import annotations
 import itertools
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections import Counter
@@ -124,6 +126,49 @@ def test_ctrl_c_during_a_copy_waits_for_all_its_threads(monkeypatch: pytest.Monk
         with pytest.raises(KeyboardInterrupt):
             copying.copy(target, source)
         np.testing.assert_array_equal(target, source)
+
+
+def test_a_thread_that_outlives_the_main_one_still_copies() -> None:
+    """From then on no thread can be started, and no pool takes work."""
+    code = """
+import threading, numpy as np
+from keras_trt.runtime import copying
+copying.threads = lambda: 2
+def late():
+    threading.main_thread().join()
+    while True:
+        try:
+            copying._pool().submit(int)
+        except RuntimeError:
+            break
+    source, target = np.ones((8, 1 << 20), "float32"), np.zeros((8, 1 << 20), "float32")
+    copying.copy(target, source)
+    print((target == source).all())
+threading.Thread(target=late).start()
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=50)
+    assert (done.stdout, done.stderr) == ("True\n", "")
+
+
+def test_a_piece_that_is_refused_but_queued_is_copied_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As by a pool that cannot start a thread: it may run the work later, when the target is someone else's."""
+    queued: list[Any] = []
+
+    class Refuses:
+        def submit(self, work: Any, *arguments: Any) -> None:
+            queued.append((work, arguments))
+            raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(copying, "_pool", Refuses)
+    source, target = np.arange(4.0), np.zeros(4)
+    one = copying.Copy(target, source, 2)
+    one.begin()
+    one.finish()
+    np.testing.assert_array_equal(target, source)
+    target[:] = 7
+    for work, arguments in queued:
+        work(*arguments)
+    np.testing.assert_array_equal(target, np.full(4, 7.0))
 
 
 # Slots that work at once.
