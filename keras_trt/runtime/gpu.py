@@ -86,13 +86,14 @@ class GpuRunner:
         """Run a single batch, with as little as can be between the rows and the GPU."""
         slot = self._pool.take(self._shapes(feeds, batch), wait=True)
         try:
-            try:
-                slot.stage(feeds, results.targets(batch, wanted))
-                slot.launch()
-            finally:
-                slot.wait()  # also after a failure: what is on the stream must not run into the next call's memory
+            slot.stage(feeds, results.targets(batch, wanted))
+            slot.launch()
+            slot.wait()
             outputs = slot.outputs
             results.put(batch, [outputs[place] for place in order])
+        except BaseException:
+            slot.wait()  # what is on the stream, also after Ctrl-C, must not run into the next call's memory
+            raise
         finally:
             self._pool.give(slot)
 

@@ -107,7 +107,7 @@ class Slot:
         self._runs += 1
 
     def wait(self) -> None:
-        """Wait for all that was begun, and put on the stream."""
+        """Wait for all that was begun, and put on the stream. May be called again, as after Ctrl-C."""
         try:
             for buffer in self._buffers.values():
                 buffer.finish()
@@ -235,8 +235,8 @@ class _Buffer:
     def finish(self) -> None:
         """Wait until the rows are there."""
         if self._copy is not None:
-            copy, self._copy = self._copy, None
-            copy.finish()
+            self._copy.finish()
+            self._copy = None  # not before: whoever is interrupted here finishes again
 
     def fill(self) -> None:
         """Wait until the rows are there, and repeat the last one up to the buffer's size."""

@@ -287,7 +287,10 @@ def test_out_may_lie_over_an_input(host_cuda: HostCuda, shift: int) -> None:
     one.close()
 
 
-def test_ctrl_c_in_front_of_a_wait_leaves_nothing_running(host_cuda: HostCuda, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("rows", [8, 48])
+def test_ctrl_c_in_front_of_a_wait_leaves_nothing_running(
+    host_cuda: HostCuda, monkeypatch: pytest.MonkeyPatch, rows: int
+) -> None:
     one = session(HostEngineOnDevice(host_cuda))
     wait = Slot.wait
 
@@ -297,9 +300,47 @@ def test_ctrl_c_in_front_of_a_wait_leaves_nothing_running(host_cuda: HostCuda, m
 
     monkeypatch.setattr(Slot, "wait", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        one.run(inputs(8 * 6))
+        one.run(inputs(rows))
     assert not any(stream.pending for stream in host_cuda.live_streams())
-    assert_right(one, inputs(8 * 6))
+    assert_right(one, inputs(rows))
+    one.close()
+
+
+@pytest.mark.parametrize("rows", [8, 48])
+def test_ctrl_c_in_front_of_the_end_of_a_copy_leaves_nothing_copying(
+    host_cuda: HostCuda, monkeypatch: pytest.MonkeyPatch, rows: int
+) -> None:
+    one = session(HostEngineOnDevice(host_cuda))
+    assert_right(one, inputs(rows))
+    finish, unfinished = copying.Copy.finish, set[int]()
+    begin = copying.Copy.begin
+
+    def begun(self: copying.Copy) -> None:
+        unfinished.add(id(self._target.base))
+        begin(self)
+
+    def finished(self: copying.Copy) -> None:
+        finish(self)
+        unfinished.discard(id(self._target.base))
+
+    def interrupted(_: copying.Copy) -> None:
+        monkeypatch.setattr(copying.Copy, "finish", finished)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(copying.Copy, "begin", begun)
+    monkeypatch.setattr(copying.Copy, "finish", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        one.run(inputs(rows))
+    assert not unfinished
+    assert_right(one, inputs(rows))
+    one.close()
+
+
+def test_several_gpus_without_a_thread_for_each(engines: list[HostEngineOnDevice]) -> None:
+    """After the main thread's end no pool takes work."""
+    one = session(*engines)
+    one._runner._pool.shutdown()  # type: ignore[union-attr]
+    assert_right(one, inputs(100))
     one.close()
 
 
