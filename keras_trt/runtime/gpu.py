@@ -91,11 +91,10 @@ class GpuRunner:
             slot.wait()
             outputs = slot.outputs
             results.put(batch, [outputs[place] for place in order])
-        except BaseException:
-            slot.wait()  # what is on the stream, also after Ctrl-C, must not run into the next call's memory
-            raise
-        finally:
             self._pool.give(slot)
+        except BaseException:
+            self._pool.give_up(slot)
+            raise
 
     def _pipeline(
         self, feeds: Feeds, batches: Iterable[Batch], order: Sequence[int], wanted: Sequence[str], results: Results
@@ -117,8 +116,8 @@ class GpuRunner:
             slot.wait()
             outputs = slot.outputs
             results.put(batch, [outputs[place] for place in order])
-            under_way.popleft()
             self._pool.give(slot)
+            under_way.popleft()
 
         try:
             for batch in batches:
@@ -133,11 +132,11 @@ class GpuRunner:
             launch()
             while under_way:
                 finish()
-        finally:
-            with ExitStack() as leaving:  # after a failure, as in `_run_one`
+        except BaseException:
+            with ExitStack() as leaving:
                 for slot, _ in under_way:
-                    leaving.callback(self._pool.give, slot)
-                    leaving.callback(slot.wait)
+                    leaving.callback(self._pool.give_up, slot)
+            raise
 
     def _shapes(self, feeds: Feeds, batch: Batch) -> Shapes:
         return tuple([(name, (batch.size, *feeds[name].shape[1:])) for name in self.input_names])

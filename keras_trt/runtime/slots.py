@@ -37,6 +37,7 @@ class Slot:
     def __init__(self, engine: DeviceEngine) -> None:
         self._engine = engine
         self.shapes: Shapes | None = None
+        self.holder: int | None = None  # the thread that has it from its pool
         self._buffers: dict[str, _Buffer] = {}
         self._graph: cuda.Graph | None = None
         self._can_record = True
