@@ -198,6 +198,8 @@ class Session:
                 raise
 
     def _is_short(self, plan: BatchPlan, batches: Sequence[Batch]) -> bool:
+        if isinstance(self._runner, Replicas):
+            return False  # one after the other, all would run on the first GPU
         return len(batches) == 1 and (plan.seconds(batches[0].size) or SHORT) < SHORT
 
     @property

@@ -155,9 +155,10 @@ def test_ctrl_c_at_any_moment_lets_others_have_their_turn(waits: int, monkeypatc
             return
 
 
-@pytest.mark.parametrize(("seconds", "at_once"), [(1e-4, 1), (1e-2, 2)])
-def test_only_short_calls_take_turns(host_cuda: HostCuda, seconds: float, at_once: int) -> None:
-    one = session(HostEngineOnDevice(host_cuda), costs={1: seconds, 8: seconds})
+@pytest.mark.parametrize(("seconds", "gpus", "at_once"), [(1e-4, 1, 1), (1e-2, 1, 2), (1e-4, 2, 2)])
+def test_only_short_calls_on_one_gpu_take_turns(host_cuda: HostCuda, seconds: float, gpus: int, at_once: int) -> None:
+    engines = [HostEngineOnDevice(host_cuda, device) for device in range(gpus)]
+    one = session(*engines, costs={1: seconds, 8: seconds})
     run, meeting, inside, most = one._run_batches, threading.Barrier(2), 0, 0
 
     def met(*arguments: object, **keywords: object) -> list[object]:
