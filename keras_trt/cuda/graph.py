@@ -44,8 +44,9 @@ def capture(stream: Stream, work: Callable[[], object]) -> Graph:
         CudaError: if something in `work` cannot be captured. The stream is usable again.
     """
     cudart = bindings()
-    check(cudart.cudaStreamBeginCapture(stream.handle, cudart.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal))
+    mode = cudart.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
     try:
+        check(cudart.cudaStreamBeginCapture(stream.handle, mode))  # in here, as Ctrl-C may come once it has begun
         work()
     except BaseException:
         # A capture that is not ended leaves the stream unusable. Its own status only repeats the error at hand.

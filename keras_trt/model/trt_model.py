@@ -25,6 +25,7 @@ from ..report.report import Report
 from ..runtime import MAX_SLOTS, Session, Usage, deliver
 from ..source import own
 from ..specs import TensorSpec, flatten
+from .call import Call
 from .evaluation import Evaluator
 from .face import ClosedError, KerasFace
 from .predictor import Predictor
@@ -365,9 +366,9 @@ class TRTModel(KerasFace):
                 times.append(time.perf_counter() - start)
         return statistics.median(times)
 
-    def _engine(self) -> _Call:
+    def _engine(self) -> Call:
         """Hold the engine for one call: the one for the weights of now, where it follows them."""
-        return _Call(self)
+        return Call(self)
 
     def _check_usable(self) -> None:
         if os.getpid() != self._pid:
@@ -378,34 +379,6 @@ class TRTModel(KerasFace):
             )
         if self._closed:
             raise ClosedError(self)
-
-
-class _Call:
-    """One call of a drop-in, which holds its engine: a class, as a generator costs more at each call than it does."""
-
-    __slots__ = ("_model", "_use")
-
-    def __init__(self, model: TRTModel) -> None:
-        self._model = model
-
-    def __enter__(self) -> tuple[Predictor | None, Evaluator | None]:
-        model, self._use = self._model, None
-        model._check_usable()  # before the lock, which another thread may have held when this process was forked
-        with model._changing:
-            model._check_usable()
-            following = model._following
-            runs = following is None or following.may_run(model)  # which may put another engine in place
-            session = model._session
-            if session is None or not runs:
-                return None, None
-            use = session.in_use()
-            use.__enter__()
-            self._use = use
-            return model._predictor, model._evaluator
-
-    def __exit__(self, *exception: object) -> None:
-        if self._use is not None:
-            self._use.__exit__()
 
 
 def _is_symbolic(leaf: Any) -> bool:

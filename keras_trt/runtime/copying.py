@@ -7,6 +7,7 @@ import itertools
 import os
 import time
 from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -50,10 +51,10 @@ class Copy:
         """Let other threads begin with the pieces, if there are several. `finish` must follow, also after an error."""
         if self._count > 1:
             bounds = np.linspace(0, len(self._target), self._count + 1).astype(int)
-            with deferred():  # a piece that nobody knows of would be waited for by nobody
-                for start, stop in itertools.pairwise(bounds):
-                    rows = slice(start, stop)
-                    self._pieces.append((_pool().submit(self._copy, rows), rows))
+            self._pieces = [(Future(), slice(start, stop)) for start, stop in itertools.pairwise(bounds)]
+            with suppress(RuntimeError):  # no further thread can be started, as at exit: `finish` does the rest
+                for piece in self._pieces:
+                    _pool().submit(self._begun, *piece)
 
     def finish(self) -> None:
         """Do what no other thread has begun, and wait until all is copied.
@@ -75,7 +76,18 @@ class Copy:
         for future in begun:
             future.result()
 
-    def _copy(self, rows: Any) -> None:
+    def _begun(self, piece: Future[None], rows: slice) -> None:
+        """Copy a piece in another thread, unless `finish` has."""
+        # Not the future of `submit`: that may raise although it has put the work into its queue.
+        if piece.set_running_or_notify_cancel():
+            try:
+                self._copy(rows)
+            except BaseException as error:
+                piece.set_exception(error)
+            else:
+                piece.set_result(None)
+
+    def _copy(self, rows: slice) -> None:
         np.copyto(self._target[rows], self._source[rows], casting="unsafe")  # without the GIL
 
 

@@ -86,15 +86,15 @@ class GpuRunner:
         """Run a single batch, with as little as can be between the rows and the GPU."""
         slot = self._pool.take(self._shapes(feeds, batch), wait=True)
         try:
-            try:
-                slot.stage(feeds, results.targets(batch, wanted))
-                slot.launch()
-            finally:
-                slot.wait()  # also after a failure: what is on the stream must not run into the next call's memory
+            slot.stage(feeds, results.targets(batch, wanted))
+            slot.launch()
+            slot.wait()
             outputs = slot.outputs
             results.put(batch, [outputs[place] for place in order])
-        finally:
             self._pool.give(slot)
+        except BaseException:
+            self._pool.give_up(slot)
+            raise
 
     def _pipeline(
         self, feeds: Feeds, batches: Iterable[Batch], order: Sequence[int], wanted: Sequence[str], results: Results
@@ -116,8 +116,8 @@ class GpuRunner:
             slot.wait()
             outputs = slot.outputs
             results.put(batch, [outputs[place] for place in order])
-            under_way.popleft()
             self._pool.give(slot)
+            under_way.popleft()
 
         try:
             for batch in batches:
@@ -132,11 +132,11 @@ class GpuRunner:
             launch()
             while under_way:
                 finish()
-        finally:
-            with ExitStack() as leaving:  # after a failure, as in `_run_one`
+        except BaseException:
+            with ExitStack() as leaving:
                 for slot, _ in under_way:
-                    leaving.callback(self._pool.give, slot)
-                    leaving.callback(slot.wait)
+                    leaving.callback(self._pool.give_up, slot)
+            raise
 
     def _shapes(self, feeds: Feeds, batch: Batch) -> Shapes:
         return tuple([(name, (batch.size, *feeds[name].shape[1:])) for name in self.input_names])

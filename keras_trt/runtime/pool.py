@@ -19,17 +19,18 @@ MAX_SLOTS = 4
 
 
 class _Turn:
-    """One who waits for a slot.
+    """One who wants a slot.
 
     Attributes:
         granted: whether it may go on: with `slot`, or with a new one where that is `None`.
     """
 
-    __slots__ = ("granted", "slot", "woken")
+    __slots__ = ("granted", "slot", "thread", "woken")
 
     def __init__(self) -> None:
         self.slot: Slot | None = None
         self.granted = False
+        self.thread = threading.get_ident()
         self.woken = threading.Lock()
         self.woken.acquire()
 
@@ -39,6 +40,9 @@ class SlotPool:
 
     A slot that comes back is handed to whoever has waited longest, and nobody else is woken: where all were, many
     threads spent their time on waking for nothing, and some never got a slot.
+
+    Ctrl-C loses no slot: Python hears of it when a function begins and after a call of another library's, so nothing of
+    that kind lies between the steps that move a slot. Hence `del` here, where a list could `pop`.
 
     Args:
         engine: a loaded engine; its device must be current for all that the pool does.
@@ -73,30 +77,41 @@ class SlotPool:
             CudaError, EngineLoadError: for want of memory, if there is no slot to wait for either.
         """
         while True:
-            turn = None
-            with self._lock:
-                if self._closed:
-                    raise RuntimeError("This engine is closed.")
-                if self._queue and not wait:
-                    return None
-                slot = None if self._queue else self._idle_slot(shapes)
-                if slot is None:
-                    if not self._queue and self._made < self._limit:
-                        self._made += 1
-                    elif not wait:
-                        return None
-                    else:
-                        self._queue.append(turn := _Turn())
-            if turn is not None:
-                slot = self._when_granted(turn)
-            prepared = self._prepared(slot, shapes)
-            if prepared is not None:
-                return prepared
+            turn = _Turn()
+            try:
+                with self._lock:
+                    if self._closed:
+                        raise RuntimeError("This engine is closed.")
+                    if not self._queue:
+                        self._grant_at_once(turn, shapes)
+                    if not turn.granted:
+                        if not wait:
+                            return None
+                        self._queue.append(turn)
+                if not turn.granted:
+                    turn.woken.acquire()
+                    if not turn.granted:
+                        raise RuntimeError("This engine is closed.")
+                return self._prepared(turn, shapes)
+            except BaseException as error:
+                if not self._gives_up(turn, error):
+                    raise
 
     def give(self, slot: Slot) -> None:
-        """Take a slot back."""
+        """Take a slot back from the thread that took it, unless it has given it. Nothing may run on it."""
         with self._lock:
-            self._pass_on(slot)
+            if slot.holder == threading.get_ident():
+                self._pass_on(slot)
+            if self._closed:
+                self._quiet.notify_all()
+
+    def give_up(self, slot: Slot) -> None:
+        """Take a slot back after a failure, unless it is given: once nothing runs into the next call's memory."""
+        try:
+            if slot.holder == threading.get_ident():
+                slot.wait()
+        finally:
+            self.give(slot)
 
     def held(self) -> tuple[int, int, int]:
         """Return how many slots there are, and what they take on the GPU and on the host.
@@ -118,41 +133,47 @@ class SlotPool:
             idle, self._idle, self._made = self._idle, [], 0
         return idle
 
-    def _when_granted(self, turn: _Turn) -> Slot | None:
-        try:
-            turn.woken.acquire()
-        except BaseException:  # Ctrl-C
-            with self._lock:
-                if turn in self._queue:
-                    self._queue.remove(turn)
-                elif turn.slot is not None:
-                    self._pass_on(turn.slot)
-                elif turn.granted:
-                    self._one_less()
-            raise
-        if not turn.granted:
-            raise RuntimeError("This engine is closed.")
-        return turn.slot
+    def _grant_at_once(self, turn: _Turn, shapes: Shapes) -> None:
+        """Grant a slot, or a new one, where that is to be had now. Needs the lock."""
+        slot = self._idle_slot(shapes)
+        if slot is not None:
+            turn.slot, turn.granted, slot.holder = slot, True, turn.thread
+        elif self._made < self._limit:
+            self._made += 1
+            turn.granted = True
 
-    def _prepared(self, slot: Slot | None, shapes: Shapes) -> Slot | None:
-        """Return a slot, a new one where none is given, with the shapes; `None` where others are left to wait for.
+    def _prepared(self, turn: _Turn, shapes: Shapes) -> Slot:
+        """Return the slot that was granted, a new one where none is given, with the shapes."""
+        slot = turn.slot
+        if slot is None:
+            turn.slot = slot = Slot(self._engine)
+            slot.holder = turn.thread
+        if slot.shapes != shapes:
+            slot.prepare(shapes)
+        return slot
+
+    def _gives_up(self, turn: _Turn, error: BaseException) -> bool:
+        """Take back, after an error, what was granted; return whether others are left to wait for.
 
         A slot that finds no memory is given up, with all that it holds: there are fewer from now on.
         """
-        try:
-            if slot is None:
-                slot = Slot(self._engine)
-            if slot.shapes != shapes:
-                slot.prepare(shapes)
-        except BaseException as error:
-            if slot is not None and not (isinstance(error, CudaError) and error.out_of_memory):
-                self.give(slot)
-                raise
-            if not self._drop(slot) or not isinstance(error, CudaError | EngineLoadError):
-                raise
-            _logger.info("The GPU has room for %d slots of this engine: %s", self._limit, error)
-            return None
-        return slot
+        with self._lock:
+            if turn in self._queue:
+                self._queue.remove(turn)
+        if not turn.granted:
+            return False
+        slot, no_memory = turn.slot, isinstance(error, CudaError) and error.out_of_memory
+        if slot is not None and not no_memory:
+            self.give(slot)
+            return False
+        if not isinstance(error, CudaError | EngineLoadError):  # Ctrl-C, which says nothing about memory
+            with self._lock:
+                self._one_less()
+            return False
+        if not self._drop(slot):
+            return False
+        _logger.info("The GPU has room for %d slots of this engine: %s", self._limit, error)
+        return True
 
     def _drop(self, slot: Slot | None) -> bool:
         """Do with one slot less from now on; `False` where none is left."""
@@ -179,21 +200,25 @@ class SlotPool:
         if self._queue:
             self._grant(slot)
         else:
-            self._idle.append(slot)
-            if self._closed:
-                self._quiet.notify_all()
+            slot.holder = None
+            self._idle += [slot]
 
     def _grant(self, slot: Slot | None) -> None:
-        turn = self._queue.popleft()
+        turn = self._queue[0]
+        del self._queue[0]
         turn.slot, turn.granted = slot, True
+        if slot is not None:
+            slot.holder = turn.thread
         turn.woken.release()
 
     def _idle_slot(self, shapes: Shapes) -> Slot | None:
         """Return an idle slot that has the shapes, or is to change its own as no more may be made. Needs the lock."""
-        for slot in self._idle:
+        for place, slot in enumerate(self._idle):
             if slot.shapes == shapes:
-                self._idle.remove(slot)
+                del self._idle[place]
                 return slot
-        if self._idle and self._made >= self._limit:
-            return self._idle.pop(0)  # the one that has been idle longest
-        return None
+        if not self._idle or self._made < self._limit:
+            return None
+        slot = self._idle[0]  # the one that has been idle longest
+        del self._idle[0]
+        return slot

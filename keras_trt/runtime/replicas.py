@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor, wait
-from contextlib import ExitStack, contextmanager
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import ExitStack, contextmanager, suppress
 from itertools import chain, islice
 
 from .._interrupts import deferred
@@ -53,8 +53,11 @@ class Replicas:
                 shared.end()  # the others need not go on
                 raise
 
-        others = [self._pool.submit(one, runner) for runner in self._runners[1:]]
+        others: list[Future[None]] = []
         try:
+            with suppress(RuntimeError):  # no further thread can be started, as at exit: fewer GPUs do it
+                for runner in self._runners[1:]:
+                    others.append(self._pool.submit(one, runner))
             one(self._runners[0])
         except BaseException:
             shared.end()  # also after Ctrl-C

@@ -80,7 +80,8 @@ class Session:
         self._rows_before = 0
         self._users = self._blocks = 0
         self._closed = self._cut_short = self._retired = False
-        self._changed = threading.Condition()
+        self._lock = threading.RLock()  # entered itself: its condition's `with` may keep it after Ctrl-C
+        self._changed = threading.Condition(self._lock)
         self._turns = Turns()
         self._own = threading.local()  # how often the thread uses the engine
         self.profile = profile
@@ -166,22 +167,39 @@ class Session:
         # Rows are written while others, or the same once more, are still to be read.
         if written := [array for array in out or () if isinstance(array, np.ndarray)]:
             inputs = [_apart(array, written) for array in inputs]
-        with self.in_use(block=False):
-            while True:
-                plan, regrouped = self._plan, self.rows_independent
-                rows = len(inputs[0])
-                batches = self._batches(plan, rows) if regrouped else [Batch(0, rows, rows)]
-                try:
-                    with self._turns if self._is_short(plan, batches) else nullcontext():
-                        return self._run_batches(inputs, batches, onwards, out, regrouped=regrouped)
-                except CudaError as error:
-                    if not error.out_of_memory or not self._halve(plan, max(batch.size for batch in batches)):
-                        raise
-                except RowsDependError as error:
-                    self._depend(error)
+        use = self.in_use(block=False)
+        try:
+            with use:
+                return self._run(inputs, onwards, out)
+        except BaseException:
+            use.__exit__()  # Ctrl-C may have come before it could end
+            raise
+
+    def _run(
+        self,
+        inputs: Sequence[Array | DeviceArray],
+        progress: Callable[[int], None] | None,
+        out: Sequence[Array | DeviceArray] | None,
+    ) -> list[Any]:
+        while True:
+            plan, regrouped = self._plan, self.rows_independent
+            rows = len(inputs[0])
+            batches = self._batches(plan, rows) if regrouped else [Batch(0, rows, rows)]
+            # A report of progress, as to a terminal, may take any time, and is not to keep others waiting.
+            short = progress is None and self._is_short(plan, batches)
+            try:
+                with self._turns if short else nullcontext():
+                    return self._run_batches(inputs, batches, progress, out, regrouped=regrouped)
+            except CudaError as error:
+                if not error.out_of_memory or not self._halve(plan, max(batch.size for batch in batches)):
                     raise
+            except RowsDependError as error:
+                self._depend(error)
+                raise
 
     def _is_short(self, plan: BatchPlan, batches: Sequence[Batch]) -> bool:
+        if isinstance(self._runner, Replicas):
+            return False  # one after the other, all would run on the first GPU
         return len(batches) == 1 and (plan.seconds(batches[0].size) or SHORT) < SHORT
 
     @property
@@ -252,7 +270,7 @@ class Session:
             plan: by which there was too little memory; where another call has halved it meanwhile, that is enough.
             tried: the largest batch of it that was run.
         """
-        with self._changed:
+        with self._lock:
             if self._plan is not plan:
                 return True
             if not self.rows_independent or tried <= self._smallest:
@@ -264,7 +282,7 @@ class Session:
 
     def retire(self) -> None:
         """Close once no call is under way: now, or when the last one ends. Does not wait."""
-        with self._changed:
+        with self._lock:
             self._retired = True
             last = self._ends()
         if last:
@@ -282,7 +300,7 @@ class Session:
         if getattr(self._own, "uses", 0):
             self.retire()
             return
-        with self._changed:
+        with self._lock:
             self._closed = True
             self._cut_short |= cut_short
             self._changed.wait_for(lambda: self._users == (self._blocks if cut_short else 0))
@@ -321,26 +339,35 @@ class _Onwards:
 class _Use:
     """One user of a session: a class, as a generator would double what it costs at each call."""
 
-    __slots__ = ("_block", "_session")
+    __slots__ = ("_block", "_counted", "_session")
 
     def __init__(self, session: Session, block: bool) -> None:
-        self._session, self._block = session, block
+        self._session, self._block, self._counted = session, block, False
 
     def __enter__(self) -> None:
         session, block = self._session, self._block
-        with session._changed:
-            if session._closed and (block or not session._blocks or session._cut_short):
-                raise RuntimeError("This engine is closed.")
-            session._users += 1
-            session._blocks += block
-        session._own.uses = getattr(session._own, "uses", 0) + 1
+        uses = getattr(session._own, "uses", 0)
+        try:
+            with session._lock:
+                if session._closed and (block or not session._blocks or session._cut_short):
+                    raise RuntimeError("This engine is closed.")
+                # Without a call in between, after which Ctrl-C could come.
+                session._users += 1
+                session._blocks += block
+                session._own.uses = uses + 1
+                self._counted = True
+        except BaseException:
+            self.__exit__()
+            raise
 
     def __exit__(self, *exception: object) -> None:
         session = self._session
-        session._own.uses -= 1
-        with session._changed:
-            session._users -= 1
-            session._blocks -= self._block
+        with session._lock:
+            if self._counted:
+                session._own.uses -= 1
+                session._users -= 1
+                session._blocks -= self._block
+                self._counted = False
             last = session._ends()
             if session._closed:
                 session._changed.notify_all()

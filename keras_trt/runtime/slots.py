@@ -37,6 +37,7 @@ class Slot:
     def __init__(self, engine: DeviceEngine) -> None:
         self._engine = engine
         self.shapes: Shapes | None = None
+        self.holder: int | None = None  # the thread that has it from its pool
         self._buffers: dict[str, _Buffer] = {}
         self._graph: cuda.Graph | None = None
         self._can_record = True
@@ -107,7 +108,7 @@ class Slot:
         self._runs += 1
 
     def wait(self) -> None:
-        """Wait for all that was begun, and put on the stream."""
+        """Wait for all that was begun, and put on the stream. May be called again, as after Ctrl-C."""
         try:
             for buffer in self._buffers.values():
                 buffer.finish()
@@ -235,8 +236,8 @@ class _Buffer:
     def finish(self) -> None:
         """Wait until the rows are there."""
         if self._copy is not None:
-            copy, self._copy = self._copy, None
-            copy.finish()
+            self._copy.finish()
+            self._copy = None  # not before: whoever is interrupted here finishes again
 
     def fill(self) -> None:
         """Wait until the rows are there, and repeat the last one up to the buffer's size."""

@@ -9,20 +9,26 @@ from collections import deque
 #: How long the first who waits is kept waiting, in seconds: as long as Python, too, lets a thread run on that others
 #: wait for (`sys.getswitchinterval`).
 QUANTUM = 5e-3
+#: After how many seconds a turn is taken for lost: Ctrl-C may come just before a thread can end its turn.
+LOST = 1.0
 
 
 class _Waiting:
-    __slots__ = ("first", "granted", "turn")
+    __slots__ = ("thread", "turn", "woken")
 
-    def __init__(self) -> None:
-        self.turn = False
-        self.first, self.granted = threading.Lock(), threading.Lock()
-        self.first.acquire()
-        self.granted.acquire()
+    def __init__(self, thread: int) -> None:
+        self.thread, self.turn = thread, False
+        self.woken = threading.Lock()
+        self.woken.acquire()
+
+    def wake(self) -> None:
+        """Let it look again. Needs the lock of its `Turns`."""
+        if self.woken.locked():
+            self.woken.release()
 
 
 class Turns:
-    """Lets one thread at a time into a block.
+    """Lets one thread at a time into a block. It is for speed alone: two are let in where else all might stand still.
 
     Whoever leaves may come in again at once, until the one that has waited longest has been the first for `QUANTUM`
     (as WebKit's locks are fair in the end: https://webkit.org/blog/6161/locking-in-webkit/). To wake another thread at
@@ -32,58 +38,63 @@ class Turns:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._queue: deque[_Waiting] = deque()
-        self._taken = False
+        self._holder: int | None = None  # the thread whose turn it is
         self._since = 0.0  # when the first in the queue became that
 
     def __enter__(self) -> None:
+        thread = threading.get_ident()
         with self._lock:
-            if not self._taken and not self._due():
-                self._taken = True
+            # The holder itself comes again from within the block, or was interrupted before it could leave.
+            if self._holder == thread or (self._holder is None and not self._due()):
+                self._holder = thread
                 return
-            waiting = _Waiting()
-            self._queue.append(waiting)
-            if len(self._queue) == 1:
-                self._told_first()
+        waiting = _Waiting(thread)
         try:
-            waiting.first.acquire()
-            while not waiting.granted.acquire(timeout=QUANTUM):
+            with self._lock:
+                self._queue.append(waiting)
+                if first := len(self._queue) == 1:
+                    self._since = time.monotonic()
+            while not waiting.turn:
+                # Those that are not the first are woken to become it; they look too, as who was to wake them may
+                # have been interrupted.
+                woken = waiting.woken.acquire(timeout=QUANTUM if first else LOST)
                 with self._lock:
-                    if not self._taken and not waiting.turn:  # nobody else comes
-                        self._taken = True
-                        self._next()
+                    if first and not woken and (self._holder is None or time.monotonic() - self._since > LOST):
+                        self._next()  # nobody else comes
+                    first = not waiting.turn and self._queue[0] is waiting
         except BaseException:  # Ctrl-C
             with self._lock:
                 if waiting.turn:
-                    self._left()
-                else:
-                    was_first = self._queue[0] is waiting
+                    self._leave(thread)
+                elif waiting in self._queue:
                     self._queue.remove(waiting)
-                    if was_first and self._queue:
-                        self._told_first()
+                    self._told_first()
             raise
 
     def __exit__(self, *exception: object) -> None:
         with self._lock:
-            self._left()
+            self._leave(threading.get_ident())
 
-    def _left(self) -> None:
-        """End a turn, and begin the next where it is due. Needs the lock, as do those below."""
-        if self._due():
-            self._next()
-        else:
-            self._taken = False
+    def _leave(self, thread: int) -> None:
+        """End a thread's turn, and begin the next where it is due. Needs the lock, as do those below."""
+        if self._holder == thread:  # else it was taken for lost
+            if self._due():
+                self._next()
+            else:
+                self._holder = None
 
     def _due(self) -> bool:
         return bool(self._queue) and time.monotonic() - self._since >= QUANTUM
 
     def _next(self) -> None:
         """Give the turn to the first."""
-        waiting = self._queue.popleft()
-        waiting.turn = True
-        waiting.granted.release()
-        if self._queue:
-            self._told_first()
+        waiting = self._queue[0]
+        del self._queue[0]
+        waiting.turn, self._holder = True, waiting.thread
+        waiting.wake()
+        self._told_first()
 
     def _told_first(self) -> None:
         self._since = time.monotonic()
-        self._queue[0].first.release()
+        if self._queue:
+            self._queue[0].wake()

@@ -40,6 +40,7 @@ class Status(enum.IntEnum):
     cudaErrorInsufficientDriver = 35  # noqa: N815
     cudaErrorNoDevice = 100  # noqa: N815
     cudaErrorInvalidDevice = 101  # noqa: N815
+    cudaErrorIllegalState = 401  # noqa: N815
     cudaErrorIllegalAddress = 700  # noqa: N815
     cudaErrorStreamCaptureUnsupported = 900  # noqa: N815
     cudaErrorStreamCaptureInvalidated = 901  # noqa: N815
@@ -298,7 +299,7 @@ class HostCuda:
         status = self._begin("cudaStreamEndCapture")
         work, stream.captured = stream.captured, None
         if work is None:
-            return self._fault("a capture was ended that was not begun"), None
+            return Status.cudaErrorIllegalState, None
         if status or stream.invalid:
             return status or Status.cudaErrorStreamCaptureInvalidated, None
         graph = GraphHandle(work)

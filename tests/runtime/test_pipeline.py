@@ -5,6 +5,8 @@ from __future__ import annotations
 import itertools
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections import Counter
@@ -126,6 +128,49 @@ def test_ctrl_c_during_a_copy_waits_for_all_its_threads(monkeypatch: pytest.Monk
         np.testing.assert_array_equal(target, source)
 
 
+def test_a_thread_that_outlives_the_main_one_still_copies() -> None:
+    """From then on no thread can be started, and no pool takes work."""
+    code = """
+import threading, numpy as np
+from keras_trt.runtime import copying
+copying.threads = lambda: 2
+def late():
+    threading.main_thread().join()
+    while True:
+        try:
+            copying._pool().submit(int)
+        except RuntimeError:
+            break
+    source, target = np.ones((8, 1 << 20), "float32"), np.zeros((8, 1 << 20), "float32")
+    copying.copy(target, source)
+    print((target == source).all())
+threading.Thread(target=late).start()
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=50)
+    assert (done.stdout, done.stderr) == ("True\n", "")
+
+
+def test_a_piece_that_is_refused_but_queued_is_copied_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As by a pool that cannot start a thread: it may run the work later, when the target is someone else's."""
+    queued: list[Any] = []
+
+    class Refuses:
+        def submit(self, work: Any, *arguments: Any) -> None:
+            queued.append((work, arguments))
+            raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(copying, "_pool", Refuses)
+    source, target = np.arange(4.0), np.zeros(4)
+    one = copying.Copy(target, source, 2)
+    one.begin()
+    one.finish()
+    np.testing.assert_array_equal(target, source)
+    target[:] = 7
+    for work, arguments in queued:
+        work(*arguments)
+    np.testing.assert_array_equal(target, np.full(4, 7.0))
+
+
 # Slots that work at once.
 
 INPUTS = (TensorSpec("x", (None, None), "float32"), TensorSpec("k", (None,), "int32"))
@@ -242,7 +287,10 @@ def test_out_may_lie_over_an_input(host_cuda: HostCuda, shift: int) -> None:
     one.close()
 
 
-def test_ctrl_c_in_front_of_a_wait_leaves_nothing_running(host_cuda: HostCuda, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("rows", [8, 48])
+def test_ctrl_c_in_front_of_a_wait_leaves_nothing_running(
+    host_cuda: HostCuda, monkeypatch: pytest.MonkeyPatch, rows: int
+) -> None:
     one = session(HostEngineOnDevice(host_cuda))
     wait = Slot.wait
 
@@ -252,9 +300,47 @@ def test_ctrl_c_in_front_of_a_wait_leaves_nothing_running(host_cuda: HostCuda, m
 
     monkeypatch.setattr(Slot, "wait", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        one.run(inputs(8 * 6))
+        one.run(inputs(rows))
     assert not any(stream.pending for stream in host_cuda.live_streams())
-    assert_right(one, inputs(8 * 6))
+    assert_right(one, inputs(rows))
+    one.close()
+
+
+@pytest.mark.parametrize("rows", [8, 48])
+def test_ctrl_c_in_front_of_the_end_of_a_copy_leaves_nothing_copying(
+    host_cuda: HostCuda, monkeypatch: pytest.MonkeyPatch, rows: int
+) -> None:
+    one = session(HostEngineOnDevice(host_cuda))
+    assert_right(one, inputs(rows))
+    finish, unfinished = copying.Copy.finish, set[int]()
+    begin = copying.Copy.begin
+
+    def begun(self: copying.Copy) -> None:
+        unfinished.add(id(self._target.base))
+        begin(self)
+
+    def finished(self: copying.Copy) -> None:
+        finish(self)
+        unfinished.discard(id(self._target.base))
+
+    def interrupted(_: copying.Copy) -> None:
+        monkeypatch.setattr(copying.Copy, "finish", finished)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(copying.Copy, "begin", begun)
+    monkeypatch.setattr(copying.Copy, "finish", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        one.run(inputs(rows))
+    assert not unfinished
+    assert_right(one, inputs(rows))
+    one.close()
+
+
+def test_several_gpus_without_a_thread_for_each(engines: list[HostEngineOnDevice]) -> None:
+    """After the main thread's end no pool takes work."""
+    one = session(*engines)
+    one._runner._pool.shutdown()  # type: ignore[union-attr]
+    assert_right(one, inputs(100))
     one.close()
 
 

@@ -172,21 +172,27 @@ def test_close_closes_the_engine() -> None:
 
 
 def test_retire_while_another_thread_closes() -> None:
-    class Interrupted(threading.Condition):
+    class Interrupted:
         """Whoever gives the lock back first is overtaken."""
 
-        then = None
+        then: Any = None
+
+        def __init__(self, lock: Any) -> None:
+            self.lock = lock
+
+        def __enter__(self) -> None:
+            self.lock.__enter__()
 
         def __exit__(self, *exception: Any) -> None:
-            super().__exit__(*exception)
+            self.lock.__exit__(*exception)
             then, self.then = self.then, None
             if then is not None:
                 then()
 
     engine = NumpyEngine(1, 8)
     one = session(engine)
-    one._changed = Interrupted()
-    one._changed.then = one.close
+    one._lock = Interrupted(one._lock)  # type: ignore[assignment]
+    one._lock.then = one.close  # type: ignore[attr-defined]
     one.retire()
     assert engine.closed
 

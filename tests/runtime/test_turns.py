@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 import time
 from collections.abc import Callable
 
 import pytest
 
+from keras_trt.runtime import turns as turns_module
 from keras_trt.runtime.plan import Batch
 from keras_trt.runtime.turns import QUANTUM, Turns
 
 from .host_cuda import HostCuda, HostEngineOnDevice
+from .interrupts import interrupted_at
 from .test_gpu_runner import in_threads
 from .test_pipeline import inputs, session
 from .test_pool import interrupt, until
@@ -116,9 +119,46 @@ def test_whoever_is_interrupted_leaves_its_place(place: int) -> None:
         pass
 
 
-@pytest.mark.parametrize(("seconds", "at_once"), [(1e-4, 1), (1e-2, 2)])
-def test_only_short_calls_take_turns(host_cuda: HostCuda, seconds: float, at_once: int) -> None:
-    one = session(HostEngineOnDevice(host_cuda), costs={1: seconds, 8: seconds})
+def test_whoever_has_the_turn_may_come_in_again() -> None:
+    """As a handler of a signal, or a report of progress, that calls the model from within its call."""
+    turns = Turns()
+
+    def twice() -> None:
+        with turns, turns:
+            pass
+
+    in_threads([twice, twice], 10)
+
+
+@pytest.mark.parametrize("waits", [0, 1, 2])
+def test_ctrl_c_at_any_moment_lets_others_have_their_turn(waits: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where it comes before the turn can be ended."""
+    monkeypatch.setattr("keras_trt.runtime.turns.QUANTUM", 0.001)
+    monkeypatch.setattr("keras_trt.runtime.turns.LOST", 0.01)
+    for moment in itertools.count():
+        turns = Turns()
+
+        def wait(turns: Turns = turns) -> None:
+            with turns:
+                pass
+
+        threads = [threading.Thread(target=wait, daemon=True) for _ in range(waits)]
+        turns._holder = -1  # another thread that is lost; so all of them wait
+        for index, thread in enumerate(threads):
+            thread.start()
+            until(lambda turns=turns, index=index: len(turns._queue) > index or turns._holder != -1)  # type: ignore[misc]
+        interrupted = interrupted_at(moment, wait, turns_module)
+        in_threads([*[thread.join for thread in threads], wait, wait], 10)
+        assert turns._holder is None or interrupted
+        assert not turns._queue
+        if not interrupted:
+            return
+
+
+@pytest.mark.parametrize(("seconds", "gpus", "at_once"), [(1e-4, 1, 1), (1e-2, 1, 2), (1e-4, 2, 2)])
+def test_only_short_calls_on_one_gpu_take_turns(host_cuda: HostCuda, seconds: float, gpus: int, at_once: int) -> None:
+    engines = [HostEngineOnDevice(host_cuda, device) for device in range(gpus)]
+    one = session(*engines, costs={1: seconds, 8: seconds})
     run, meeting, inside, most = one._run_batches, threading.Barrier(2), 0, 0
 
     def met(*arguments: object, **keywords: object) -> list[object]:
@@ -136,4 +176,11 @@ def test_only_short_calls_take_turns(host_cuda: HostCuda, seconds: float, at_onc
     in_threads([lambda: one.run(inputs(8)) and None, lambda: one.run(inputs(8)) and None])
     assert most == at_once
     assert not one._is_short(one._plan, [Batch(0, 8, 8), Batch(8, 16, 8)])
+    one.close()
+
+
+def test_a_report_of_progress_keeps_nobody_waiting(host_cuda: HostCuda, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("keras_trt.runtime.turns.LOST", 1000.0)
+    one = session(HostEngineOnDevice(host_cuda), costs={8: 1e-4})
+    one.run(inputs(8), lambda _: in_threads([lambda: one.run(inputs(8)) and None], 10))
     one.close()

@@ -1,0 +1,93 @@
+"""Ctrl-C at any moment of a call: other calls still find all slots, and the engine can be closed."""
+
+from __future__ import annotations
+
+import itertools
+import threading
+from types import SimpleNamespace
+
+import pytest
+
+from keras_trt.cuda import graph
+from keras_trt.cuda import runtime as cuda_runtime
+from keras_trt.model import call as call_module
+from keras_trt.runtime import gpu, session, slots, turns
+from keras_trt.runtime import pool as pool_module
+from keras_trt.runtime.pool import SlotPool
+
+from .host_cuda import HostEngineOnDevice, installed
+from .interrupts import interrupted_at
+from .test_gpu_runner import in_threads
+from .test_pipeline import assert_right, inputs
+from .test_pipeline import session as session_of
+from .test_pool import SHAPES, Waiter, ended
+
+MODULES = (gpu, pool_module, session, slots, turns, threading, cuda_runtime)
+
+
+@pytest.fixture(autouse=True)
+def one_slot(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that one that is lost is missed, and a turn soon."""
+    monkeypatch.setattr("keras_trt.runtime.pool.MAX_SLOTS", 1)
+    monkeypatch.setattr("keras_trt.runtime.turns.LOST", 0.01)
+
+
+@pytest.mark.parametrize("rows", [3, 20])
+def test_a_call(rows: int) -> None:
+    """With a single batch, which takes its turn, and with several."""
+    for moment in itertools.count():
+        with installed() as cuda:
+            one = session_of(HostEngineOnDevice(cuda), costs={8: 1e-4})
+            for _ in range(3):  # then there is a graph
+                assert_right(one, inputs(rows))
+            interrupted = interrupted_at(moment, lambda one=one: one.run(inputs(rows)), *MODULES)  # type: ignore[misc]
+            assert not any(stream.pending for stream in cuda.live_streams())
+            in_threads([lambda one=one: assert_right(one, inputs(rows))], 10)  # type: ignore[misc]
+            in_threads([one.close], 10)
+        if not interrupted:
+            assert moment > 100
+            return
+
+
+def test_a_slot_that_is_given_to_another() -> None:
+    for moment in itertools.count():
+        with installed() as cuda:
+            pool = SlotPool(HostEngineOnDevice(cuda))  # type: ignore[arg-type]
+            slot = pool.take(SHAPES, wait=True)
+            waiters = [Waiter(pool) for _ in range(2)]
+            interrupted = interrupted_at(moment, lambda pool=pool, slot=slot: pool.give(slot), pool_module)  # type: ignore[misc]
+            pool.give_up(slot)
+            for waiter in waiters:
+                ended(waiter)
+            assert not any(waiter.error for waiter in waiters)
+            assert pool.close() == [slot]
+            slot.close()
+        if not interrupted:
+            return
+
+
+def test_the_capture_of_a_graph() -> None:
+    for moment in itertools.count():
+        with installed() as cuda, cuda_runtime.Stream() as stream:
+            interrupted = interrupted_at(
+                moment, lambda stream=stream: graph.capture(stream, lambda: None).close(), graph, cuda_runtime
+            )  # type: ignore[misc]
+            assert not cuda.is_capturing(stream.address)
+            cuda.graphs.clear()  # a few bytes may be lost, but not the stream
+            cuda.executables.clear()
+        if not interrupted:
+            return
+
+
+def test_the_beginning_of_a_call_of_a_model() -> None:
+    with installed() as cuda:
+        one = session_of(HostEngineOnDevice(cuda))
+        parts = {"_predictor": None, "_evaluator": None, "_following": None, "_check_usable": lambda: None}
+        model = SimpleNamespace(_session=one, _changing=threading.RLock(), **parts)
+        for moment in itertools.count():
+            call = call_module.Call(model)  # type: ignore[arg-type]
+            if not interrupted_at(moment, call.__enter__, call_module, session):
+                break
+            assert (one._users, one._blocks, one._own.__dict__.get("uses", 0)) == (0, 0, 0)
+        call.__exit__()
+        one.close()
