@@ -9,15 +9,17 @@ from collections import deque
 #: How long the first who waits is kept waiting, in seconds: as long as Python, too, lets a thread run on that others
 #: wait for (`sys.getswitchinterval`).
 QUANTUM = 5e-3
+#: Within how many seconds a thread has come again at once, and will again: about what waking another takes.
+AT_ONCE = 2e-4
 #: After how many seconds a turn is taken for lost: Ctrl-C may come just before a thread can end its turn.
 LOST = 1.0
 
 
 class _Waiting:
-    __slots__ = ("thread", "turn", "woken")
+    __slots__ = ("again", "thread", "turn", "woken")
 
-    def __init__(self, thread: int) -> None:
-        self.thread, self.turn = thread, False
+    def __init__(self, thread: int, again: bool) -> None:
+        self.thread, self.again, self.turn = thread, again, False
         self.woken = threading.Lock()
         self.woken.acquire()
 
@@ -30,25 +32,28 @@ class _Waiting:
 class Turns:
     """Lets one thread at a time into a block. It is for speed alone: two are let in where else all might stand still.
 
-    Whoever leaves may come in again at once, until the one that has waited longest has been the first for `QUANTUM`
-    (as WebKit's locks are fair in the end: https://webkit.org/blog/6161/locking-in-webkit/). To wake another thread at
-    each turn costs more than a short call takes; to wake none would let some wait for ever.
+    Whoever leaves lets in the one that has waited longest. But to wake another thread at each turn costs more than a
+    short call takes: a thread that comes again at once, call after call, may do so until the first has been that for
+    `QUANTUM` (as WebKit's locks are fair in the end: https://webkit.org/blog/6161/locking-in-webkit/).
     """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._queue: deque[_Waiting] = deque()
         self._holder: int | None = None  # the thread whose turn it is
+        self._again = False  # whether it had come at once after its turn before
         self._since = 0.0  # when the first in the queue became that
+        self._own = threading.local()  # when the thread left
 
     def __enter__(self) -> None:
         thread = threading.get_ident()
+        again = time.monotonic() - getattr(self._own, "left", 0.0) < AT_ONCE
         with self._lock:
             # The holder itself comes again from within the block, or was interrupted before it could leave.
             if self._holder == thread or (self._holder is None and not self._due()):
-                self._holder = thread
+                self._holder, self._again = thread, again
                 return
-        waiting = _Waiting(thread)
+        waiting = _Waiting(thread, again)
         try:
             with self._lock:
                 self._queue.append(waiting)
@@ -74,11 +79,12 @@ class Turns:
     def __exit__(self, *exception: object) -> None:
         with self._lock:
             self._leave(threading.get_ident())
+        self._own.left = time.monotonic()
 
     def _leave(self, thread: int) -> None:
         """End a thread's turn, and begin the next where it is due. Needs the lock, as do those below."""
         if self._holder == thread:  # else it was taken for lost
-            if self._due():
+            if self._queue and (not self._again or self._due()):
                 self._next()
             else:
                 self._holder = None
@@ -90,7 +96,7 @@ class Turns:
         """Give the turn to the first."""
         waiting = self._queue[0]
         del self._queue[0]
-        waiting.turn, self._holder = True, waiting.thread
+        waiting.turn, self._holder, self._again = True, waiting.thread, waiting.again
         waiting.wake()
         self._told_first()
 

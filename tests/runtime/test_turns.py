@@ -42,8 +42,12 @@ def test_one_at_a_time_and_all_in_the_end(count: int) -> None:
     assert min(calls) >= 3, calls
 
 
-def test_whoever_leaves_may_come_again_before_others_are_due(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("again", [True, False])
+def test_who_comes_at_once_again_may_do_so_and_others_let_the_next_in(
+    monkeypatch: pytest.MonkeyPatch, again: bool
+) -> None:
     monkeypatch.setattr("keras_trt.runtime.turns.QUANTUM", 1000.0)
+    monkeypatch.setattr("keras_trt.runtime.turns.AT_ONCE", 1000.0 if again else 0.0)
     turns, got = Turns(), threading.Event()
 
     def wait() -> None:
@@ -52,18 +56,22 @@ def test_whoever_leaves_may_come_again_before_others_are_due(monkeypatch: pytest
 
     thread = threading.Thread(target=wait, daemon=True)
     with turns:
+        pass
+    with turns:
         thread.start()
         until(lambda: bool(turns._queue))
-    for _ in range(100):
+    if again:
+        for _ in range(100):
+            with turns:
+                assert not got.is_set()
         with turns:
-            assert not got.is_set()
-    with turns:
-        turns._since = -1000.0  # long ago: due when this one leaves
+            turns._since = -1000.0  # long ago: due when this one leaves
     assert got.wait(20)
     thread.join(20)
 
 
-def test_the_first_does_not_wait_for_one_that_does_not_come_back() -> None:
+def test_the_first_does_not_wait_for_one_that_does_not_come_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("keras_trt.runtime.turns.AT_ONCE", 1000.0)
     turns, got = Turns(), threading.Event()
 
     def wait() -> None:
@@ -74,7 +82,7 @@ def test_the_first_does_not_wait_for_one_that_does_not_come_back() -> None:
         thread = threading.Thread(target=wait, daemon=True)
         thread.start()
         until(lambda: bool(turns._queue))
-        turns._since = time.monotonic() + 0.05  # not due when this one leaves
+        turns._since, turns._again = time.monotonic() + 0.05, True  # not due when this one leaves
     assert got.wait(20)
     thread.join(20)
     with turns:
