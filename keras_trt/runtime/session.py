@@ -29,7 +29,7 @@ _logger = logging.getLogger("keras_trt")
 #: Calls that take less, in seconds, are run one after the other. Two at once take Python's interpreter lock from each
 #: other at every call into CUDA, which was seen to cost 0.1 ms and more (H100, 16 cores). Longer ones gain by it: one
 #: copies while the GPU computes the other.
-SHORT = 5e-4
+SHORT = 2.5e-4
 
 
 @dataclass(frozen=True)
