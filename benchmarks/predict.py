@@ -68,8 +68,7 @@ def main() -> None:
         if not (folder / f"{asked.model}.keras").exists():
             start(asked, folder, "make", sys.executable)
         if asked.only_build:
-            start(asked, folder, "keras_trt", sys.executable, "--only-build")
-            return
+            sys.exit(not start(asked, folder, "keras_trt", sys.executable, "--only-build"))
         for engine in asked.engines:
             if not all(path.exists() for path in results(asked, folder, engine)):
                 start(asked, folder, engine, pythons.get(engine, sys.executable))
@@ -97,8 +96,8 @@ def result(folder: Path, asked: Any, engine: str, precision: str, batch: int) ->
     return folder / f"{asked.model}-{engine}-{precision}-{batch}.json"
 
 
-def start(asked: Any, folder: Path, engine: str, python: str, *more: str) -> None:
-    """Run one engine in a process of its own; a batch size that cannot run leaves no result."""
+def start(asked: Any, folder: Path, engine: str, python: str, *more: str) -> bool:
+    """Run one engine in a process of its own, and return whether it ran; a batch size that cannot leaves no result."""
     command = [python, __file__, asked.model, "--rows", str(asked.rows), "--folder", str(folder), "--child", engine]
     command += ["--precisions", *asked.precisions, "--batches", *map(str, asked.batches), *more]
     backend = engine.split("-")[1] if engine in KERAS else "tensorflow"
@@ -107,6 +106,7 @@ def start(asked: Any, folder: Path, engine: str, python: str, *more: str) -> Non
         print(f"{engine} cannot run here (exit status {done.returncode})")
         if engine == "make":
             sys.exit(1)
+    return done.returncode == 0
 
 
 def child(asked: Any) -> None:

@@ -110,9 +110,10 @@ def test_any_mask(kind: str, sequences: bool, wrapper: str) -> None:
     assert "Loop" not in operators
 
 
-def test_a_mask_that_zeroes_outputs() -> None:
+@pytest.mark.parametrize("sequences", [True, False])
+def test_a_mask_that_zeroes_outputs(sequences: bool) -> None:
     x = keras.Input((6, 3))
-    layer = layers.RNN(layers.LSTMCell(4), return_sequences=True, zero_output_for_mask=True)
+    layer = layers.RNN(layers.LSTMCell(4), return_sequences=sequences, zero_output_for_mask=True)
     data = random(5, 6, 3)
     data[1, :2], data[2, 3:] = 0, 0
     wanted, got, operators = answers(zoo.lively(keras.Model(x, layer(layers.Masking()(x)))), data)
