@@ -9,6 +9,7 @@ Each training starts in a process of its own, on the same seeded images and labe
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import subprocess
 import sys
@@ -35,7 +36,7 @@ def train(chosen: argparse.Namespace, folder: Path) -> dict[str, Any]:
         tf.config.experimental.set_memory_growth(device, enable=True)
     keras.utils.set_random_seed(0)
     generator = np.random.default_rng(0)
-    images = generator.standard_normal((chosen.rows, chosen.size, chosen.size, 3), np.float32)
+    images = generator.random((chosen.rows, chosen.size, chosen.size, 3), np.float32)
     labels = generator.integers(0, 1000, chosen.rows)
     shape = (chosen.size, chosen.size, 3)
     model = getattr(keras.applications, chosen.model)(weights=None, input_shape=shape, classifier_activation=None)
@@ -43,10 +44,12 @@ def train(chosen: argparse.Namespace, folder: Path) -> dict[str, Any]:
     model.fit(images[:32], labels[:32], verbose=0)  # traces, outside of what is timed
 
     ends: list[float] = []
+    written: list[int] = []
 
     class Ends(keras.callbacks.Callback):  # type: ignore[misc]
         def on_epoch_end(self, epoch: int, logs: Any = None) -> None:  # noqa: ARG002
             ends.append(time.perf_counter())
+            written.append(sum(path.suffix == ".ktrt" for path in folder.iterdir()))
 
     callbacks = [keras.callbacks.ModelCheckpoint(folder / "{epoch}.keras"), Ends()]
     if chosen.engines:
@@ -66,7 +69,11 @@ def train(chosen: argparse.Namespace, folder: Path) -> dict[str, Any]:
         for name, values in history.items()
         if name.startswith("engine_")
     }
-    return {"until_last_epoch_s": ends[-1] - start, "fit_s": end - start, "engines": files, **figures}
+    epochs = [after - before for before, after in itertools.pairwise([start, *ends])]
+    return {
+        "until_last_epoch_s": ends[-1] - start, "fit_s": end - start, "epochs_s": epochs, "engines_after_epoch": written,
+        "engines": files, **figures,
+    }  # fmt: skip
 
 
 def main() -> None:

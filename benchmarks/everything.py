@@ -61,7 +61,7 @@ def single(script: str, *arguments: str, name: str = "") -> Job:
 
 def groups() -> list[tuple[list[Job], list[Job]]]:
     """Return what is built, and then what is measured, by what is asked first."""
-    keras, ours = "keras-tensorflow keras-jax", "keras_trt tensorrt-bare limit-pcie"
+    keras, ours = "keras-tensorflow keras-jax keras-torch", "keras_trt tensorrt-bare limit-pcie"
     found: list[tuple[list[Job], list[Job]]] = []
     for model, engines, more in (
         ("MLP", f"{keras} onnxruntime {ours}", {}),
@@ -79,7 +79,7 @@ def groups() -> list[tuple[list[Job], list[Job]]]:
     start = ("--backend", "tensorrt", "--models", "ResNet50", "--folder", "{folder}/start")
     found += [
         ([single("start", *start, "--repeats", "0", name="build-start")], [single("start", *start, "--repeats", "5")]),
-        ([], [single("load"), single("precision"), single("checkpoint", "--epochs", "6", "--rows", "32768")]),
+        ([], [single("load"), single("precision"), single("checkpoint", "--epochs", "8", "--rows", "16384")]),
         (plans, [single("plans", "--folder", "{folder}/plans")]),
         ([], [single("refit"), single("artifact", "--backend", "tensorrt"), single("recurrent")]),
     ]

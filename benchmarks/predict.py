@@ -43,7 +43,7 @@ COMPARED = 64
 #: Single calls whose times are measured.
 CALLS = 300
 #: How long one `predict` of many rows may take, in seconds.
-SECONDS = 8.0
+SECONDS = 4.0
 
 
 def main() -> None:

@@ -46,6 +46,8 @@ def standardize(x: Any, signature: Signature) -> list[Array]:
         InputError: for a missing input, a wrong number of inputs, rows that differ in number, a wrong rank or
             size of an axis, and values that are not numbers.
     """
+    if type(x) is np.ndarray and isinstance(signature.input_structure, int) and _is_ready(x, signature.inputs[0]):
+        return [x]  # what is looked at below takes as long as a small engine does
     if any(spec.dtype == "string" for spec in signature.inputs):
         x = _texts_as_arrays(x)
     leaves = _match(x, signature)
@@ -62,6 +64,19 @@ def standardize(x: Any, signature: Signature) -> list[Array]:
             received=named,
         )
     return arrays
+
+
+def _is_ready(array: Array, spec: TensorSpec) -> bool:
+    """Tell whether an array is what an input of numbers takes, to the letter."""
+    return (
+        array.dtype == spec.dtype
+        and array.ndim == len(spec.shape) > 0
+        and all(map(_fits, spec.shape[1:], array.shape[1:]))
+    )
+
+
+def _fits(known: int | None, size: int) -> bool:
+    return known is None or known == size
 
 
 def _texts_as_arrays(x: Any) -> Any:

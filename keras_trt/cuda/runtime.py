@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
@@ -10,6 +11,7 @@ from .._require import require
 from ..errors import CudaError
 
 
+@functools.cache  # each import, of what is imported long since, takes some µs of a call
 def bindings() -> Any:
     """Return `cuda.bindings.runtime`.
 
@@ -31,15 +33,15 @@ def check(result: tuple[Any, ...]) -> Any:
     Raises:
         CudaError: if the status is not success.
     """
-    status, *values = result
+    status = result[0]
     if int(status) != 0:
         cudart = bindings()
         _, name = cudart.cudaGetErrorName(status)
         _, text = cudart.cudaGetErrorString(status)
         raise CudaError(f"CUDA failed: {name.decode()}: {text.decode()}.", name=name.decode())
-    if not values:
+    if len(result) == 1:
         return None
-    return values[0] if len(values) == 1 else tuple(values)
+    return result[1] if len(result) == 2 else result[1:]
 
 
 @dataclass(frozen=True)

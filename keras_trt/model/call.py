@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from .evaluation import Evaluator
+from .face import ClosedError
 from .predictor import Predictor
 
 if TYPE_CHECKING:
@@ -21,10 +22,11 @@ class Call:
 
     def __enter__(self) -> tuple[Predictor | None, Evaluator | None]:
         model, self._use = self._model, None
-        model._check_usable()  # before the lock, which another thread may have held when this process was forked
+        model._check_process()  # before the lock, which another thread may have held when this process was forked
         try:
             with model._changing:
-                model._check_usable()
+                if model._closed:
+                    raise ClosedError(model)
                 following = model._following
                 runs = following is None or following.may_run(model)  # which may put another engine in place
                 session = model._session

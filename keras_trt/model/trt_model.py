@@ -371,14 +371,17 @@ class TRTModel(KerasFace):
         return Call(self)
 
     def _check_usable(self) -> None:
+        self._check_process()
+        if self._closed:
+            raise ClosedError(self)
+
+    def _check_process(self) -> None:
         if os.getpid() != self._pid:
             raise RuntimeError(
                 "This TRTModel was made in another process, and this one was forked from it: neither CUDA nor "
                 "TensorFlow survives a fork. Call keras_trt.accelerate in the new process (the engine comes from the "
                 "cache), or start processes with the method 'spawn'."
             )
-        if self._closed:
-            raise ClosedError(self)
 
 
 def _is_symbolic(leaf: Any) -> bool:

@@ -31,8 +31,11 @@ class _Turn:
         self.slot: Slot | None = None
         self.granted = False
         self.thread = threading.get_ident()
-        self.woken = threading.Lock()
+
+    def wait_in(self, queue: deque[_Turn]) -> None:
+        self.woken = threading.Lock()  # not made for those who need not wait
         self.woken.acquire()
+        queue.append(self)
 
 
 class SlotPool:
@@ -87,7 +90,7 @@ class SlotPool:
                     if not turn.granted:
                         if not wait:
                             return None
-                        self._queue.append(turn)
+                        turn.wait_in(self._queue)
                 if not turn.granted:
                     turn.woken.acquire()
                     if not turn.granted:

@@ -71,6 +71,8 @@ class Session:
         self._runner = _runner(engines)
         self._inputs = signature.inputs
         self._names = [spec.name for spec in signature.inputs]
+        wanted = set(self._runner.input_names)  # a builder may drop an input that the model does not use
+        self._fed = [(place, name) for place, name in enumerate(self._names) if name in wanted]
         self._dtypes = [np.dtype(spec.dtype) for spec in signature.outputs]
         order = list(self._runner.output_names)
         self._order = [order.index(spec.name) for spec in signature.outputs]
@@ -165,7 +167,7 @@ class Session:
         """
         onwards = None if progress is None else _Onwards(progress)
         # Rows are written while others, or the same once more, are still to be read.
-        if written := [array for array in out or () if isinstance(array, np.ndarray)]:
+        if out and (written := [array for array in out if isinstance(array, np.ndarray)]):
             inputs = [_apart(array, written) for array in inputs]
         use = self.in_use(block=False)
         try:
@@ -200,7 +202,9 @@ class Session:
     def _is_short(self, plan: BatchPlan, batches: Sequence[Batch]) -> bool:
         if isinstance(self._runner, Replicas):
             return False  # one after the other, all would run on the first GPU
-        return len(batches) == 1 and (plan.seconds(batches[0].size) or SHORT) < SHORT
+        # Who is alone need not take turns with anyone; who comes meanwhile may run beside it, once.
+        alone = self._users - self._blocks <= 1
+        return len(batches) == 1 and not alone and (plan.seconds(batches[0].size) or SHORT) < SHORT
 
     @property
     def costs(self) -> dict[int, float]:
@@ -247,8 +251,7 @@ class Session:
         *,
         regrouped: bool,
     ) -> list[Any]:
-        wanted = set(self._runner.input_names)  # a builder may drop an input that the model does not use
-        feeds = {name: array for name, array in zip(self._names, inputs, strict=True) if name in wanted}
+        feeds = {name: inputs[place] for place, name in self._fed}
         if not isinstance(self._runner, HostRunner):
             results = Results(len(inputs[0]), self._dtypes, progress, out, rows_independent=regrouped)
             self._runner.run(feeds, batches, self._order, results)
@@ -368,7 +371,7 @@ class _Use:
                 session._users -= 1
                 session._blocks -= self._block
                 self._counted = False
-            last = session._ends()
+            last = session._retired and session._ends()
             if session._closed:
                 session._changed.notify_all()
         if last:

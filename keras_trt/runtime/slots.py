@@ -18,6 +18,9 @@ from . import copying
 
 _logger = logging.getLogger("keras_trt")
 
+#: Bytes that are copied at once, in some µs, and not while another batch is waited for.
+AT_ONCE = 1 << 16
+
 # While one thread captures a graph, what another does with contexts and memory may be illegal (it may wait for the
 # whole device) and break both.
 _exclusive = threading.RLock()
@@ -65,16 +68,8 @@ class Slot:
         """
         self._given = {name: one for name, one in feeds.items() if isinstance(one, cuda.DeviceArray)}
         self._targets = targets or {}
-        for name, one in (*self._given.items(), *self._targets.items()):
-            if one.dtype != self._engine.dtype(name):
-                expected = str(self._engine.dtype(name))
-                raise InputError(
-                    f"The engine has {expected} for '{name}', and only what lies on the host is cast. "
-                    f"Received: {one.dtype} on a GPU.",
-                    input_name=name,
-                    expected=expected,
-                    received=str(one.dtype),
-                )
+        if self._given or self._targets:
+            self._check_types()
         for name, array in feeds.items():
             if not isinstance(array, cuda.DeviceArray):
                 self._buffers[name].begin(name, array)
@@ -82,11 +77,8 @@ class Slot:
     def launch(self) -> None:
         """Put the inference on the stream, once its rows are there."""
         given, targets = self._given, self._targets
-        on_gpu = given.keys() | targets.keys()
-        if on_gpu != self._on_gpu:  # other copies than those in the graph
-            with _exclusive:
-                self._drop_graph()
-            self._on_gpu, self._runs = on_gpu, min(self._runs, 1)
+        if given or targets or self._on_gpu:
+            self._copy_for(given.keys() | targets.keys())
         if self._runs == 1 and self._graph is None and self._can_record:
             self._record()  # before anything is put on the stream, which must be idle
         for name in self._engine.input_names:
@@ -111,7 +103,8 @@ class Slot:
         """Wait for all that was begun, and put on the stream. May be called again, as after Ctrl-C."""
         try:
             for buffer in self._buffers.values():
-                buffer.finish()
+                if buffer.copy is not None:
+                    buffer.finish()
         finally:
             self._given = self._targets = {}
             self._stream.synchronize()
@@ -160,6 +153,25 @@ class Slot:
             closing.callback(self._drop_graph)
         self._buffers = {}
 
+    def _check_types(self) -> None:
+        for name, one in (*self._given.items(), *self._targets.items()):
+            if one.dtype != self._engine.dtype(name):
+                expected = str(self._engine.dtype(name))
+                raise InputError(
+                    f"The engine has {expected} for '{name}', and only what lies on the host is cast. "
+                    f"Received: {one.dtype} on a GPU.",
+                    input_name=name,
+                    expected=expected,
+                    received=str(one.dtype),
+                )
+
+    def _copy_for(self, on_gpu: Set[str]) -> None:
+        """Let the graph copy all but what lies on a GPU."""
+        if on_gpu != self._on_gpu:
+            with _exclusive:
+                self._drop_graph()
+            self._on_gpu, self._runs = on_gpu, min(self._runs, 1)
+
     def _enqueue(self) -> None:
         for name in self._on_host(self._engine.input_names):
             buffer = self._buffers[name]
@@ -193,7 +205,7 @@ class _Buffer:
 
     def __init__(self, size: int, dtype: np.dtype[Any]) -> None:
         self._dtype = dtype
-        self._copy: copying.Copy | None = None
+        self.copy: copying.Copy | None = None
         self._rows = 0
         self.array: Array = np.empty(0, dtype)
         self.device = cuda.DeviceMemory(size)
@@ -230,18 +242,23 @@ class _Buffer:
                     received=f"{low} to {high}",
                 )
         self._rows = len(source)
-        self._copy = copying.Copy(self.array[: self._rows], source)
-        self._copy.begin()
+        target = self.array[: self._rows]
+        if target.nbytes <= AT_ONCE:
+            target[...] = source
+        else:
+            self.copy = copying.Copy(target, source)
+            self.copy.begin()
 
     def finish(self) -> None:
         """Wait until the rows are there."""
-        if self._copy is not None:
-            self._copy.finish()
-            self._copy = None  # not before: whoever is interrupted here finishes again
+        if self.copy is not None:
+            self.copy.finish()
+            self.copy = None  # not before: whoever is interrupted here finishes again
 
     def fill(self) -> None:
         """Wait until the rows are there, and repeat the last one up to the buffer's size."""
-        self.finish()
+        if self.copy is not None:
+            self.finish()
         if self._rows < len(self.array):
             self.array[self._rows :] = self.array[self._rows - 1]  # a real row cannot overflow where the others do not
 

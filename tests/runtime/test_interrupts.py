@@ -82,7 +82,13 @@ def test_the_capture_of_a_graph() -> None:
 def test_the_beginning_of_a_call_of_a_model() -> None:
     with installed() as cuda:
         one = session_of(HostEngineOnDevice(cuda))
-        parts = {"_predictor": None, "_evaluator": None, "_following": None, "_check_usable": lambda: None}
+        parts = {
+            "_predictor": None,
+            "_evaluator": None,
+            "_following": None,
+            "_check_process": lambda: None,
+            "_closed": False,
+        }
         model = SimpleNamespace(_session=one, _changing=threading.RLock(), **parts)
         for moment in itertools.count():
             call = call_module.Call(model)  # type: ignore[arg-type]

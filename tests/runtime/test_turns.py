@@ -163,11 +163,12 @@ def test_ctrl_c_at_any_moment_lets_others_have_their_turn(waits: int, monkeypatc
             return
 
 
-@pytest.mark.parametrize(("seconds", "gpus", "at_once"), [(1e-4, 1, 1), (1e-2, 1, 2), (1e-4, 2, 2)])
+@pytest.mark.parametrize(("seconds", "gpus", "at_once"), [(1e-4, 1, 2), (1e-2, 1, 3), (1e-4, 2, 3)])
 def test_only_short_calls_on_one_gpu_take_turns(host_cuda: HostCuda, seconds: float, gpus: int, at_once: int) -> None:
+    """Nor does the first, who is alone when it comes."""
     engines = [HostEngineOnDevice(host_cuda, device) for device in range(gpus)]
     one = session(*engines, costs={1: seconds, 8: seconds})
-    run, meeting, inside, most = one._run_batches, threading.Barrier(2), 0, 0
+    run, meeting, inside, most = one._run_batches, threading.Barrier(3), 0, 0
 
     def met(*arguments: object, **keywords: object) -> list[object]:
         nonlocal inside, most
@@ -181,9 +182,11 @@ def test_only_short_calls_on_one_gpu_take_turns(host_cuda: HostCuda, seconds: fl
         return run(*arguments, **keywords)  # type: ignore[arg-type]
 
     one._run_batches = met  # type: ignore[method-assign, assignment]
-    in_threads([lambda: one.run(inputs(8)) and None, lambda: one.run(inputs(8)) and None])
+    in_threads([lambda: one.run(inputs(8)) and None] * 3)
     assert most == at_once
+    one._users = 2
     assert not one._is_short(one._plan, [Batch(0, 8, 8), Batch(8, 16, 8)])
+    one._users = 0
     one.close()
 
 
