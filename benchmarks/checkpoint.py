@@ -71,7 +71,8 @@ def train(chosen: argparse.Namespace, folder: Path) -> dict[str, Any]:
     }
     epochs = [after - before for before, after in itertools.pairwise([start, *ends])]
     return {
-        "until_last_epoch_s": ends[-1] - start, "fit_s": end - start, "epochs_s": epochs, "engines_after_epoch": written,
+        "until_last_epoch_s": ends[-1] - start, "fit_s": end - start,
+        "epochs_s": epochs, "engines_after_epoch": written,
         "engines": files, **figures,
     }  # fmt: skip
 
