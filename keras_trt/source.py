@@ -1,19 +1,12 @@
-"""The Keras model behind an engine: its reference answers, and what of it an engine cannot honour."""
+"""The Keras model behind an engine: what of it an engine cannot honour."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
-import numpy as np
-
-from . import policies
 from .export.signature import unbuilt
 from .findings import Finding
-from .specs import Signature, flatten, pack
-
-Array = np.ndarray[Any, np.dtype[Any]]
-
 
 #: What runs on the engine once a model is compiled for it.
 ON_ENGINE = ("predict", "predict_on_batch", "evaluate", "test_on_batch")
@@ -82,45 +75,6 @@ def loops(model: Any) -> Iterator[Finding]:
         )
 
 
-def reference(model: Any, signature: Signature, inputs: Sequence[Array]) -> list[Array]:
-    """Return the model's own outputs, computed in full float32, in the types that Keras's `predict` gives.
-
-    Args:
-        model: a `keras.Model`.
-        signature: its inputs and outputs.
-        inputs: flat inputs.
-    """
-    keywords = {"training": False} if model._call_has_training_arg else {}
-
-    def call(*tensors: Any) -> list[Any]:
-        return flatten(model(pack(signature.input_structure, tensors), **keywords))
-
-    with policies.full_float32(model):
-        outputs = (_in_a_graph(call) if any(map(_is_other_in_a_graph, model._flatten_layers())) else call)(
-            *map(_tensor, inputs)
-        )
-    return [
-        np.asarray(output).astype(spec.dtype, copy=False)
-        for output, spec in zip(outputs, signature.outputs, strict=True)
-    ]
-
-
-def _is_other_in_a_graph(layer: Any) -> bool:
-    """Tell whether a layer may answer otherwise outside of a graph, of which `predict` is one, than in it.
-
-    `Resizing` rounds what was bytes. Where there are as many columns as channels, Keras adds a bias to the columns,
-    which TensorFlow mends as it fuses a convolution with its bias.
-    """
-    preprocesses = any(base.__module__.startswith("keras.src.layers.preprocessing.") for base in type(layer).__mro__)
-    return preprocesses or getattr(layer, "data_format", None) == "channels_first"
-
-
-def _in_a_graph(call: Any) -> Any:
-    import tensorflow as tf
-
-    return tf.function(call, autograph=False, reduce_retracing=True)
-
-
 def integer_limit(model: Any) -> int | None:
     """Return the size of the smallest table that a layer looks integers up in, or `None` where there is none."""
     sizes = [
@@ -130,9 +84,3 @@ def integer_limit(model: Any) -> int | None:
         if isinstance(size, int) and size > 0
     ]
     return min(sizes, default=None)
-
-
-def _tensor(array: Array) -> Any:
-    import tensorflow as tf
-
-    return tf.convert_to_tensor(array)

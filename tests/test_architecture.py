@@ -34,7 +34,7 @@ LAYERS = [
     ["precision"],
     ["backends"],
     ["runtime"],
-    ["source", "data", "head", "graph_source"],
+    ["source", "reference", "data", "head", "graph_source"],
     ["verification"],
     ["report"],
     ["model"],

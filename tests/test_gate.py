@@ -152,6 +152,29 @@ def test_dependent_rows_are_found_though_the_engine_takes_one_at_a_time() -> Non
         warns_once(records, "rows depend on each other")
 
 
+class Gamma(kl.Layer):
+    """Mixes rows by a weight that is 0 before it is trained."""
+
+    def build(self, shape: Any) -> None:
+        self.gamma = self.add_weight(shape=shape[-1:], initializer="zeros")
+
+    def call(self, x: Any) -> Any:
+        return x + self.gamma * keras.ops.mean(x, axis=0, keepdims=True)
+
+
+@pytest.mark.parametrize("sample", [None, floats(4)(1), floats(4)(8), np.ones((8, 4), "float32")])
+def test_weights_that_make_rows_depend_are_found_in_a_refit(sample: Any, cache: EngineCache) -> None:
+    model, x = keras.Sequential([keras.Input((4,)), kl.Dense(4), Gamma()]), floats(4)(20)
+    found = []
+    for gamma in (0.0, 0.0, 0.01, 0.0):
+        model.set_weights([model.layers[0].kernel.numpy() * 0.9, np.ones(4), np.full(4, gamma)])
+        fast = accelerate(model, cache=cache, sample=sample)
+        found.append((fast.report().rows_independent, fast.report().origin))
+        same(model.predict(x, batch_size=7, verbose=0), fast.predict(x, batch_size=7, verbose=0))
+    assert [independent for independent, _ in found] == [True, True, False, True]
+    assert [origin for _, origin in found][:2] == ["built", "refitted"]
+
+
 @pytest.mark.parametrize("sizes", [(2, 2, 2), (1, 2, 3), (4, 4, 8)])
 def test_a_sample_that_is_larger_than_the_batches_of_dependent_rows(sizes: Any) -> None:
     model, x = _centred(), floats(4)(64)

@@ -21,18 +21,9 @@ from keras_trt.export.stored import pack, unpack
 from keras_trt.precision import lowered, typed
 
 from . import zoo
-from .models import CASES, accelerate, floats, keras, kl, rows_differ, same
+from .models import CASES, accelerate, floats, keras, kl, other_weights, rows_differ, same
 
 REPOSITORY = Path(__file__).parents[1]
-
-
-def other_weights(model: Any, seed: int = 5) -> None:
-    """Give a model's weights other values; statistics stay positive."""
-    generator = np.random.default_rng(seed)
-    for variable in model.variables:
-        value = np.asarray(variable)
-        if value.dtype == np.float32:
-            variable.assign(np.abs(value) * 0.5 + generator.uniform(0.1, 0.6, value.shape) * np.sign(value + 0.1))
 
 
 def steps(fast: Any) -> set[str]:
@@ -133,7 +124,7 @@ def test_in_a_new_process_nothing_is_traced(tmp_path: Path) -> None:
     code = """
 import json, sys
 from tests.models import CASES, accelerate, same
-from tests.test_refit import other_weights
+from tests.models import other_weights
 import keras
 keras.utils.set_random_seed(3)
 model = CASES["image"].build()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -164,6 +165,37 @@ class TestRowsDepend:
     )
     def test_apart(self, function: Any) -> None:
         assert not rows_depend(rows(function), self.samples)
+
+    @pytest.mark.parametrize("count", [2, 3, 4, 5])
+    def test_rows_that_mix_in_any_pattern(self, count: int) -> None:
+        samples = (np.random.default_rng(2).standard_normal((count, 4)),)
+        for pattern in itertools.permutations(range(count)):
+            found = rows_depend(rows(lambda y, p=pattern: y + 0.1 * y[list(p)]), samples, alone=False)
+            assert found == (pattern != tuple(range(count))), pattern
+
+    @given(st.integers(6, 40), st.data())
+    def test_rows_that_mix_in_many_patterns(self, count: int, data: Any) -> None:
+        samples = (np.random.default_rng(2).standard_normal((count, 4)),)
+        pattern = data.draw(st.lists(st.integers(0, count - 1), min_size=count, max_size=count))
+        found = rows_depend(rows(lambda y: y + 0.1 * y[pattern]), samples, alone=False)
+        assert found == (pattern != list(range(count)))
+
+    @pytest.mark.parametrize("count", [2, 4, 7, 32])
+    @pytest.mark.parametrize("function", [np.max, np.min, np.median, np.std], ids=["max", "min", "median", "std"])
+    def test_what_a_batch_takes_from_any_of_its_rows(self, function: Any, count: int) -> None:
+        for seed in range(20):
+            samples = (np.random.default_rng(seed).standard_normal((count, 4)),)
+            assert rows_depend(rows(lambda y: y + 0.1 * function(y, axis=0)), samples, alone=False)
+
+    def test_few_batches_are_asked_for(self) -> None:
+        sizes = []
+
+        def predict(inputs: Sequence[Any]) -> list[Any]:
+            sizes.append(len(inputs[0]))
+            return [np.asarray(inputs[0]) @ MATRIX]
+
+        assert not rows_depend(predict, (np.random.default_rng(2).standard_normal((32, 4)),))
+        assert sizes == [32, 32, 32, 32, 1]
 
     def test_noise_of_kernels_is_no_dependence(self) -> None:
         def noisy(inputs: Sequence[Any]) -> list[Any]:

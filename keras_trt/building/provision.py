@@ -112,12 +112,13 @@ class _Provision:
             self.calibration = calibration if calibration is None or self.head is None else self.head(calibration)
             self.sample = given if given is None or self.head is None else self.head(given)
             self.ranges: tuple[ShapeRange, ...] = shapes_for(self.live, self.options, self.sample)
-            self.gate = Gate(self.model, self.takes, self.ranges, given, self.head)
             self.asked: Precision = precision_of(self.options, default_precision(self.model, self.backend))
             self.refittable = self.options.refittable or not self.backend.refit_costs
             with self.engines.timed("keys"):
                 self.fields = self._record_fields()
                 key = None if self.fields is None else digest("record", self.fields)
+            structure = None if self.fields is None else self.fields["structure"]
+            self.gate = Gate(self.model, self.takes, self.ranges, given, self.head, structure)
             ready = self._warm(key)
             if ready is None:
                 with self.engines.one_builder(key):

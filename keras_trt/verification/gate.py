@@ -6,6 +6,7 @@ import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from ..errors import InputError, KerasTRTError, VerificationError
 from ..head import Head
 from ..inputs import Array, standardize
 from ..options import BuildOptions, Precision
+from ..reference import Reference, reference
 from ..runtime import Session
 from ..specs import ShapeRange, Signature
 from . import verify
@@ -59,6 +61,8 @@ class Gate:
         ranges: the shapes that engines are built for, one for each input.
         sample: the user's rows, or `None` for seeded random ones.
         head: runs in front of `model`, the tail; `sample` is then what the head takes.
+        structure: the structure key of `model`, under which its graph is kept for the next gate. Defaults to `None`:
+            it is not.
     """
 
     def __init__(
@@ -68,8 +72,10 @@ class Gate:
         ranges: Sequence[ShapeRange],
         sample: Sequence[Array] | None,
         head: Head | None = None,
+        structure: str | None = None,
     ) -> None:
         self._model = model
+        self._answers = Reference(model, structure)
         self._takes = takes
         self._ranges = ranges
         self._sample = sample
@@ -86,9 +92,7 @@ class Gate:
         fixed = _fixed_batch(self._takes) is not None
 
         def depend(rows: Sequence[Array]) -> bool:
-            return verify.rows_depend(
-                lambda inputs: source.reference(self._model, signature, inputs), rows, alone=not fixed
-            )
+            return verify.rows_depend(partial(self._answers, signature), rows, alone=not fixed)
 
         try:
             # Some at once, though an engine may take one: what Keras gives them is what counts.
@@ -205,8 +209,8 @@ class Gate:
 
     def _expected(self, signature: Signature, rows: Sequence[Array]) -> list[Array]:
         if self._head is None:
-            return source.reference(self._model, signature, rows)
-        return source.reference(self._head.model, self._head.whole(signature), rows)
+            return self._answers(signature, rows)
+        return reference(self._head.model, self._head.whole(signature), rows)
 
     def _random(self) -> list[Array]:
         inputs = self._takes.inputs

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -170,18 +170,15 @@ def difference(wanted: Array, got: Array) -> tuple[float, float]:
     return (distance / norm if norm else np.inf), float(delta.max())
 
 
-#: Rows that `rows_depend` looks at: more only makes it slower, since each is compared with the same batch.
-_ANCHORS = 4
-
-
 def rows_depend(predict: Predict, samples: Sequence[Array], *, alone: bool = True) -> bool:
     """Tell whether a model's answer for a row depends on the other rows of its batch.
 
-    Some rows are given to the source again, at the same place of a batch of the same size, but among copies of
-    themselves. Same place and size, so that the source does the same arithmetic: an independent row then answers
-    to the bit, or nearly so where the source's kernels are not deterministic. All rows are also moved by one place, and
-    the first row is given alone, which shows a dependence on the place in a batch and on its size; there a row may be
-    computed in another order, so that more is allowed.
+    The rows are parted in two. The rows of each part are given to the source again, at the same places of a batch of
+    the same size, but among copies of themselves in place of the others. Same place and size, so that the source does
+    the same arithmetic: an independent row then answers to the bit, or nearly so where the source's kernels are not
+    deterministic. Both parts, as what a batch takes from a single row, such as its maximum, stays where that row does.
+    All rows are also moved by one place, and the first row is given alone, which shows a dependence on the place in a
+    batch and on its size; there a row may be computed in another order, so that more is allowed.
 
     Differences are measured against how far the answers for different rows are apart: a model that hardly answers
     to its input at all proves nothing by answering alike.
@@ -200,27 +197,33 @@ def rows_depend(predict: Predict, samples: Sequence[Array], *, alone: bool = Tru
     if together is None:
         return True
 
-    def differ(others: list[Array] | None, row: int, place: int, noise: float) -> bool:
+    def differ(order: Sequence[int], noise: float, places: Iterable[int]) -> bool:
+        others = _row_by_row(predict, [array[list(order)] for array in samples])
         if others is None:
             return True
-        pairs = zip(together, others, strict=True)
-        return any(_mixed(all_rows, row, other[place], noise) for all_rows, other in pairs)
+        pairs = list(zip(together, others, strict=True))
+        return any(_mixed(all_rows, order[place], other[place], noise) for place in places for all_rows, other in pairs)
 
-    anchors = range(min(rows, _ANCHORS))
-    for row in anchors:
-        copies = _row_by_row(predict, [np.repeat(array[row : row + 1], rows, axis=0) for array in samples])
-        if differ(copies, row, row, 1e-6):
+    for part in _parts(rows):
+        order = [place if place in part else part[place % len(part)] for place in range(rows)]
+        if differ(order, 1e-6, part):
             return True
-    moved = _row_by_row(predict, [np.roll(array, 1, axis=0) for array in samples])
-    if any(differ(moved, row, (row + 1) % rows, 1e-4) for row in anchors):
+    if differ([(place - 1) % rows for place in range(rows)], 1e-4, range(rows)):
         return True
     if not alone:
         return False
     try:
-        single = _row_by_row(predict, [array[:1] for array in samples])
+        return differ([0], 1e-4, [0])
     except Exception:  # whatever a model's own code raises: it takes whole batches, and not one row of them
         return True
-    return differ(single, 0, 0, 1e-4)
+
+
+def _parts(rows: int) -> list[list[int]]:
+    """Part rows so that neither neighbours nor, in a batch of a power of two, halves or quarters are in one part."""
+    parts: list[list[int]] = [[], []]
+    for row in range(rows):
+        parts[row.bit_count() % 2].append(row)
+    return [part for part in parts if part]
 
 
 def _row_by_row(predict: Predict, inputs: Sequence[Array]) -> list[Array] | None:
@@ -234,8 +237,11 @@ def _mixed(together: Array, row: int, other: Array, noise: float) -> bool:
     if here.shape != there.shape or not np.array_equal(np.isfinite(here), np.isfinite(there)):
         return True
     mixing = float(np.linalg.norm(np.nan_to_num(here - there)))
-    spread = max(float(np.linalg.norm(np.nan_to_num(here - answer))) for answer in together.astype(np.float64))
-    return mixing > 1e-3 * spread + noise * float(np.linalg.norm(np.nan_to_num(here)))
+    allowed = noise * float(np.linalg.norm(np.nan_to_num(here)))
+    if mixing <= allowed:
+        return False
+    spread = max(float(np.linalg.norm(np.nan_to_num(here - answer.astype(np.float64)))) for answer in together)
+    return mixing > 1e-3 * spread + allowed
 
 
 def random_samples(

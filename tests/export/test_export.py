@@ -19,7 +19,6 @@ import tensorflow as tf
 from keras import layers
 
 import keras_trt
-from keras_trt import source
 from keras_trt.errors import ExportError, refuse
 from keras_trt.export import SIGNATURE_METADATA, export
 from keras_trt.export.check import invalid, layer_of
@@ -27,6 +26,7 @@ from keras_trt.export.convert import convert
 from keras_trt.export.graph import optimize
 from keras_trt.export.signature import input_signature
 from keras_trt.export.trace import trace
+from keras_trt.reference import reference
 from keras_trt.specs import Signature, flatten, pack
 
 from .. import zoo
@@ -157,7 +157,7 @@ def test_mixed_policies_are_exported_as_float32_and_left_as_they_were(policy: st
     assert got.dtype == np.float32
     difference = zoo.relative_l2(wanted, got.astype(spec.dtype))
     assert difference < (3e-3 if policy == "mixed_float16" else 3e-2)
-    (full,) = source.reference(model, result.signature, [x])
+    (full,) = reference(model, result.signature, [x])
     assert zoo.relative_l2(full, got.astype(spec.dtype)) < difference / 3, "the reference computes in half"
 
 
