@@ -22,7 +22,7 @@ import pytest
 
 import keras_trt
 from keras_trt.cache import EngineCache
-from keras_trt.callbacks.background import Background
+from keras_trt.callbacks.background import SWITCH_INTERVAL, Background
 
 from .models import floats, keras, kl, recorded, same, tf, warns_once
 
@@ -308,6 +308,26 @@ def test_nobody_waits_for_a_thread_that_has_ended(monkeypatch: pytest.MonkeyPatc
     assert done
     threads[0].join()  # so that its end is told in this test and not in the next
     assert told.is_set()
+
+
+def test_a_job_yields_the_interpreter_lock_at_once() -> None:
+    usual = sys.getswitchinterval()
+    begun, may_end, seen = threading.Barrier(3), threading.Event(), list[float]()
+
+    def job() -> None:
+        begun.wait(20)
+        seen.append(sys.getswitchinterval())
+        may_end.wait(20)
+
+    several = [Background(limit=0) for _ in range(2)]
+    for background in several:
+        background.submit("a", job)
+    begun.wait(20)
+    may_end.set()
+    for background in several:
+        background.wait()
+    assert seen == pytest.approx([SWITCH_INTERVAL] * 2)
+    assert sys.getswitchinterval() == usual > SWITCH_INTERVAL
 
 
 def test_a_training_waits_only_where_what_waits_holds_too_much() -> None:
