@@ -38,6 +38,7 @@ class BatchPlan:
         self.smallest, self.largest = smallest, largest
         allowed = {size: cost for size, cost in (costs or {}).items() if smallest <= size <= largest}
         self._costs = tuple(sorted(allowed.items()))
+        self._seconds: dict[int, float | None] = {}
 
     def cut(self, rows: int) -> Iterator[Batch]:
         """Yield batches that hold all rows, in order."""
@@ -49,7 +50,9 @@ class BatchPlan:
 
     def seconds(self, size: int) -> float | None:
         """Return what a batch of the size takes at most, or `None` where nothing was measured."""
-        return next((cost for known, cost in self._costs if known >= size), None)
+        if size not in self._seconds:
+            self._seconds[size] = next((cost for known, cost in self._costs if known >= size), None)
+        return self._seconds[size]
 
     def _sizes(self, rows: int) -> Iterator[int]:
         if not self._costs:

@@ -187,10 +187,8 @@ class Session:
             plan, regrouped = self._plan, self.rows_independent
             rows = len(inputs[0])
             batches = self._batches(plan, rows) if regrouped else [Batch(0, rows, rows)]
-            # A report of progress, as to a terminal, may take any time, and is not to keep others waiting.
-            short = progress is None and self._is_short(plan, batches)
             try:
-                with self._turns if short else nullcontext():
+                with self._turns if self._take_turns(plan, batches, progress) else _NOTHING:
                     return self._run_batches(inputs, batches, progress, out, regrouped=regrouped)
             except CudaError as error:
                 if not error.out_of_memory or not self._halve(plan, max(batch.size for batch in batches)):
@@ -199,12 +197,15 @@ class Session:
                 self._depend(error)
                 raise
 
-    def _is_short(self, plan: BatchPlan, batches: Sequence[Batch]) -> bool:
-        if isinstance(self._runner, Replicas):
-            return False  # one after the other, all would run on the first GPU
-        # Who is alone need not take turns with anyone; who comes meanwhile may run beside it, once.
-        alone = self._users - self._blocks <= 1
-        return len(batches) == 1 and not alone and (plan.seconds(batches[0].size) or SHORT) < SHORT
+    def _take_turns(self, plan: BatchPlan, batches: Sequence[Batch], progress: Callable[[int], None] | None) -> bool:
+        # Who is alone need not; who comes meanwhile may run beside it, once.
+        if self._users - self._blocks <= 1 or len(batches) > 1:
+            return False
+        # A report of progress, as to a terminal, may take any time, and is not to keep others waiting. Of several GPUs
+        # all short calls, one after the other, would run on the first.
+        if progress is not None or isinstance(self._runner, Replicas):
+            return False
+        return (plan.seconds(batches[0].size) or SHORT) < SHORT
 
     @property
     def costs(self) -> dict[int, float]:
@@ -325,6 +326,9 @@ class Session:
         last = self._retired and self._users == 0 and not self._closed
         self._closed |= last
         return last
+
+
+_NOTHING = nullcontext()
 
 
 class _Onwards:

@@ -23,11 +23,6 @@ class _Waiting:
         self.woken = threading.Lock()
         self.woken.acquire()
 
-    def wake(self) -> None:
-        """Let it look again. Needs the lock of its `Turns`."""
-        if self.woken.locked():
-            self.woken.release()
-
 
 class Turns:
     """Lets one thread at a time into a block. It is for speed alone: two are let in where else all might stand still.
@@ -35,6 +30,10 @@ class Turns:
     Whoever leaves lets in the one that has waited longest. But to wake another thread at each turn costs more than a
     short call takes: a thread that comes again at once, call after call, may do so until the first has been that for
     `QUANTUM` (as WebKit's locks are fair in the end: https://webkit.org/blog/6161/locking-in-webkit/).
+
+    Who waits is not woken before its turn. To wake, it needs the interpreter lock, and gets it late from a thread that
+    lets go of it only for moments; until then each of those moments costs that thread a system call or two, which made
+    its calls up to twice as long.
     """
 
     def __init__(self) -> None:
@@ -46,61 +45,62 @@ class Turns:
         self._own = threading.local()  # when the thread left
 
     def __enter__(self) -> None:
-        thread = threading.get_ident()
-        again = time.monotonic() - getattr(self._own, "left", 0.0) < AT_ONCE
+        thread, now = threading.get_ident(), time.monotonic()
+        again = now - getattr(self._own, "left", 0.0) < AT_ONCE
         with self._lock:
             # The holder itself comes again from within the block, or was interrupted before it could leave.
-            if self._holder == thread or (self._holder is None and not self._due()):
+            if self._holder == thread or (self._holder is None and not (self._queue and self._due(now))):
                 self._holder, self._again = thread, again
                 return
-        waiting = _Waiting(thread, again)
+        self._wait(_Waiting(thread, again))
+
+    def __exit__(self, *exception: object) -> None:
+        now = time.monotonic()
+        with self._lock:
+            self._leave(threading.get_ident(), now)
+        self._own.left = now
+
+    def _wait(self, waiting: _Waiting) -> None:
         try:
             with self._lock:
                 self._queue.append(waiting)
-                if first := len(self._queue) == 1:
+                if len(self._queue) == 1:
                     self._since = time.monotonic()
+                if self._holder is None:
+                    self._next(time.monotonic())  # who left before that was due did not come again
+                before = len(self._queue)
             while not waiting.turn:
-                # Those that are not the first are woken to become it; they look too, as who was to wake them may
-                # have been interrupted.
-                woken = waiting.woken.acquire(timeout=QUANTUM if first else LOST)
-                with self._lock:
-                    if first and not woken and (self._holder is None or time.monotonic() - self._since > LOST):
-                        self._next()  # nobody else comes
-                    first = not waiting.turn and self._queue[0] is waiting
+                # Its turn comes sooner, if nobody leaves and does not come again, or is interrupted.
+                if not waiting.woken.acquire(timeout=(before + 1) * QUANTUM):
+                    with self._lock:
+                        now = time.monotonic()
+                        if self._queue and (self._holder is None or now - self._since > LOST):
+                            self._next(now)
+                        before = len(self._queue)
         except BaseException:  # Ctrl-C
             with self._lock:
                 if waiting.turn:
-                    self._leave(thread)
+                    self._leave(waiting.thread, time.monotonic())
                 elif waiting in self._queue:
                     self._queue.remove(waiting)
-                    self._told_first()
+                    self._since = time.monotonic()
             raise
 
-    def __exit__(self, *exception: object) -> None:
-        with self._lock:
-            self._leave(threading.get_ident())
-        self._own.left = time.monotonic()
-
-    def _leave(self, thread: int) -> None:
+    def _leave(self, thread: int, now: float) -> None:
         """End a thread's turn, and begin the next where it is due. Needs the lock, as do those below."""
         if self._holder == thread:  # else it was taken for lost
-            if self._queue and (not self._again or self._due()):
-                self._next()
+            if self._queue and (not self._again or self._due(now)):
+                self._next(now)
             else:
                 self._holder = None
 
-    def _due(self) -> bool:
-        return bool(self._queue) and time.monotonic() - self._since >= QUANTUM
+    def _due(self, now: float) -> bool:
+        return now - self._since >= QUANTUM
 
-    def _next(self) -> None:
+    def _next(self, now: float) -> None:
         """Give the turn to the first."""
         waiting = self._queue[0]
         del self._queue[0]
         waiting.turn, self._holder, self._again = True, waiting.thread, waiting.again
-        waiting.wake()
-        self._told_first()
-
-    def _told_first(self) -> None:
-        self._since = time.monotonic()
-        if self._queue:
-            self._queue[0].wake()
+        self._since = now
+        waiting.woken.release()
