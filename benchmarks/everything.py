@@ -61,30 +61,39 @@ def single(script: str, *arguments: str, name: str = "") -> Job:
 
 def groups() -> list[tuple[list[Job], list[Job]]]:
     """Return what is built, and then what is measured, by what is asked first."""
-    keras, ours = "keras-tensorflow keras-jax keras-torch", "keras_trt tensorrt-bare limit-pcie"
-    found: list[tuple[list[Job], list[Job]]] = []
-    for model, engines, more in (
-        ("MLP", f"{keras} onnxruntime {ours}", {}),
-        ("ResNet50", f"{keras} keras-jax-half {ours}", {"precisions": "fp16 tf32", "batches": "1 32 128"}),
-        ("MobileNetV2", f"{keras} {ours}", {"batches": "1 32 128"}),
-        ("MobileNetV2-uint8", f"keras-tensorflow {ours}", {"batches": "1 32 128"}),
-    ):
-        builds, measures = predict(model, engines, **more)
-        found.append((builds, [measures]))
+    # TensorFlow at the end: XLA compiles each batch size of a large model for minutes.
+    keras, ours = "keras-jax keras-torch keras-tensorflow", "keras_trt tensorrt-bare limit-pcie"
+    kept = ("--folder", "{folder}/precision")
+    types = [
+        single("precision", *kept, "--only-build", precision, name=f"build-precision-{precision}")
+        for precision in ("int8", "fp16", "tf32", "fp32")
+    ]
     plans = [
         single("plans", "--folder", "{folder}/plans", "--build", model, engine, name=f"build-{model}-of-{engine}")
         for model in ("ResNet50", "NASNetMobile", "ConvNeXtTiny")
         for engine in ("keras", "keras_trt")
     ]
     start = ("--backend", "tensorrt", "--models", "ResNet50", "--folder", "{folder}/start")
-    found += [
-        ([single("start", *start, "--repeats", "0", name="build-start")], [single("start", *start, "--repeats", "5")]),
-        ([], [single("load"), single("precision"), single("checkpoint", "--epochs", "8", "--rows", "16384")]),
+    found = [
+        ([], [single("checkpoint", "--epochs", "20", "--rows", "16384")]),
         (plans, [single("plans", "--folder", "{folder}/plans")]),
+        ([single("precision", *kept, "--only-build", name="make-precision"), *types], [single("precision", *kept)]),
+    ]
+    for model, engines, more in (
+        ("MLP", f"{ours} onnxruntime {keras}", {}),
+        ("ResNet50", f"{ours} keras-jax-half {keras}", {"precisions": "fp16 tf32", "batches": "1 32 128"}),
+        ("MobileNetV2", f"{ours} {keras}", {"batches": "1 32 128"}),
+        ("MobileNetV2-uint8", f"{ours} keras-tensorflow", {"batches": "1 32 128"}),
+    ):
+        builds, measures = predict(model, engines, **more)
+        found.append((builds, [measures]))
+    found += [
+        ([], [single("copying"), single("load")]),
+        ([single("start", *start, "--repeats", "0", name="build-start")], [single("start", *start, "--repeats", "5")]),
         ([], [single("refit"), single("artifact", "--backend", "tensorrt"), single("recurrent")]),
     ]
     for model in ("LSTM", "BERT", "EfficientNetB0", "ConvNeXtTiny"):
-        builds, measures = predict(model, f"{keras} {ours}")
+        builds, measures = predict(model, f"{ours} {keras}")
         found.append((builds, [measures]))
     return found
 
@@ -124,7 +133,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", help="jobs whose names begin so")
     asked = parser.parse_args()
     asked.folder = asked.folder.absolute()
-    for folder in ("plans", "predict"):
+    for folder in ("plans", "precision", "predict"):
         (asked.folder / folder).mkdir(parents=True, exist_ok=True)
     os.environ.setdefault("TF_FORCE_GPU_ALLOW_GROWTH", "true")  # TensorFlow is beside TensorRT
     ends = time.monotonic() + min(asked.seconds, 1e6)
