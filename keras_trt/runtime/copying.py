@@ -5,9 +5,10 @@ from __future__ import annotations
 import functools
 import itertools
 import os
+import threading
 import time
-from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import suppress
+from queue import SimpleQueue
 from typing import Any
 
 import numpy as np
@@ -18,8 +19,8 @@ Array = np.ndarray[Any, np.dtype[Any]]
 
 #: Bytes below which a further thread costs more than it saves: about 100 µs of copying.
 PIECE = 1 << 20
-#: Bytes that the speed of copying is measured on: more than a cache holds.
-_MEASURED = 64 << 20
+#: Bytes of a batch, and of many, that the speed of copying is measured on.
+_MEASURED, _READ = 32 << 20, 192 << 20
 
 
 def copy(target: Array, source: Array) -> None:
@@ -30,12 +31,38 @@ def copy(target: Array, source: Array) -> None:
     under_way = Copy(target, source)
     try:
         under_way.begin()
-    finally:
         under_way.finish()
+    except BaseException:
+        under_way.finish()  # Ctrl-C may have come before it could
+        raise
+
+
+class _Piece:
+    """A part of a copy, which one thread does."""
+
+    __slots__ = ("done", "error", "source", "taker", "target")
+
+    def __init__(self, target: Array, source: Array) -> None:
+        self.target, self.source = target, source
+        self.taker: int | None = None  # the thread that does it
+        self.error: BaseException | None = None
+        self.done = threading.Lock()  # held until it is
+        self.done.acquire()
+
+    def run(self) -> None:
+        try:
+            np.copyto(self.target, self.source, casting="unsafe")  # without the GIL
+        except BaseException as error:
+            self.error = error
+        finally:
+            self.done.release()
 
 
 class Copy:
     """A copy of `source` to `target`, of the same shape, with a cast if need be, that is done in the background.
+
+    Built on locks and a queue that are C's: what a `Future` and a `ThreadPoolExecutor` take for a piece is as long as
+    a fast machine needs for half a megabyte, and all threads wait for it.
 
     Args:
         target, source: arrays of one shape.
@@ -48,19 +75,25 @@ class Copy:
             pieces = min(target.nbytes // PIECE, len(target)) if target.ndim else 0
             pieces = min(pieces, threads()) if pieces > 1 else 1
         self._count = pieces
-        self._pieces: list[tuple[Future[None], slice]] = []
+        self._pieces: list[_Piece] = []
+        self._taking = threading.Lock()
 
     def begin(self) -> None:
-        """Let other threads begin with the pieces, if there are several. `finish` must follow, also after an error."""
+        """Let other threads begin with the pieces, if there are several. `finish` must follow, also after an error.
+
+        Raises:
+            ValueError: if the shapes differ.
+        """
         if self._count > 1:
-            bounds = np.linspace(0, len(self._target), self._count + 1).astype(int)
-            self._pieces = [(Future(), slice(start, stop)) for start, stop in itertools.pairwise(bounds)]
-            with suppress(RuntimeError):  # no further thread can be started, as at exit: `finish` does the rest
-                for piece in self._pieces:
-                    _pool().submit(self._begun, *piece)
+            target, source, count = self._target, self._source, self._count
+            if source.shape != target.shape:
+                raise ValueError(f"A source of shape {source.shape} does not fit a target of shape {target.shape}.")
+            bounds = [len(target) * i // count for i in range(count + 1)]
+            self._pieces = [_Piece(target[i:j], source[i:j]) for i, j in itertools.pairwise(bounds)]
+            _help_with(self, count)
 
     def finish(self) -> None:
-        """Do what no other thread has begun, and wait until all is copied.
+        """Do what no other thread has begun, and wait until all is copied. May be called again.
 
         Raises:
             ValueError: if the shapes differ.
@@ -69,52 +102,82 @@ class Copy:
             np.copyto(self._target, self._source, casting="unsafe")
             return
         with deferred():  # Ctrl-C must not leave a thread behind that still writes
-            try:
-                for future, rows in reversed(self._pieces):  # threads begin with the first
-                    if future.cancel():
-                        self._copy(rows)
-            finally:
-                begun = [future for future, _ in self._pieces if not future.cancel()]
-                wait(begun)
-        for future in begun:
-            future.result()
+            while self.help():
+                pass
+            for piece in self._pieces:
+                with piece.done:
+                    pass
+        for piece in self._pieces:
+            if piece.error is not None:
+                raise piece.error
 
-    def _begun(self, piece: Future[None], rows: slice) -> None:
-        """Copy a piece in another thread, unless `finish` has."""
-        # Not the future of `submit`: that may raise although it has put the work into its queue.
-        if piece.set_running_or_notify_cancel():
-            try:
-                self._copy(rows)
-            except BaseException as error:
-                piece.set_exception(error)
+    def help(self) -> bool:
+        """Do a piece that no thread has begun, and return whether there was one."""
+        me = threading.get_ident()
+        with self._taking:
+            for piece in self._pieces:
+                # One's own is one that could not be done, as a handler of a signal has raised.
+                if piece.taker is None or (piece.taker == me and piece.done.locked()):
+                    piece.taker = me
+                    break
             else:
-                piece.set_result(None)
-
-    def _copy(self, rows: slice) -> None:
-        np.copyto(self._target[rows], self._source[rows], casting="unsafe")  # without the GIL
+                return False
+        piece.run()
+        return True
 
 
 @functools.cache
 def threads() -> int:
-    """Return how many threads copy fastest here: the fewest that come within 10 % of the best, measured once."""
+    """Return how many threads copy fastest here: the fewest that come within 5 % of the best, measured once."""
     affinity = getattr(os, "sched_getaffinity", None)
     cores = len(affinity(0)) if affinity else os.cpu_count() or 1
-    source, target = (np.ones(_MEASURED, np.uint8) for _ in range(2))
+    # More is read than a cache holds, as of many rows.
+    source, target = np.ones((_READ // _MEASURED, _MEASURED), np.uint8), np.ones(_MEASURED, np.uint8)
     rates: dict[int, float] = {}
-    for count in (1, 2, 4, 8, 16) * 2:  # twice: the first copy by so many starts their threads
+    for count in (1, 2, 4, 8, 16) * 2:  # twice: the first copies by so many start their threads
         if count <= cores:
             began = time.perf_counter()
-            under_way = Copy(target, source, count)
-            under_way.begin()
-            under_way.finish()
+            for rows in source:
+                under_way = Copy(target, rows, count)
+                under_way.begin()
+                under_way.finish()
             rates[count] = max(rates.get(count, 0.0), 1 / (time.perf_counter() - began))
-    return min(count for count, rate in rates.items() if rate >= 0.9 * max(rates.values()))
+    return min(count for count, rate in rates.items() if rate >= 0.95 * max(rates.values()))
+
+
+_starting = threading.Lock()
+_started: list[threading.Thread] = []
 
 
 @functools.cache
-def _pool() -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(16, thread_name_prefix="keras_trt-copy")
+def _jobs() -> SimpleQueue[Copy]:
+    return SimpleQueue()
+
+
+def _help_with(under_way: Copy, count: int) -> None:
+    """Let so many threads help with a copy; fewer, where they cannot be started, as at exit: `finish` does the rest."""
+    jobs = _jobs()
+    if len(_started) < count:
+        with _starting, suppress(RuntimeError):
+            while len(_started) < count:
+                thread = threading.Thread(target=_work, args=(jobs,), name="keras_trt-copy", daemon=True)
+                thread.start()
+                _started.append(thread)
+    for _ in range(min(count, len(_started))):
+        jobs.put(under_way)
+
+
+def _work(jobs: SimpleQueue[Copy]) -> None:
+    while True:
+        jobs.get().help()
+
+
+def _forget() -> None:
+    global _starting
+    _starting = threading.Lock()
+    _started.clear()
+    _jobs.cache_clear()
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_pool.cache_clear)  # threads do not survive a fork
+    os.register_at_fork(after_in_child=_forget)  # threads do not survive a fork

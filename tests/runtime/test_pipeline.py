@@ -10,7 +10,6 @@ import sys
 import threading
 import time
 from collections import Counter
-from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 from typing import Any
 
@@ -106,41 +105,67 @@ def test_scalars_and_errors_of_a_copy() -> None:
     assert copying.threads() >= 1
 
 
+def test_a_source_that_does_not_fit_is_refused_before_anything_is_copied() -> None:
+    target = np.zeros((4, 2))
+    for source in (np.ones((8, 2)), np.ones(2), np.ones((4, 1))):
+        one = copying.Copy(target, source, 4)
+        with pytest.raises(ValueError, match="does not fit"):
+            one.begin()
+    assert not target.any()
+
+
 def test_ctrl_c_during_a_copy_waits_for_all_its_threads(monkeypatch: pytest.MonkeyPatch) -> None:
     """Else one of them would write into what the next call has put there."""
+    run = copying._Piece.run
 
-    class Interrupted(ThreadPoolExecutor):
-        def submit(self, work: Any, *arguments: Any) -> Any:  # type: ignore[override]
-            def late() -> None:
-                os.kill(os.getpid(), signal.SIGINT)
-                time.sleep(0.1)
-                work(*arguments)
+    def late(self: copying._Piece) -> None:
+        if threading.current_thread() is not threading.main_thread():
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(0.1)
+        run(self)
 
-            return super().submit(late)
+    monkeypatch.setattr(copying._Piece, "run", late)
+    monkeypatch.setattr(copying, "PIECE", 1)
+    monkeypatch.setattr(copying, "threads", lambda: 2)
+    source, targets = np.array([1.0, 2.0]), [np.zeros(2)]
 
-    source, target = np.arange(2.0), np.zeros(2)
-    with Interrupted(1) as pool:
-        monkeypatch.setattr(copying, "_pool", lambda: pool)
-        monkeypatch.setattr(copying, "PIECE", 1)
-        monkeypatch.setattr(copying, "threads", lambda: 2)
-        with pytest.raises(KeyboardInterrupt):
-            copying.copy(target, source)
-        np.testing.assert_array_equal(target, source)
+    def until_another_thread_begins() -> None:
+        while True:
+            copying.copy(targets[-1], source)
+            targets.append(np.zeros(2))
+
+    with pytest.raises(KeyboardInterrupt):
+        until_another_thread_begins()
+    np.testing.assert_array_equal(targets[-1], source)
+
+
+def test_a_handler_that_raises_loses_no_piece(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As of SIGTERM, which may come just before a piece is copied: who finishes again does it, and does not wait."""
+    monkeypatch.setattr(copying, "_help_with", lambda *_: None)
+    run = copying._Piece.run
+
+    def terminated(_: copying._Piece) -> None:
+        monkeypatch.setattr(copying._Piece, "run", run)
+        raise SystemExit
+
+    source, target = np.arange(1.0, 5.0), np.zeros(4)
+    one = copying.Copy(target, source, 4)
+    one.begin()
+    monkeypatch.setattr(copying._Piece, "run", terminated)
+    with pytest.raises(SystemExit):
+        one.finish()
+    one.finish()
+    np.testing.assert_array_equal(target, source)
 
 
 def test_a_thread_that_outlives_the_main_one_still_copies() -> None:
-    """From then on no thread can be started, and no pool takes work."""
+    """From 3.12 on no thread can be started then."""
     code = """
 import threading, numpy as np
 from keras_trt.runtime import copying
 copying.threads = lambda: 2
 def late():
     threading.main_thread().join()
-    while True:
-        try:
-            copying._pool().submit(int)
-        except RuntimeError:
-            break
     source, target = np.ones((8, 1 << 20), "float32"), np.zeros((8, 1 << 20), "float32")
     copying.copy(target, source)
     print((target == source).all())
@@ -150,24 +175,29 @@ threading.Thread(target=late).start()
     assert (done.stdout, done.stderr) == ("True\n", "")
 
 
-def test_a_piece_that_is_refused_but_queued_is_copied_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As by a pool that cannot start a thread: it may run the work later, when the target is someone else's."""
-    queued: list[Any] = []
+def test_without_further_threads_one_copies_all_and_nothing_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuses(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
 
-    class Refuses:
-        def submit(self, work: Any, *arguments: Any) -> None:
-            queued.append((work, arguments))
-            raise RuntimeError("can't start new thread")
+    monkeypatch.setattr(copying, "_started", [])
+    monkeypatch.setattr(threading.Thread, "start", refuses)
+    source, target = np.arange(1.0, 5.0), np.zeros(4)
+    one = copying.Copy(target, source, 2)
+    one.begin()
+    one.finish()
+    np.testing.assert_array_equal(target, source)
+    assert copying._jobs().empty()
 
-    monkeypatch.setattr(copying, "_pool", Refuses)
-    source, target = np.arange(4.0), np.zeros(4)
+
+def test_a_thread_that_is_late_copies_nothing_again() -> None:
+    """The target may be someone else's by then."""
+    source, target = np.arange(1.0, 5.0), np.zeros(4)
     one = copying.Copy(target, source, 2)
     one.begin()
     one.finish()
     np.testing.assert_array_equal(target, source)
     target[:] = 7
-    for work, arguments in queued:
-        work(*arguments)
+    assert not one.help()
     np.testing.assert_array_equal(target, np.full(4, 7.0))
 
 
