@@ -32,7 +32,7 @@ from ._files import replacing
 from .cache import documents
 from .errors import ArtifactError
 from .options import Precision
-from .specs import OptimizationProfile, Signature
+from .specs import Cost, OptimizationProfile, Signature, costs_in, listed_costs
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -50,12 +50,12 @@ class Plan:
     Attributes:
         identity: what it depends on, as `Backend.identity` says it.
         data: the plan.
-        costs: seconds that a batch takes there, by its size; empty where that was not measured.
+        costs: what a batch takes there, by its size; empty where that was not measured.
     """
 
     identity: Mapping[str, Any]
     data: bytes
-    costs: Mapping[int, float] = field(default_factory=dict)
+    costs: Mapping[int, Cost] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -120,7 +120,7 @@ def write(path: str | os.PathLike[str], contents: Contents, key: bytes | None = 
         "rows_independent": contents.rows_independent,
         "versions": dict(contents.versions),
         "golden": {kind: [[a.dtype.name, list(a.shape)] for a in values] for kind, values in arrays.items()},
-        "plans": [{"identity": plan.identity, "costs": list(plan.costs.items())} for plan in contents.plans],
+        "plans": [{"identity": plan.identity, "costs": listed_costs(plan.costs)} for plan in contents.plans],
         "members": {name: [hashlib.sha256(data).hexdigest(), len(data)] for name, data in members.items()},
     }
     sealed = documents.seal(documents.plain(manifest, "manifest"))
@@ -164,7 +164,7 @@ class Artifact:
             self.rows_independent: bool = bool(self._manifest["rows_independent"])
             self.versions: dict[str, str] = dict(self._manifest["versions"])
             self.identities: list[dict[str, Any]] = [plan["identity"] for plan in self._manifest["plans"]]
-            self._costs = [{int(n): float(cost) for n, cost in plan["costs"]} for plan in self._manifest["plans"]]
+            self._costs = [costs_in(plan["costs"]) for plan in self._manifest["plans"]]
             self._check()
         except _MALFORMED as error:
             raise ArtifactError(f"'{self.path}' cannot be loaded: {_why(error)}. Save the model again.") from error

@@ -1,13 +1,13 @@
-"""Shapes, types and nested structures of a model's inputs and outputs, in plain data.
+"""Shapes, types and nested structures of a model's inputs and outputs, and what batches cost, in plain data.
 
 Everything here can be written as JSON and read again without Keras: it is stored beside each engine.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 #: A nested structure whose leaves are replaced by their position in the flat list, as JSON: an integer is a
 #: leaf, `{"list": […]}`, `{"tuple": […]}` and `{"dict": {…}}` are containers.
@@ -207,3 +207,30 @@ def leaf_paths(structure: Structure, path: str = "") -> Iterator[tuple[int, str]
     ((kind, children),) = structure.items()
     for key, child in children.items() if kind == "dict" else enumerate(children):
         yield from leaf_paths(child, f"{path}[{key!r}]")
+
+
+class Cost(NamedTuple):
+    """What a batch takes, in seconds.
+
+    Attributes:
+        alone: from its rows on the host to its answers there.
+        further: how much longer two of them take than one: the rows of the second are copied while the GPU computes
+            the first.
+    """
+
+    alone: float
+    further: float
+
+
+def listed_costs(costs: Mapping[int, Cost]) -> list[list[float]]:
+    """Return costs as JSON takes them."""
+    return [[size, *cost] for size, cost in costs.items()]
+
+
+def costs_in(listed: Iterable[Sequence[float]]) -> dict[int, Cost]:
+    """Return what `listed_costs` was given.
+
+    Raises:
+        TypeError, ValueError: if it is not that.
+    """
+    return {int(size): Cost(float(alone), float(further)) for size, alone, further in listed}

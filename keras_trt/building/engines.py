@@ -28,7 +28,7 @@ from ..errors import (
 from ..options import BuildOptions, Precision
 from ..progress import Progress
 from ..runtime import Session
-from ..specs import OptimizationProfile, ShapeRange, Signature
+from ..specs import Cost, OptimizationProfile, ShapeRange, Signature, costs_in, listed_costs
 from ..verification.verify import Difference
 from .timings import CachedTimings
 
@@ -193,7 +193,7 @@ class Engines:
 
     def _keep(self, key: str, family: str | None, wanted: Wanted, new: _New, manifest: Mapping[str, Any]) -> bool:
         """Store a new engine and its graph, and return whether both are in the cache."""
-        costs = [list(pair) for pair in new.session.costs.items()]
+        costs = listed_costs(new.session.costs)
         about = {**manifest, "graph": wanted.graph_sha256, "origin": new.origin, "costs": costs}
         kept = self.store(lambda cache: cache.put(key, new.plan, about))
         if new.plan != wanted.graph:  # where they are one, as with ONNX Runtime, it is there now
@@ -250,7 +250,7 @@ class Engines:
             return None
         return digest("family", {"skeleton": skeleton(wanted.graph, wanted.weights), **options})
 
-    def _load(self, plan: bytes, wanted: Wanted, costs: Mapping[int, float] | None = None) -> Session:
+    def _load(self, plan: bytes, wanted: Wanted, costs: Mapping[int, Cost] | None = None) -> Session:
         independent = wanted.rows_independent
         with self.timed("load"):
             return self.load(plan, wanted.signature, wanted.ranges, rows_independent=independent, costs=costs)
@@ -283,7 +283,7 @@ class Engines:
         ranges: Sequence[ShapeRange],
         *,
         rows_independent: bool,
-        costs: Mapping[int, float] | None = None,
+        costs: Mapping[int, Cost] | None = None,
     ) -> Session:
         """Load a plan and take the memory that its largest batch needs.
 
@@ -377,10 +377,13 @@ def cache_of(options: BuildOptions) -> EngineCache | None:
         return None
 
 
-def costs_of(entry: Entry) -> dict[int, float] | None:
+def costs_of(entry: Entry) -> dict[int, Cost] | None:
     """Return what batches of a stored engine cost, or `None` where it was not measured."""
     costs = entry.manifest.get("costs")
-    return None if costs is None else {int(size): float(seconds) for size, seconds in costs}
+    try:
+        return None if costs is None else costs_in(costs)
+    except (TypeError, ValueError):  # as an earlier version wrote them: they are measured again
+        return None
 
 
 def graph_key(graph_sha256: str) -> str:

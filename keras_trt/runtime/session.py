@@ -16,7 +16,7 @@ from .._warn import warn
 from ..backends.base import Array, DeviceEngine, HostEngine
 from ..cuda import DeviceArray
 from ..errors import CudaError, FallbackWarning
-from ..specs import OptimizationProfile, Signature
+from ..specs import Cost, OptimizationProfile, Signature
 from .gpu import GpuRunner, Usage
 from .host import HostRunner
 from .plan import USUAL_SIZES, Batch, BatchPlan
@@ -55,8 +55,8 @@ class Session:
         rows_independent: whether a row's answer does not depend on the other rows of its batch. Where it does,
             batches are run as they come, never cut or padded. An output that has not one row for each of its batch
             shows it too.
-        costs: seconds that a batch takes by its size, as another session of the engine has measured them. Defaults to
-            `None`: not known.
+        costs: what a batch takes by its size, as another session of the engine has measured it. Defaults to `None`:
+            not known.
     """
 
     def __init__(
@@ -66,7 +66,7 @@ class Session:
         profile: OptimizationProfile,
         *,
         rows_independent: bool,
-        costs: Mapping[int, float] | None = None,
+        costs: Mapping[int, Cost] | None = None,
     ) -> None:
         self._runner = _runner(engines)
         self._inputs = signature.inputs
@@ -208,38 +208,47 @@ class Session:
         return (plan.seconds(batches[0].size) or SHORT) < SHORT
 
     @property
-    def costs(self) -> dict[int, float]:
-        """Seconds that a batch takes, by its size; empty where it was not measured."""
+    def costs(self) -> dict[int, Cost]:
+        """What a batch takes, by its size; empty where it was not measured."""
         return dict(self._costs)
 
     def measure(self) -> None:
         """Find out how long batches take, and cut rows by that from now on.
 
-        Batches of zeros are run with the smallest, the usual and the largest size, each five times. The least of the
-        last three counts, which a CUDA graph runs: others may use the GPU too. Without a GPU nothing is measured: no
-        graph, and no size, is better prepared there.
+        Batches of zeros are run with the smallest, the usual and the largest size, each five times alone and five times
+        two at once. The least of the last three counts, which CUDA graphs run: others may use the GPU too. Without a
+        GPU nothing is measured: no graph, and no size, is better prepared there.
         """
         if isinstance(self._runner, HostRunner) or not self.rows_independent:
             return
         sizes = {self._smallest, *USUAL_SIZES, self._largest}
         for size in sorted(size for size in sizes if self._smallest <= size <= self._largest):
             shapes = [self.profile.shapes[spec.name].opt for spec in self._inputs]
-            zeros = [np.zeros((size, *shape[1:]), spec.dtype) for spec, shape in zip(self._inputs, shapes, strict=True)]
-            seconds = []
-            for _ in range(5):
-                began = time.perf_counter()
-                try:
-                    self._run_batches(zeros, [Batch(0, size, size)], regrouped=True)
-                except RowsDependError as error:
-                    self._depend(error)
-                    return
-                seconds.append(time.perf_counter() - began)
-            self._costs[size] = min(seconds[2:])
+            zeros = [
+                np.zeros((2 * size, *shape[1:]), spec.dtype) for spec, shape in zip(self._inputs, shapes, strict=True)
+            ]
+            batches = [Batch(0, size, size), Batch(size, 2 * size, size)]
+            try:
+                alone = self._least_seconds([array[:size] for array in zeros], batches[:1])
+                both = self._least_seconds(zeros, batches)
+            except RowsDependError as error:
+                self._depend(error)
+                return
+            # It cannot be less: the slowest of bringing in, computing and bringing out takes a third of it at least.
+            self._costs[size] = Cost(alone, max(both - alone, alone / 3))
         self._plan = BatchPlan(self._smallest, self._largest, self._costs)
+
+    def _least_seconds(self, inputs: Sequence[Array], batches: Sequence[Batch]) -> float:
+        seconds = []
+        for _ in range(5):
+            began = time.perf_counter()
+            self._run_batches(inputs, batches, regrouped=True)
+            seconds.append(time.perf_counter() - began)
+        return min(seconds[2:])
 
     def _batches(self, plan: BatchPlan, rows: int) -> list[Batch]:
         # Who calls with the same few rows again and again gets a graph of just that size.
-        steady = rows == self._rows_before and plan.smallest <= rows <= plan.largest
+        steady = rows == self._rows_before and plan.is_whole(rows)
         self._rows_before = rows
         return [Batch(0, rows, rows)] if steady else list(plan.cut(rows))
 

@@ -22,7 +22,7 @@ from keras_trt.specs import Signature, TensorSpec
 
 from .host_cuda import Copy, GpuArray, HostCuda, HostEngineOnDevice, expected, installed
 from .test_gpu_runner import in_threads
-from .test_pipeline import OUTPUTS, inputs, session
+from .test_pipeline import OUTPUTS, inputs, one_by_one, session
 
 Array = np.ndarray[Any, Any]
 
@@ -85,7 +85,7 @@ def test_any_mixture(calls: list[tuple[int, bool, bool, bool, bool]]) -> None:
             made.append(GpuArray(cuda, array))
             return DeviceArray(made[-1])
 
-        one = session(HostEngineOnDevice(cuda), costs={1: 1.0, 8: 1.5})
+        one = session(HostEngineOnDevice(cuda), costs=one_by_one({1: 1.0, 8: 1.5}))
         for seed, (rows, *where) in enumerate(calls):
             x, k = inputs(rows, seed=seed)
             empty = [np.full_like(x, np.nan), np.full(rows, np.nan, "float32")]

@@ -18,7 +18,7 @@ from keras_trt.runtime.pool import SlotPool
 from .host_cuda import HostEngineOnDevice, installed
 from .interrupts import interrupted_at
 from .test_gpu_runner import in_threads
-from .test_pipeline import assert_right, inputs
+from .test_pipeline import assert_right, inputs, one_by_one
 from .test_pipeline import session as session_of
 from .test_pool import SHAPES, Waiter, ended
 
@@ -37,7 +37,7 @@ def test_a_call(rows: int) -> None:
     """With a single batch, which takes its turn, and with several."""
     for moment in itertools.count():
         with installed() as cuda:
-            one = session_of(HostEngineOnDevice(cuda), costs={8: 1e-4})
+            one = session_of(HostEngineOnDevice(cuda), costs=one_by_one({8: 1e-4}))
             for _ in range(3):  # then there is a graph
                 assert_right(one, inputs(rows))
             interrupted = interrupted_at(moment, lambda one=one: one.run(inputs(rows)), *MODULES)  # type: ignore[misc]

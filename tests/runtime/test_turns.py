@@ -16,7 +16,7 @@ from keras_trt.runtime.turns import QUANTUM, Turns
 from .host_cuda import HostCuda, HostEngineOnDevice
 from .interrupts import interrupted_at
 from .test_gpu_runner import in_threads
-from .test_pipeline import inputs, session
+from .test_pipeline import inputs, one_by_one, session
 from .test_pool import interrupt, until
 
 
@@ -167,7 +167,7 @@ def test_ctrl_c_at_any_moment_lets_others_have_their_turn(waits: int, monkeypatc
 def test_only_short_calls_on_one_gpu_take_turns(host_cuda: HostCuda, seconds: float, gpus: int, at_once: int) -> None:
     """Nor does the first, who is alone when it comes."""
     engines = [HostEngineOnDevice(host_cuda, device) for device in range(gpus)]
-    one = session(*engines, costs={1: seconds, 8: seconds})
+    one = session(*engines, costs=one_by_one({1: seconds, 8: seconds}))
     run, meeting, inside, most = one._run_batches, threading.Barrier(3), 0, 0
 
     def met(*arguments: object, **keywords: object) -> list[object]:
@@ -192,6 +192,6 @@ def test_only_short_calls_on_one_gpu_take_turns(host_cuda: HostCuda, seconds: fl
 
 def test_a_report_of_progress_keeps_nobody_waiting(host_cuda: HostCuda, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("keras_trt.runtime.turns.LOST", 1000.0)
-    one = session(HostEngineOnDevice(host_cuda), costs={8: 1e-4})
+    one = session(HostEngineOnDevice(host_cuda), costs=one_by_one({8: 1e-4}))
     one.run(inputs(8), lambda _: in_threads([lambda: one.run(inputs(8)) and None], 10))
     one.close()
