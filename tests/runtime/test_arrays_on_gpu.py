@@ -20,9 +20,9 @@ from keras_trt.errors import InputError
 from keras_trt.inputs import standardize, standardize_out
 from keras_trt.specs import Signature, TensorSpec
 
-from .host_cuda import Copy, GpuArray, HostCuda, HostEngineOnDevice, expected, installed
-from .test_gpu_runner import in_threads
-from .test_pipeline import OUTPUTS, inputs, one_by_one, session
+from .helpers import OUTPUTS, in_threads, inputs, one_by_one, session
+from .host_cuda import Copy, GpuArray, HostCuda, installed
+from .host_engine import HostEngineOnDevice, expected
 
 Array = np.ndarray[Any, Any]
 

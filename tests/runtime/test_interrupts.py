@@ -15,11 +15,11 @@ from keras_trt.runtime import gpu, session, slots, turns
 from keras_trt.runtime import pool as pool_module
 from keras_trt.runtime.pool import SlotPool
 
-from .host_cuda import HostEngineOnDevice, installed
+from .helpers import assert_right, in_threads, inputs, one_by_one
+from .helpers import session as session_of
+from .host_cuda import installed
+from .host_engine import HostEngineOnDevice
 from .interrupts import interrupted_at
-from .test_gpu_runner import in_threads
-from .test_pipeline import assert_right, inputs, one_by_one
-from .test_pipeline import session as session_of
 from .test_pool import SHAPES, Waiter, ended
 
 MODULES = (gpu, pool_module, session, slots, turns, threading, cuda_runtime)

@@ -11,7 +11,8 @@ from keras_trt.backends.tensorrt.flavor import flavor
 from keras_trt.backends.tensorrt.layers import timed_layers
 from keras_trt.errors import CudaError
 
-from .host_cuda import HostCuda, HostEngineOnDevice, Status
+from .host_cuda import HostCuda, Status
+from .host_engine import HostEngineOnDevice
 from .test_gpu_runner import feeds
 
 

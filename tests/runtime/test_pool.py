@@ -14,7 +14,8 @@ from keras_trt.errors import CudaError, EngineLoadError
 from keras_trt.runtime.pool import SlotPool
 from keras_trt.runtime.slots import Slot
 
-from .host_cuda import HostCuda, HostEngineOnDevice, Status
+from .host_cuda import HostCuda, Status
+from .host_engine import HostEngineOnDevice
 
 SHAPES = (("x", (3, 5)), ("k", (3,)))
 OTHERS = (("x", (4, 5)), ("k", (4,)))

@@ -13,10 +13,10 @@ from keras_trt.runtime import turns as turns_module
 from keras_trt.runtime.plan import Batch
 from keras_trt.runtime.turns import QUANTUM, Turns
 
-from .host_cuda import HostCuda, HostEngineOnDevice
+from .helpers import in_threads, inputs, one_by_one, session
+from .host_cuda import HostCuda
+from .host_engine import HostEngineOnDevice
 from .interrupts import interrupted_at
-from .test_gpu_runner import in_threads
-from .test_pipeline import inputs, one_by_one, session
 from .test_pool import interrupt, until
 
 

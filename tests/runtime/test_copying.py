@@ -1,0 +1,136 @@
+"""Copies by several threads."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from keras_trt.runtime import copying
+
+Array = np.ndarray[Any, Any]
+
+
+@given(rows=st.integers(0, 40), width=st.integers(0, 70_000), pieces=st.integers(1, 16))
+@settings(max_examples=20, deadline=None)
+def test_copies_in_pieces(rows: int, width: int, pieces: int) -> None:
+    source = np.random.default_rng(rows).integers(-99, 99, (rows, width))
+    target = np.full((rows, width), np.nan, "float32")
+    in_pieces = copying.Copy(target, source, min(pieces, max(rows, 1)))
+    in_pieces.begin()
+    in_pieces.finish()
+    np.testing.assert_array_equal(target, source)
+    again = np.full((rows, width), np.nan, "float32")
+    copying.copy(again, source)
+    np.testing.assert_array_equal(again, source)
+
+
+def test_scalars_and_errors_of_a_copy() -> None:
+    target = np.zeros((), "float32")
+    copying.copy(target, np.array(3))
+    assert target == 3
+    with pytest.raises(ValueError, match="broadcast"):
+        copying.copy(np.zeros((4, 1 << 20), "float32"), np.zeros((4, 3), "float32"))
+    assert copying.threads() >= 1
+
+
+def test_a_source_that_does_not_fit_is_refused_before_anything_is_copied() -> None:
+    target = np.zeros((4, 2))
+    for source in (np.ones((8, 2)), np.ones(2), np.ones((4, 1))):
+        one = copying.Copy(target, source, 4)
+        with pytest.raises(ValueError, match="does not fit"):
+            one.begin()
+    assert not target.any()
+
+
+def test_ctrl_c_during_a_copy_waits_for_all_its_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else one of them would write into what the next call has put there."""
+    run, begun = copying._Piece.run, threading.Event()
+
+    def late(self: copying._Piece) -> None:
+        if threading.current_thread() is threading.main_thread():
+            assert begun.wait(20)
+        else:
+            begun.set()
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(0.1)
+        run(self)
+
+    monkeypatch.setattr(copying._Piece, "run", late)
+    monkeypatch.setattr(copying, "PIECE", 1)
+    monkeypatch.setattr(copying, "threads", lambda: 2)
+    source, target = np.array([1.0, 2.0]), np.zeros(2)
+    with pytest.raises(KeyboardInterrupt):
+        copying.copy(target, source)
+    np.testing.assert_array_equal(target, source)
+
+
+def test_a_handler_that_raises_loses_no_piece(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As of SIGTERM, which may come just before a piece is copied: who finishes again does it, and does not wait."""
+    monkeypatch.setattr(copying, "_help_with", lambda *_: None)
+    run = copying._Piece.run
+
+    def terminated(_: copying._Piece) -> None:
+        monkeypatch.setattr(copying._Piece, "run", run)
+        raise SystemExit
+
+    source, target = np.arange(1.0, 5.0), np.zeros(4)
+    one = copying.Copy(target, source, 4)
+    one.begin()
+    monkeypatch.setattr(copying._Piece, "run", terminated)
+    with pytest.raises(SystemExit):
+        one.finish()
+    one.finish()
+    np.testing.assert_array_equal(target, source)
+
+
+def test_a_thread_that_outlives_the_main_one_still_copies() -> None:
+    """From 3.12 on no thread can be started then."""
+    code = """
+import threading, numpy as np
+from keras_trt.runtime import copying
+copying.threads = lambda: 2
+def late():
+    threading.main_thread().join()
+    source, target = np.ones((8, 1 << 20), "float32"), np.zeros((8, 1 << 20), "float32")
+    copying.copy(target, source)
+    print((target == source).all())
+threading.Thread(target=late).start()
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=50)
+    assert (done.stdout, done.stderr) == ("True\n", "")
+
+
+def test_without_further_threads_one_copies_all_and_nothing_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuses(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(copying, "_started", [])
+    monkeypatch.setattr(threading.Thread, "start", refuses)
+    source, target = np.arange(1.0, 5.0), np.zeros(4)
+    one = copying.Copy(target, source, 2)
+    one.begin()
+    one.finish()
+    np.testing.assert_array_equal(target, source)
+    assert copying._jobs().empty()
+
+
+def test_a_thread_that_is_late_copies_nothing_again() -> None:
+    """The target may be someone else's by then."""
+    source, target = np.arange(1.0, 5.0), np.zeros(4)
+    one = copying.Copy(target, source, 2)
+    one.begin()
+    one.finish()
+    np.testing.assert_array_equal(target, source)
+    target[:] = 7
+    assert not one.help()
+    np.testing.assert_array_equal(target, np.full(4, 7.0))

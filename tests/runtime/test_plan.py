@@ -1,0 +1,91 @@
+"""How rows are cut into batches, by what those cost."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from keras_trt.runtime.plan import WORTH, BatchPlan
+from keras_trt.specs import Cost, costs_in, listed_costs
+
+from .helpers import a_cost, costs, one_by_one
+
+Array = np.ndarray[Any, Any]
+
+
+@given(rows=st.integers(0, 400), smallest=st.integers(1, 40), more=st.integers(0, 40), costs=costs)
+def test_batches_hold_all_rows_in_order(rows: int, smallest: int, more: int, costs: dict[int, Cost]) -> None:
+    cut = list(BatchPlan(smallest, smallest + more, costs).cut(rows))
+    assert [row for batch in cut for row in range(batch.start, batch.stop)] == list(range(rows))
+    for batch in cut:
+        assert batch.start < batch.stop <= batch.start + batch.size
+        assert smallest <= batch.size <= smallest + more
+    assert all(batch.stop - batch.start == batch.size for batch in cut[:-1])  # padding is at the end
+
+
+@given(rows=st.integers(1, 200), smallest=st.integers(1, 40), more=st.integers(0, 40))
+def test_without_costs_batches_are_few_and_not_padded(rows: int, smallest: int, more: int) -> None:
+    cut = list(BatchPlan(smallest, smallest + more).cut(rows))
+    assert len(cut) == -(-rows // (smallest + more))
+    assert all(batch.size == max(batch.stop - batch.start, smallest) for batch in cut)
+
+
+@given(rows=st.integers(1, 24), costs=st.dictionaries(st.integers(1, 12), a_cost, min_size=1, max_size=3))
+def test_no_other_batches_cost_less(rows: int, costs: dict[int, Cost]) -> None:
+    def total(sizes: Sequence[int]) -> float:
+        return costs[sizes[0]].alone + sum(costs[size].further for size in sizes[1:])
+
+    largest = max(costs)
+    if rows > 2 * largest:
+        return  # the first of very many batches are of the size that is best for a row
+    cost = total([batch.size for batch in BatchPlan(1, largest, costs).cut(rows)])
+    for count in range(1, rows + 1):
+        for others in itertools.combinations_with_replacement(sorted(costs, reverse=True), min(count, 6)):
+            if sum(others) >= rows:
+                assert cost <= total(others) * (1 + 1e-9)
+
+
+@given(rows=st.integers(1, 12), costs=st.dictionaries(st.integers(1, 12), a_cost, min_size=1, max_size=3))
+def test_rows_are_one_batch_unless_several_are_faster(rows: int, costs: dict[int, Cost]) -> None:
+    plan = BatchPlan(1, 12, costs)
+    sizes = [batch.size for batch in plan.cut(rows)]
+    several = costs[sizes[0]].alone + sum(costs[size].further for size in sizes[1:])
+    alone = plan.seconds(rows)
+    assert alone is None or min(cost.alone for cost in costs.values()) <= alone
+    assert plan.is_whole(rows) == (alone is None or WORTH * alone <= several)
+    assert not plan.is_whole(13)
+
+
+def test_a_large_batch_is_cut_where_that_is_faster() -> None:
+    """What ResNet50 was seen to take on an H200, in ms: half of the time of a large batch is its copy to the GPU."""
+    plan = BatchPlan(1, 128, {1: Cost(0.43, 0.35), 8: Cost(0.9, 0.6), 32: Cost(2.7, 1.2), 128: Cost(9.2, 3.9)})
+    assert [batch.size for batch in plan.cut(128)] == [32] * 4
+    assert not plan.is_whole(128)
+    assert plan.is_whole(1)
+    assert plan.is_whole(40)
+    assert {batch.size for batch in plan.cut(128 * 9)} == {128}  # of many rows, what a further one takes counts
+    assert plan.seconds(20) == pytest.approx(1.8)
+
+
+@given(costs=costs)
+def test_costs_are_kept_as_json(costs: dict[int, Cost]) -> None:
+    assert costs_in(json.loads(json.dumps(listed_costs(costs)))) == costs
+
+
+def test_a_tail_is_padded_split_or_run_by_what_it_costs() -> None:
+    def cut(rows: int, costs: dict[int, float]) -> list[int]:
+        return [batch.size for batch in BatchPlan(1, 128, one_by_one(costs)).cut(rows)]
+
+    steep = {1: 1.5, 8: 9.0, 32: 32.0, 128: 100.0}
+    assert cut(128 + 40, steep) == [128, 32, 8]
+    flat = {1: 9.0, 8: 9.5, 32: 10.0, 128: 11.0}
+    assert cut(128 + 40, flat) == [128, 128]
+    assert cut(5, flat) == [8]
+    assert cut(1000, {1: 1.0, 32: 2.0, 128: 100.0})[:30] == [32] * 30
