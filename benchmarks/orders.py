@@ -4,7 +4,7 @@ python benchmarks/orders.py [--models MobileNetV2 ResNet50] [--batch 32] [--fold
 
 Engines of the same weights in fp16, timed in turn: `flag` is TensorRT's own choice for the float32 graph, which tells
 what can be had; `typed` its choice for keras_trt's typed graph; `floats` obeys that where it says float32 alone;
-`keras_trt` is what is built for users. Beside the times, how many of each engine's layers compute in half.
+`ungrouped` in all but grouped convolutions; `keras_trt` is what is built for users. Beside the times, how many of each engine's layers compute in half.
 """
 
 from __future__ import annotations
@@ -26,12 +26,14 @@ import environment
 import models
 from plans import timed
 
-WAYS = ("flag", "typed", "floats", "keras_trt")
+WAYS = ("flag", "typed", "floats", "ungrouped", "keras_trt")
 
 
 def build(chosen: argparse.Namespace, name: str, way: str) -> None:
     """Build one engine, in this process, and say how its layers compute."""
     import logging
+
+    import onnx
 
     from keras_trt.backends import BuildSpec
     from keras_trt.backends.tensorrt import TensorRTBackend
@@ -44,13 +46,19 @@ def build(chosen: argparse.Namespace, name: str, way: str) -> None:
     model: Any = models.make(name)
     exported = export(model)
     graph = exported.onnx if way == "flag" else typed(exported.onnx, "fp16")
+    grouped = {
+        node.output[0]
+        for node in onnx.load_from_string(graph).graph.node
+        if any(attribute.name == "group" and attribute.i > 1 for attribute in node.attribute)
+    }
     ordered = tensorrt_types.order_types
 
     def order(trt: Any, network: Any, types: Any) -> int:
         if way == "floats":
             ordered(trt, network, {tensor: dtype for tensor, dtype in types.items() if dtype == "float32"})
-        elif way == "keras_trt":
-            return ordered(trt, network, types)
+        elif way in ("ungrouped", "keras_trt"):
+            free = grouped if way == "ungrouped" else set()
+            return ordered(trt, network, {tensor: dtype for tensor, dtype in types.items() if tensor not in free})
         return 1  # so that the engine must prove that it has layers in half
 
     tensorrt_types.order_types = order
