@@ -4,7 +4,8 @@ python benchmarks/orders.py [--models MobileNetV2 ResNet50] [--batch 32] [--fold
 
 Engines of the same weights in fp16, timed in turn: `flag` is TensorRT's own choice for the float32 graph, which tells
 what can be had; `typed` its choice for keras_trt's typed graph; `floats` obeys that where it says float32 alone;
-`ungrouped` in all but grouped convolutions; `keras_trt` is what is built for users. Beside the times, how many of each engine's layers compute in half.
+`ungrouped` in all but grouped convolutions; `keras_trt` is what is built for users. Beside the times, how many of each
+engine's layers compute in half.
 """
 
 from __future__ import annotations
