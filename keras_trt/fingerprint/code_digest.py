@@ -42,7 +42,8 @@ def words(text: str) -> frozenset[str]:
 _READS_THE_WORLD = words(
     "builtins.eval builtins.exec builtins.compile builtins.globals builtins.open builtins.input "
     "builtins.__import__ io.open _io.open os.environ os.environb os.getenv sys.argv sys.modules sys._getframe "
-    "importlib.import_module importlib.reload"
+    "importlib.import_module importlib.reload pathlib.Path "
+    "numpy.fromfile numpy.genfromtxt numpy.load numpy.loadtxt numpy.memmap"
 )
 # Attributes of a class that do not change what its instances do, or repeat what is hashed elsewhere.
 _CLASS_NOISE = words(
@@ -65,9 +66,12 @@ class Digester(Walk):
 
     def __init__(self) -> None:
         super().__init__()
-        #: Names of the attributes that users' code reads, and assigns.
+        #: Names of the attributes that users' code reads, and assigns. What is written as a string may be one that
+        #: `getattr` reads.
         self.loads: set[str] = set()
         self.stores: set[str] = set()
+        self._later: list[tuple[type, set[str]]] = []
+        self._packages: dict[str, str] = {}  # each is read once
 
     def special(self, item: Any, soft: bool) -> bool:  # noqa: ARG002 -- for subclasses
         """Hash what a subclass knows better; return False to leave it to the general rules."""
@@ -108,7 +112,7 @@ class Digester(Walk):
             self.cls(kind)
         elif isinstance(item, type):
             self.cls(item)
-        elif isinstance(item, _CONTAINERS) and (is_library_class(kind)):
+        elif isinstance(item, _CONTAINERS) and is_library_class(kind) and kind.__module__ != "numpy":
             self._container(item, soft, loose)
         elif not self._callable(item) and not self._known(item):
             if is_library_class(kind):
@@ -185,7 +189,10 @@ class Digester(Walk):
     def _numpy(self, item: Any) -> bool:
         import numpy as np
 
-        if isinstance(item, np.ndarray):
+        if isinstance(item, np.ma.MaskedArray):
+            self.put("masked")
+            self.value([item.data, np.ma.getmaskarray(item), item.fill_value])
+        elif isinstance(item, np.ndarray):
             self.put("ndarray", type(item).__name__, item.dtype.name, item.dtype.str, repr(item.shape))
             self.put("fields", repr(item.dtype.descr) if item.dtype.names else "")
             if item.dtype.hasobject:
@@ -208,7 +215,7 @@ class Digester(Walk):
             self.refuse(f"the code uses {module}.{qualname}, which reads what no hash of the code covers")
         if not is_library(module):
             self.refuse(f"{module}.{qualname} is compiled, so its code cannot be hashed")
-        self.put(tag, module, qualname, release(module))
+        self.put(tag, module, qualname, release(module, self._packages))
 
     def _callable(self, item: Any) -> bool:
         """Hash a function or something that wraps functions."""
@@ -289,6 +296,8 @@ class Digester(Walk):
             if isinstance(constant, types.CodeType):
                 self.code(constant, namespace)
             else:
+                if isinstance(constant, str):
+                    self.loads.add(constant)
                 self.value(constant)
         if namespace is not None:
             self._reach(code, namespace)
@@ -392,14 +401,27 @@ class Digester(Walk):
                 if issubclass(cls, enum.Enum):  # its members stand in its namespace as descriptors of Python's own
                     self.value([(name, member.value) for name, member in cls.__members__.items()])
                     names = [name for name in names if isinstance(vars(cls)[name], types.FunctionType | property)]
-                while names:
-                    for name in names:
-                        with self.at(name):
-                            self.put("member", name)
-                            self.value(vars(cls)[name])
-                    names = sorted(later & set(vars(cls)) & self.loads)
-                    later -= set(names)
-                self.put("end")
+                self._members(cls, names)
+                self._later.append((cls, later & set(vars(cls))))
+
+    def _members(self, cls: type, names: list[str]) -> None:
+        for name in names:
+            with self.at(name):
+                self.put("member", name)
+                self.value(vars(cls)[name])
+        self.put("end")
+
+    def rest(self) -> None:
+        """Hash what counts only if some code names it, now that all code is known but for what this reaches."""
+        loads = frozenset(self.loads)
+        named = [(cls, sorted(names & loads)) for cls, names in self._later if names & loads]
+        self._later = [(cls, names - loads) for cls, names in self._later]
+        for cls, names in named:
+            with self.at(f"the class {cls.__name__}"):
+                self.put("named", self._seen[id(cls)][0])
+                self._members(cls, names)
+        if named:  # which may name others
+            self.rest()
 
     def later(self, cls: type) -> set[str]:  # noqa: ARG002 -- for subclasses
         """Return the members of a user's class that count only if other code names them."""

@@ -52,21 +52,43 @@ def is_library(module: str) -> bool:
 
 
 @functools.cache
-def _content(path: str, modified: int) -> str:  # noqa: ARG001 -- a changed file is read again
-    return hashlib.sha256(pathlib.Path(path).read_bytes()).hexdigest()
+def _content(path: str, modified: int) -> bytes:  # noqa: ARG001 -- a changed file is read again
+    return hashlib.sha256(pathlib.Path(path).read_bytes()).digest()
 
 
-def release(module: str) -> str:
-    """Return what tells one release of a library's module from the next."""
+def _sources(path: str) -> str:
+    """Return the digest of a module's source file, and for a package of all below it."""
+    file = pathlib.Path(path)
+    files = sorted(file.parent.rglob("*.py")) if file.name == "__init__.py" else [file]
+    whole = hashlib.sha256()
+    for one in files:
+        whole.update(f"{one.relative_to(file.parent).as_posix()}|".encode("utf-8", "surrogatepass"))
+        whole.update(_content(str(one), one.stat().st_mtime_ns))
+    return whole.hexdigest()
+
+
+def release(module: str, known: dict[str, str]) -> str:
+    """Return what tells one release of a library's module from the next.
+
+    Args:
+        module: its name.
+        known: digests of packages by their files; what is not in it is added.
+    """
     top = module.partition(".")[0]
     if top in sys.stdlib_module_names:
         return sys.version.partition(" ")[0]
     version = str(getattr(sys.modules.get(top), "__version__", ""))
-    path = getattr(sys.modules.get(module), "__file__", None) or ""
-    # Other distributions may have no version, or change without a new one.
-    if top in _LIBRARIES or not path.endswith(".py") or not os.path.isfile(path):  # noqa: PTH113
+    if top in _LIBRARIES:
         return version
-    return f"{version} {_content(path, os.stat(path).st_mtime_ns)}"  # noqa: PTH116
+    # Other distributions may have no version, or change without a new one, in whichever of their files.
+    parts = module.split(".")
+    names = (".".join(parts[:end]) for end in range(1, len(parts) + 1))  # a namespace package has no file of its own
+    path = next(filter(None, (getattr(sys.modules.get(name), "__file__", None) for name in names)), "")
+    if path.endswith(".py") and os.path.isfile(path):  # noqa: PTH113
+        if path not in known:
+            known[path] = _sources(path)
+        return f"{version} {known[path]}"
+    return version
 
 
 def _symbol(module: str, qualname: str) -> Any:

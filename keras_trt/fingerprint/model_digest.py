@@ -161,6 +161,7 @@ class _ModelDigester(Digester):
         self._top = model
         self._tensors: dict[int, tuple[int, int]] = {}
         self._nodes = 0
+        self._unread: list[tuple[str, Any]] = []  # attributes that only training reads, unless some code names them
 
     def model(self, model: Any) -> None:
         """Hash the whole model."""
@@ -178,6 +179,11 @@ class _ModelDigester(Digester):
             self.layer(layer)
             if not layer.built and not hasattr(layer, "get_vocabulary"):
                 self.refuse(f"the layer {layer.name} is not built: call the model on a batch of data first")
+        self.rest()
+        for name, item in self._unread:
+            if name in self.loads:
+                with self.at(f"attribute {name}"):
+                    self.value(item)
         if "trainable" in self.loads:
             self.value([bool(layer.trainable) for layer in layers])
 
@@ -244,6 +250,7 @@ class _ModelDigester(Digester):
             if soft and isinstance(item, list | tuple | dict | set) and _all_plain(item):
                 continue
             if not stock and self._trains(name, item):
+                self._unread.append((name, item))
                 continue
             state[name] = item
         self.attributes(layer, state, soft, loose=stock and cls.__name__ != "Lambda")

@@ -58,8 +58,8 @@ def execute(source: str) -> Any:
 @pytest.fixture(autouse=True)
 def _forget_users_modules() -> Any:
     yield
-    for name in ("users_module", "m_one", "keras_trt_installed"):
-        sys.modules.pop(name, None)
+    for name in [name for name in sys.modules if name.startswith(("users_module", "m_one", "keras_trt_installed"))]:
+        del sys.modules[name]
 
 
 def custom(body: str = "x", init: str = "pass", before: str = "") -> str:
@@ -127,6 +127,16 @@ def subclass(**parts: Any) -> str:
     return SUBCLASS.format(**(defaults | parts))
 
 
+BASE = """
+class Base(kl.Layer):
+    def fit(self, x): return x * {}
+"""
+SUMMARY = """
+class Other(kl.Layer):
+    def summary(self, x): return x * {}
+a = Other()
+a.built = True
+"""
 DIFFERS: dict[str, tuple[str, str]] = {
     "call": (custom("x * 2.0"), custom("x + 2.0")),
     "constant of call": (custom("x * 2.0"), custom("x * 3.0")),
@@ -325,6 +335,27 @@ DIFFERS: dict[str, tuple[str, str]] = {
         subclass(body="self.compute_loss(self.norm(x))", more="def compute_loss(self, x): return x * 2."),
         subclass(body="self.compute_loss(self.norm(x))", more="def compute_loss(self, x): return x * 3."),
     ),
+    "helper that trains, of a base class": (
+        custom("super().fit(x)", before=BASE.format(2)).replace("Scale(kl.Layer)", "Scale(Base)"),
+        custom("super().fit(x)", before=BASE.format(3)).replace("Scale(kl.Layer)", "Scale(Base)"),
+    ),
+    "helper that trains, of an object that is met before": (
+        custom("(a, a.summary(x))[1]", before=SUMMARY.format(2)),
+        custom("(a, a.summary(x))[1]", before=SUMMARY.format(3)),
+    ),
+    "helper that trains, by its name in a string": (
+        custom("getattr(a, 'summary')(x)", before=SUMMARY.format(2)),
+        custom("getattr(a, 'summary')(x)", before=SUMMARY.format(3)),
+    ),
+    "scalar of numpy": (
+        custom("x * self.k", init="self.k = np.sqrt(2.)"),
+        custom("x * self.k", init="self.k = np.sqrt(3.)"),
+    ),
+    "type of a scalar": (custom("x * K", before="K = np.float64(2)"), custom("x * K", before="K = 2.")),
+    "masked array": (
+        custom("x * K.sum()", before="K = np.ma.array([1., 2.], mask=[True, False])"),
+        custom("x * K.sum()", before="K = np.ma.array([1., 2.], mask=[False, True])"),
+    ),
 }
 
 
@@ -404,6 +435,14 @@ class Cell(kl.LSTMCell):
         super().__init__(2)
         self.guard = threading.Lock()
 """
+TRACKED = """
+class Other(kl.Layer):
+    def __init__(self):
+        super().__init__()
+        self.tracker = keras.metrics.Mean()
+a = Other()
+a.built = True
+"""
 REFUSED: dict[str, tuple[str, str]] = {
     "a lock": (custom("x", init="self.guard = threading.Lock()", before="import threading"), "guard"),
     "a lock in a closure": (custom("f(x)", before=LOCKED), "lock"),
@@ -422,6 +461,9 @@ REFUSED: dict[str, tuple[str, str]] = {
         custom("getattr(m, 'f')(x)", before="import types\nm = types.ModuleType('m')\nm.f = ops.relu"),
         "module",
     ),
+    "a file of numpy": (custom("x * np.load('k') if 1 > 2 else x"), "numpy.load"),
+    "a path": (custom("x if 1 < 2 else Path('k').stat()", before="from pathlib import Path"), "Path"),
+    "a metric of another layer that infers": (custom("x * a.tracker.result()", before=TRACKED), "Mean"),
     "a metric that infers": (custom("x * self.m.result()", init="self.m = keras.metrics.Mean()"), "Mean"),
     "a generator": (custom("x * next(G)", before="G = (i for i in (1, 2))"), "generator"),
     "a random state": (custom("x * G.random()", before="G = np.random.default_rng(0)"), "Generator"),
@@ -735,15 +777,20 @@ def test_models_of_this_process_are_left_alone() -> None:
     assert structure_key(model) == structure_key(model)
 
 
-def test_code_of_installed_packages_enters(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder = tmp_path / "site-packages"
-    folder.mkdir()
-    monkeypatch.syspath_prepend(folder)
+@pytest.mark.parametrize("changed", ["keras_trt_installed", "keras_trt_installed/__init__", "keras_trt_installed/ops"])
+def test_code_of_installed_packages_enters(changed: str, tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In whichever file of a package it is: some are installed again without a new version."""
+    file = tmp_path / "site-packages" / f"{changed}.py"
+    file.parent.mkdir(parents=True)
+    if changed.endswith("/ops"):
+        (file.parent / "__init__.py").write_text("from . import ops\ndef scale(x):\n    return ops.scale(x)\n")
+    monkeypatch.syspath_prepend(tmp_path / "site-packages")
     monkeypatch.setattr(sys, "dont_write_bytecode", True)
     keys = []
     for factor in ("2", "30"):
-        (folder / "keras_trt_installed.py").write_text(f"def scale(x):\n    return x * {factor}\n")
-        sys.modules.pop("keras_trt_installed", None)
+        file.write_text(f"def scale(x):\n    return x * {factor}\n")
+        for name in [name for name in sys.modules if name.startswith("keras_trt_installed")]:
+            del sys.modules[name]
         source = custom("scale(x)", before="from keras_trt_installed import scale")
         keys.append(structure_key(execute(source)))
     assert keys[0] != keys[1]
