@@ -3,7 +3,10 @@ from __future__ import annotations
 import os
 import signal
 import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -28,6 +31,22 @@ def _seeded() -> None:
     keras = sys.modules.get("keras")
     if keras is not None and "tensorflow" in sys.modules:
         keras.utils.set_random_seed(0)
+
+
+@pytest.fixture
+def count(record_property: Callable[[str, object], None]) -> Callable[[str], None]:
+    """Takes what a test of faults has counted: it is printed at the end of the run."""
+    return partial(record_property, "count")
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """Print what was counted."""
+    passed = [report for report in terminalreporter.getreports("passed") if report.when == "call"]
+    lines = [text for report in passed for name, text in report.user_properties if name == "count"]
+    if lines:
+        terminalreporter.section("counts")
+        for line in lines:
+            terminalreporter.line(line)
 
 
 @pytest.fixture

@@ -202,7 +202,7 @@ def test_an_empty_environment_loads_it(tmp_path: Path) -> None:
 # Damage.
 
 
-def test_every_flipped_byte_is_found(saved: Path, tmp_path: Path) -> None:
+def test_every_flipped_byte_is_found(saved: Path, tmp_path: Path, count: Callable[[str], None]) -> None:
     raw = bytearray(saved.read_bytes())
     path = tmp_path / "model.ktrt"
     path.write_bytes(raw)
@@ -216,7 +216,7 @@ def test_every_flipped_byte_is_found(saved: Path, tmp_path: Path) -> None:
             found += 1
             os.pwrite(file.fileno(), raw[position : position + 1], position)
     Artifact(path)
-    sys.stdout.write(f"{found} of {len(raw)} flipped bytes found\n")
+    count(f"{found} of {len(raw)} flipped bytes of a .ktrt file found")
 
 
 def test_every_truncation_is_found(saved: Path, tmp_path: Path) -> None:

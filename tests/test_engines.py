@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +48,7 @@ def test_engines_that_are_not_kept_share_what_was_measured(cache: EngineCache) -
     assert second.read() == b"measured"
 
 
-def test_builds_at_once_lose_nothing_of_each_other(cache: EngineCache) -> None:
+def test_builds_at_once_lose_nothing_of_each_other(cache: EngineCache, count: Callable[[str], None]) -> None:
     """Eight processes add ten measurements each: all are there at the end."""
     code = """
 import sys
@@ -66,7 +67,7 @@ for turn in range(10):
     assert [process.wait(timeout=200) for process in processes] == [0] * 8
     found = CachedTimings(cache, {"gpu": "L4"}, lambda write: stored(cache, write)).read().split()
     assert sorted(found) == sorted(f"{number}.{turn}".encode() for number in range(8) for turn in range(10))
-    sys.stdout.write(f"8 processes: {len(found)} of 80 measurements kept\n")
+    count(f"8 processes that build at once: {len(found)} of 80 measurements kept")
 
 
 @pytest.mark.parametrize("keyed", [True, False])

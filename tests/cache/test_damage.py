@@ -106,6 +106,19 @@ def test_damaged_manifest_is_a_miss(
     assert cache.get(KEY) == Entry(PAYLOAD, MANIFEST)
 
 
+@pytest.mark.parametrize("damage", damages(MANIFEST_DAMAGE | ENTRY_DAMAGE))
+def test_damaged_manifests_are_listed_and_pruned(cache: EngineCache, damage: Callable[[Path], None]) -> None:
+    damage(entry_file(cache))
+    change(record_file(cache), lambda _: documents.seal({"schema": 1, "kind": "record", "key": KEY, "record": 1}))
+    (cache.path / "entries" / "notes").mkdir()
+    notes = cache.path / "entries" / "notes" / "of a user.json"
+    notes.touch()
+    assert sorted(item.kind for item in cache.items()) == ["entry", "record"]
+    assert all(isinstance(item.manifest, dict) for item in cache.items())
+    cache.prune(0)
+    assert [path for path in cache.path.rglob("*") if path.is_file() and path.parent.name != "locks"] == [notes]
+
+
 @pytest.mark.parametrize("damage", damages(MANIFEST_DAMAGE))
 def test_damaged_record_is_a_miss(
     cache: EngineCache, damage: Callable[[Path], None], caplog: pytest.LogCaptureFixture
@@ -126,14 +139,20 @@ def test_record_that_holds_none(cache: EngineCache, caplog: pytest.LogCaptureFix
 
 
 @pytest.mark.parametrize("bit", [1, 0x20, 0x80])
-def test_any_flipped_bit_of_a_manifest_is_noticed(cache: EngineCache, bit: int) -> None:
-    for path, read in ((entry_file(cache), cache.get), (record_file(cache), cache.get_record)):
-        raw = path.read_bytes()
+def test_any_flipped_bit_is_noticed(cache: EngineCache, bit: int, count: Callable[[str], None]) -> None:
+    whole = {path: path.read_bytes() for path in (entry_file(cache), payload_file(cache), record_file(cache))}
+    for path, raw in whole.items():
+        read = cache.get_record if path == record_file(cache) else cache.get
         for position in range(len(raw)):
+            for other, content in whole.items():
+                other.write_bytes(content)
             path.write_bytes(raw[:position] + bytes([raw[position] ^ bit]) + raw[position + 1 :])
-            assert read(KEY) is None, position
+            assert read(KEY) is None, (path, position)
         path.write_bytes(raw)
-        assert read(KEY) is not None
+    cache.put(KEY, PAYLOAD, MANIFEST)
+    assert (cache.get(KEY), cache.get_record(KEY)) == (Entry(PAYLOAD, MANIFEST), RECORD)
+    flips = sum(map(len, whole.values()))
+    count(f"bit {bit:#x} of each byte of an entry and a record flipped: {flips} of {flips} found")
 
 
 def test_folder_in_place_of_a_file(cache: EngineCache, caplog: pytest.LogCaptureFixture) -> None:

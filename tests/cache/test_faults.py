@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -35,13 +36,14 @@ def start(*arguments: object) -> subprocess.Popen[str]:
     )
 
 
-def finish(process: subprocess.Popen[str]) -> None:
+def finish(process: subprocess.Popen[str]) -> str:
+    """Return what the process has counted."""
     out, err = process.communicate(timeout=300)
     assert process.returncode == 0, f"{out}\n{err}"
-    sys.stdout.write(out)  # the counts
+    return out.strip()
 
 
-def test_sixteen_processes_make_one_build(tmp_path: Path) -> None:
+def test_sixteen_processes_make_one_build(tmp_path: Path, count: Callable[[str], None]) -> None:
     log, go = tmp_path / "log", tmp_path / "go"
     processes = [start("build_once", tmp_path / "cache", log, go) for _ in range(16)]
     for process in processes:
@@ -51,7 +53,7 @@ def test_sixteen_processes_make_one_build(tmp_path: Path) -> None:
     for process in processes:
         finish(process)
     builds = len(log.read_text().splitlines())
-    sys.stdout.write(f"16 processes at once: {builds} build, 16 right answers\n")
+    count(f"16 processes at once: {builds} build, 16 right answers")
     assert builds == 1
 
 
@@ -130,29 +132,29 @@ def test_lock_is_freed_by_an_exception(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("before", ["older", "empty"])
-def test_writer_killed_at_every_line(tmp_path: Path, before: str) -> None:
-    finish(start("kill_at_every_line", tmp_path, before))
+def test_writer_killed_at_every_line(tmp_path: Path, before: str, count: Callable[[str], None]) -> None:
+    count(finish(start("kill_at_every_line", tmp_path, before)))
 
 
-def test_writer_killed_at_any_time(tmp_path: Path) -> None:
-    finish(start("kill_at_any_time", tmp_path, 30))
+def test_writer_killed_at_any_time(tmp_path: Path, count: Callable[[str], None]) -> None:
+    count(finish(start("kill_at_any_time", tmp_path, 30)))
 
 
 @pytest.mark.parametrize("mode", [0o500, 0o000], ids=["read-only", "closed"])
-def test_folder_without_rights(open_folder: Path, mode: int) -> None:
+def test_folder_without_rights(open_folder: Path, mode: int, count: Callable[[str], None]) -> None:
     folder = open_folder / "parent"
     folder.mkdir()
     if os.getuid() == 0:
         os.chown(folder, NOBODY, NOBODY)
     folder.chmod(mode)
     try:
-        finish(start("no_rights", folder / "cache"))
+        count(finish(start("no_rights", folder / "cache")))
     finally:
         folder.chmod(0o700)
     assert list(folder.iterdir()) == []
 
 
-def test_read_only_cache_still_gives_what_it_has(open_folder: Path) -> None:
+def test_read_only_cache_still_gives_what_it_has(open_folder: Path, count: Callable[[str], None]) -> None:
     root = open_folder / "cache"
     cache = EngineCache(root)
     cache.put(KEY, b"old" * 50_000, {"build": 1})
@@ -163,7 +165,7 @@ def test_read_only_cache_still_gives_what_it_has(open_folder: Path) -> None:
             os.chown(path, NOBODY, NOBODY)
         path.chmod(0o500 if path.is_dir() else 0o400)
     try:
-        finish(start("read_only", root))
+        count(finish(start("read_only", root)))
     finally:
         for path in before:
             path.chmod(0o700)
@@ -187,7 +189,7 @@ def test_a_file_where_the_folder_should_be(tmp_path: Path) -> None:
     assert root.read_text() == "a file"
 
 
-def test_full_disk(tmp_path: Path) -> None:
+def test_full_disk(tmp_path: Path, count: Callable[[str], None]) -> None:
     if sys.platform != "linux":
         pytest.skip("mounting a small disk is done for Linux alone")
     disk = tmp_path / "disk"
@@ -206,6 +208,7 @@ def test_full_disk(tmp_path: Path) -> None:
         env=os.environ | {"PYTHONPATH": str(REPOSITORY)},
     )
     assert process.returncode == 0, process.stdout + process.stderr
+    count(process.stdout.strip())
 
 
 def test_what_killed_writers_left_is_swept(tmp_path: Path) -> None:
