@@ -5,12 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
 
-__all__ = ["JSON", "SCHEMA", "plain", "seal", "unseal"]
+__all__ = ["JSON", "SCHEMA", "SHA256", "plain", "seal", "unseal"]
 
 SCHEMA = 1
+SHA256 = re.compile(r"[0-9a-f]{64}")
 
 JSON: TypeAlias = "bool | int | float | str | Sequence[JSON] | Mapping[str, JSON] | None"
 

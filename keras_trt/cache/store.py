@@ -4,7 +4,7 @@
     entries/<2 hex>/<62 hex>.json     the manifest of a key: SHA-256 and size of its payload, and what the caller adds
     records/<2 hex>/<62 hex>.json     a small JSON record of a key, without a payload
     locks/<64 hex>.lock               one build at a time for each key
-    locks/store.lock                  one entry is written, or deleted for want of room, at a time
+    locks/store.lock                  one entry or record is written, or deleted for damage or want of room, at a time
     locks/used                        its time is the last at which anything was used
     tmp/                              files that are being written
 
@@ -19,22 +19,19 @@ import contextlib
 import hashlib
 import logging
 import os
-import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from keras_trt.cache import files, upkeep
-from keras_trt.cache.documents import JSON, SCHEMA, plain, seal, unseal
+from keras_trt.cache.documents import JSON, SCHEMA, SHA256, plain, seal, unseal
 from keras_trt.cache.upkeep import Item
 from keras_trt.errors import CacheError
 
 __all__ = ["EngineCache", "Entry"]
 
 DEFAULT_MAX_BYTES = 10 << 30
-
-_SHA256 = re.compile(r"[0-9a-f]{64}")
 
 _logger = logging.getLogger("keras_trt.cache")
 
@@ -80,7 +77,7 @@ class EngineCache:
     def __init__(
         self, path: str | os.PathLike[str] | None = None, *, max_bytes: int | None = DEFAULT_MAX_BYTES
     ) -> None:
-        if max_bytes is not None and max_bytes < 0:
+        if max_bytes is not None and not max_bytes >= 0:  # as NaN is
             raise ValueError(f"`max_bytes` is a size in bytes, or None. Received: max_bytes={max_bytes!r}")
         self._max_bytes = max_bytes
         if path is not None and not os.fspath(path):
@@ -90,6 +87,7 @@ class EngineCache:
             self._path = folder.expanduser().absolute()  # absolute: a later chdir must not move the cache
         except RuntimeError as error:  # from pathlib and platformdirs, for a user without a home, as in many containers
             raise CacheError(f"The engine cache has no folder: {error}. Received: path={path!r}. {_REMEDY}") from error
+        self._store_lock = self._path / "locks" / "store.lock"
         self._swept = False
         self._distrusted = False
 
@@ -115,10 +113,10 @@ class EngineCache:
         sha256, size = document.get("payload_sha256"), document.get("payload_size")
         if (
             not isinstance(sha256, str)
-            or not _SHA256.fullmatch(sha256)
+            or not SHA256.fullmatch(sha256)
             or not isinstance(document.get("manifest"), dict)
         ):
-            _drop(path, status, "it names no payload")
+            self._drop(path, status, "it names no payload")
             return None
         payload_path = self._file("payloads", sha256, "")
         try:
@@ -127,14 +125,14 @@ class EngineCache:
                 # A wrong size is not read at all: it may be anything, and larger than the memory.
                 payload = file.read() if payload_status.st_size == size else None
         except FileNotFoundError:
-            _drop(path, status, f"its payload {payload_path} is missing")
+            self._drop(path, status, f"its payload {payload_path} is missing")
             return None
         except OSError as error:
             _warn_unreadable(payload_path, error)
             return None
         if payload is None or hashlib.sha256(payload).hexdigest() != sha256:
-            _drop(path, status, f"its payload {payload_path} is damaged")
-            _drop(payload_path, payload_status, "its content does not match its name")
+            self._drop(path, status, f"its payload {payload_path} is damaged")
+            self._drop(payload_path, payload_status, "its content does not match its name")
             return None
         upkeep.mark_used(self._path, path)
         return Entry(payload, document["manifest"])
@@ -159,7 +157,7 @@ class EngineCache:
         named = {"payload_sha256": sha256, "payload_size": len(payload), "manifest": plain(dict(manifest), "manifest")}
         sealed = seal({"schema": SCHEMA, "kind": "entry", "key": key, **named})
         payload_path = self._file("payloads", sha256, "")
-        with self._writing(f"an engine of {len(payload)} bytes"), self._locked(self._path / "locks" / "store.lock"):
+        with self._writing(f"an engine of {len(payload)} bytes"), self._locked(self._store_lock):
             is_new = not payload_path.exists()
             # Written even if it is there: that costs less than reading it, and mends it if it is damaged.
             status = self._write(payload_path, payload)
@@ -185,7 +183,7 @@ class EngineCache:
             return None
         record = found[0].get("record")
         if not isinstance(record, dict):
-            _drop(path, found[1], "it holds no record")
+            self._drop(path, found[1], "it holds no record")
             return None
         upkeep.mark_used(self._path, path)
         return record
@@ -204,7 +202,7 @@ class EngineCache:
         """
         path = self._file("records", key)
         sealed = seal({"schema": SCHEMA, "kind": "record", "key": key, "record": plain(dict(record), "record")})
-        with self._writing("a record"):
+        with self._writing("a record"), self._locked(self._store_lock):
             self._write(path, sealed)
         upkeep.mark_used(self._path, path)
 
@@ -247,7 +245,7 @@ class EngineCache:
         """
         if not self._path.exists():
             return []
-        with self._writing("what it deletes"), self._locked(self._path / "locks" / "store.lock"):
+        with self._writing("what it deletes"), self._locked(self._store_lock):
             return upkeep.evict(self._path, max_bytes)
 
     def lock(self, key: str) -> contextlib.AbstractContextManager[None]:
@@ -300,8 +298,15 @@ class EngineCache:
         try:
             return unseal(raw, kind, key), status
         except (ValueError, RecursionError) as error:
-            _drop(path, status, str(error))
+            self._drop(path, status, str(error))
             return None
+
+    def _drop(self, path: Path, status: os.stat_result, problem: str) -> None:
+        gone = True  # for this process, also where it cannot be deleted
+        with contextlib.suppress(CacheError), self._locked(self._store_lock):  # nobody mends it at this moment
+            gone = files.unlink_unchanged(path, status)
+        if gone:  # else it was evicted or mended meanwhile
+            _logger.warning("Engine cache: %s is of no use (%s); it is discarded and counts as a miss", path, problem)
 
     @contextlib.contextmanager
     def _writing(self, what: str) -> Iterator[None]:
@@ -339,15 +344,10 @@ def _user_folder() -> str:
 
 def _checked(key: str) -> str:
     # A key becomes a file name: nothing else may reach the file system.
-    if not isinstance(key, str) or not _SHA256.fullmatch(key):
+    if not isinstance(key, str) or not SHA256.fullmatch(key):
         raise ValueError(f"A cache key must be 64 lowercase hexadecimal digits. Received: key={key!r}")
     return key
 
 
 def _warn_unreadable(path: Path, error: OSError) -> None:
     _logger.warning("Engine cache: %s cannot be read (%s); it counts as a miss", path, error)
-
-
-def _drop(path: Path, status: os.stat_result, problem: str) -> None:
-    if files.unlink_unchanged(path, status):  # else it was evicted or mended meanwhile
-        _logger.warning("Engine cache: %s is of no use (%s); it is discarded and counts as a miss", path, problem)

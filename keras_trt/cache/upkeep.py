@@ -107,14 +107,16 @@ def _items(root: Path, kind: Literal["entry", "record"]) -> list[Item]:
     found = []
     for path in (root / ("entries" if kind == "entry" else "records")).glob("*/*.json"):
         key = path.parent.name + path.stem
+        if not documents.SHA256.fullmatch(key):  # nothing of ours
+            continue
         with contextlib.suppress(OSError):
             status, document = path.stat(), _document(path, kind, key)
-            payload = None
-            if kind == "entry" and document:
-                sha256 = document["payload_sha256"]
+            payload, sha256 = None, document.get("payload_sha256")
+            if isinstance(sha256, str) and documents.SHA256.fullmatch(sha256):
                 payload = root / "payloads" / sha256[:2] / sha256[2:]
             size = status.st_size + (_size(payload) if payload is not None else 0)
-            manifest = document.get("manifest" if kind == "entry" else "record", {})
+            manifest = document.get("manifest" if kind == "entry" else "record")
+            manifest = manifest if isinstance(manifest, dict) else {}
             found.append(Item(kind, key, path, size, status.st_mtime_ns, manifest, payload))
     return found
 

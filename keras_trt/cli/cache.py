@@ -12,6 +12,7 @@ from ..cache import EngineCache, Item, changes, nearest
 from ..errors import CacheError
 
 _COLUMNS = ("key", "model", "precision", "backend", "device", "size", "used")
+_UNITS = {"KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30}
 
 
 def add_parser(commands: Any) -> None:
@@ -53,7 +54,7 @@ def run(chosen: argparse.Namespace) -> int:
     """
     cache = EngineCache(chosen.folder)
     items = cache.items()
-    engines = [item for item in items if item.kind == "entry" and "model" in item.manifest]
+    engines = [item for item in items if _is_engine(item)]
     found: Any
     status, found, text = 0, None, ""
     match chosen.verb:
@@ -82,9 +83,15 @@ def run(chosen: argparse.Namespace) -> int:
     return status
 
 
+def _is_engine(item: Item) -> bool:
+    """Whether an item is an engine that `accelerate` or `load` has stored: a cache takes other entries too."""
+    kinds = {"model": str, "backend": dict, "fields": dict | None}
+    return item.kind == "entry" and all(isinstance(item.manifest.get(name), kind) for name, kind in kinds.items())
+
+
 def _row(item: Item) -> dict[str, Any]:
     """Return what `ls` says of an engine."""
-    backend = item.manifest.get("backend") or {}
+    backend = item.manifest["backend"]
     return {
         "key": item.key[:12],
         "model": item.manifest["model"],
@@ -139,10 +146,11 @@ def _bytes(size: float) -> str:
 
 
 def _size(text: str) -> int:
-    for unit, factor in (("KiB", 1 << 10), ("MiB", 1 << 20), ("GiB", 1 << 30), ("", 1)):
-        if text.endswith(unit):
-            size = int(float(text.removesuffix(unit)) * factor)
-            if size < 0:
-                break
-            return size
-    raise argparse.ArgumentTypeError(f"a size is 0 or more. Received: {text!r}")
+    unit, factor = next((one for one in _UNITS.items() if text.endswith(one[0])), ("", 1))
+    try:
+        size = int(float(text.removesuffix(unit)) * factor)
+    except (ValueError, OverflowError):
+        size = -1
+    if size < 0:
+        raise argparse.ArgumentTypeError(f"a size is a number of bytes, such as 5000000 or 2GiB. Received: {text!r}")
+    return size

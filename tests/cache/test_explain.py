@@ -130,13 +130,28 @@ def test_prune_and_clear(filled: EngineCache, capsys: pytest.CaptureFixture[str]
 def test_bad_usage(filled: EngineCache, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     assert "0 engines" in command(filled, capsys, "show", "zzz", status=2)
     assert "2 engines" in command(filled, capsys, "show", "", status=2)
-    for arguments in ([], ["prune"], ["prune", "--max-bytes", "-1"], ["prune", "--max-bytes", "many"], ["show"]):
+    for arguments in ([], ["prune"], ["show"]):
         with pytest.raises(SystemExit) as caught:
             main(["cache", *arguments])
         assert caught.value.code == 2
         capsys.readouterr()
+    for size in ("many", "5GB", "nan", "inf", "1e400GiB", "-1"):
+        with pytest.raises(SystemExit) as caught:
+            main(["cache", "prune", "--max-bytes", size])
+        assert caught.value.code == 2
+        said = capsys.readouterr().err
+        assert size in said
+        assert "2GiB" in said
     tmp_path.chmod(0o777)
     assert "every user can write" in command(EngineCache(tmp_path), capsys, "clear", status=2)
+
+
+def test_entries_that_are_no_engines_are_not_listed(filled: EngineCache, capsys: pytest.CaptureFixture[str]) -> None:
+    before = command(filled, capsys, "ls")
+    for key, manifest in ((A, {"model": 5, "backend": {}}), (B, {"model": "odd", "backend": "text", "fields": {}})):
+        filled.put(key, b"of a user", manifest)
+    assert command(filled, capsys, "ls") == before
+    assert "0 engines" in command(filled, capsys, "show", A, status=2)
 
 
 def test_a_model_without_a_structure_key_is_listed(cache: EngineCache, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,14 +1,16 @@
 from __future__ import annotations
 
 import json
+import linecache
 import math
 import os
 import pickle
 import stat
+import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
-from types import MappingProxyType
+from types import FrameType, MappingProxyType
 from typing import Any
 
 import pytest
@@ -162,6 +164,37 @@ def test_damage_that_another_writer_has_mended_is_left_alone(cache: EngineCache)
     assert cache.get(KEY) == Entry(PAYLOAD, MANIFEST)
     files.unlink_unchanged(payload_file(cache), payload_file(cache).stat())
     assert not payload_file(cache).exists()
+
+
+@pytest.mark.parametrize("damaged", [payload_file, entry_file, record_file])
+def test_what_is_mended_beside_a_deletion_stays(cache: EngineCache, damaged: Callable[[EngineCache], Path]) -> None:
+    """The reader stops between its last look at the damaged file and the deletion, while another one mends it."""
+    damaged(cache).write_bytes(b"damage")
+
+    def mend() -> None:
+        cache.put(KEY, PAYLOAD, MANIFEST)
+        cache.put_record(KEY, RECORD)
+
+    writer = threading.Thread(target=mend)
+
+    def trace(frame: FrameType, event: str, _: Any) -> Any:
+        if frame.f_code is not files.unlink_unchanged.__code__:
+            return None
+        if event == "line" and "unlink" in linecache.getline(files.__file__, frame.f_lineno) and not writer.ident:
+            writer.start()
+            writer.join(1)  # ends where nothing keeps it
+        return trace
+
+    before = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        cache.get(KEY)
+        cache.get_record(KEY)
+    finally:
+        sys.settrace(before)
+    writer.join()
+    assert cache.get(KEY) == Entry(PAYLOAD, MANIFEST)
+    assert cache.get_record(KEY) == RECORD
 
 
 UNSAFE = [
