@@ -20,8 +20,10 @@ import hmac
 import json
 import os
 import struct
+import weakref
 import zipfile
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import IO, Any, get_args
@@ -31,7 +33,7 @@ import numpy as np
 from ._files import replacing
 from .cache import documents
 from .errors import ArtifactError
-from .options import Precision
+from .options import Precision, range_of
 from .specs import Cost, OptimizationProfile, Signature, costs_in, listed_costs
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -103,6 +105,8 @@ def write(path: str | os.PathLike[str], contents: Contents, key: bytes | None = 
         ValueError: if the key is empty.
         OSError: if it cannot be written.
     """
+    if key is not None:
+        _check_key(key)
     arrays = {"input": contents.inputs, "output": contents.outputs}
     members: dict[str, Any] = {"graph.onnx": contents.graph}
     for kind, values in arrays.items():
@@ -141,33 +145,45 @@ def write(path: str | os.PathLike[str], contents: Contents, key: bytes | None = 
 class Artifact:
     """An artifact on the disk, checked from its first byte to its last.
 
+    As a context it keeps the file open: another one that takes its place meanwhile does not show. Afterwards it does.
+
     Args:
         path: the file.
         key: what it must be signed with. Defaults to `None`: signatures are not looked at.
 
     Raises:
         ArtifactError: if it is no artifact, or damaged, or of another version, or not signed with the key.
+        ValueError: if the key is empty, or not bytes.
         OSError: if there is no such file, or it cannot be read.
     """
 
     def __init__(self, path: str | os.PathLike[str], key: bytes | None = None) -> None:
+        if key is not None:
+            _check_key(key)
         self.path = Path(path)
+        self._file = self.path.open("rb")
+        self._close = weakref.finalize(self, self._file.close)
         try:
-            with self.path.open("rb") as file:
-                self._manifest = _checked_manifest(file, key)
+            self._manifest = _checked_manifest(self._file, key)
             self.name: str = self._manifest["key"]
             self.signature = Signature.from_json(self._manifest["signature"])
             self.input_names: list[str] = list(self._manifest["input_names"])
             self.profile = OptimizationProfile.from_json(self._manifest["profile"])
             self.precision: str = self._manifest["precision"]
             self.optimization_level: int | None = self._manifest["optimization_level"]
-            self.rows_independent: bool = bool(self._manifest["rows_independent"])
+            self.rows_independent: bool = self._manifest["rows_independent"]
             self.versions: dict[str, str] = dict(self._manifest["versions"])
             self.identities: list[dict[str, Any]] = [plan["identity"] for plan in self._manifest["plans"]]
             self._costs = [costs_in(plan["costs"]) for plan in self._manifest["plans"]]
             self._check()
         except _MALFORMED as error:
             raise ArtifactError(f"'{self.path}' cannot be loaded: {_why(error)}. Save the model again.") from error
+
+    def __enter__(self) -> Artifact:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._close()
 
     @property
     def live_signature(self) -> Signature:
@@ -176,8 +192,19 @@ class Artifact:
         return self.signature.with_inputs_of([replace(spec, name=name) for spec, name in pairs])
 
     def graph(self) -> bytes:
-        """Return the typed graph."""
-        return self._member("graph.onnx")
+        """Return the typed graph.
+
+        Raises:
+            ArtifactError: if it is damaged, or takes weights from other files.
+        """
+        graph = self._member("graph.onnx")
+        if b"location" not in graph:  # the key under which a tensor names another file
+            return graph
+        import onnx
+
+        if _reads_files(onnx.load_from_string(graph)):
+            raise ArtifactError(f"'{self.path}' cannot be loaded: its graph takes weights from other files.")
+        return graph
 
     def golden(self) -> tuple[list[Array], list[Array]]:
         """Return the golden rows, and the answers to them."""
@@ -202,6 +229,20 @@ class Artifact:
     def _check(self) -> None:
         """Raise a `ValueError` if what the manifest says does not fit together."""
         inputs, outputs = self.signature.inputs, self.signature.outputs
+        level = self.optimization_level
+        told = {
+            "name": isinstance(self.name, str),
+            "names of inputs": all(isinstance(name, str) for name in self.input_names),
+            "optimization level": level is None or (type(level) is int and 0 <= level <= 5),
+            "independence of rows": isinstance(self.rows_independent, bool),
+            "versions": all(isinstance(one, str) for one in self.versions.values()),
+            "signature": bool(inputs and outputs),
+            "plans": all(isinstance(one, dict) for one in self.identities),
+        }
+        if bad := [name for name, right in told.items() if not right]:
+            raise ValueError(f"its {bad[0]} cannot be what it says")
+        for spec in inputs:
+            range_of(spec, self.profile)
         counts = {"golden/input_": len(inputs), "golden/output_": len(outputs), "plans/": len(self.identities)}
         expected = {"graph.onnx", *(f"{prefix}{i}" for prefix, count in counts.items() for i in range(count))}
         if set(self._manifest["members"]) != expected:
@@ -209,6 +250,13 @@ class Artifact:
         golden = self._manifest["golden"]
         if (len(golden["input"]), len(golden["output"])) != (len(inputs), len(outputs)):
             raise ValueError("its golden rows are not those of its inputs and outputs")
+        for spec, (dtype, shape) in zip((*inputs, *outputs), (*golden["input"], *golden["output"]), strict=True):
+            fits = len(shape) == len(spec.shape) and all(
+                type(size) is int and size >= 0 and known in (None, size)
+                for known, size in zip(spec.shape, shape, strict=True)
+            )
+            if dtype != spec.dtype or not fits:
+                raise ValueError(f"its golden rows of '{spec.name}' are of type {dtype!r} and shape {shape!r}")
         if set(self.profile.shapes) != {spec.name for spec in inputs} or len(self.input_names) != len(inputs):
             raise ValueError("its shapes are not those of its inputs")
         if self.precision not in get_args(Precision):
@@ -216,11 +264,12 @@ class Artifact:
 
     def _member(self, name: str) -> bytes:
         try:
-            with self.path.open("rb") as file, zipfile.ZipFile(file) as archive:
+            again = self.path.open("rb") if self._file.closed else nullcontext(self._file)
+            with again as file, zipfile.ZipFile(file) as archive:
                 sha256, size = self._manifest["members"][name]
                 data = archive.read(name) if archive.getinfo(name).file_size == size else b""
             if hashlib.sha256(data).hexdigest() != sha256:
-                raise ValueError(f"its member {name!r} does not match its SHA-256")
+                raise ValueError(f"its member {name!r} does not match its SHA-256: it is damaged, or was replaced")
         except _MALFORMED as error:
             raise ArtifactError(f"'{self.path}' cannot be loaded: {_why(error)}. Save the model again.") from error
         return data
@@ -254,9 +303,20 @@ def _why(error: BaseException) -> str:
     return f"it holds no {error}" if isinstance(error, KeyError) else str(error) or type(error).__name__
 
 
-def _signature(manifest: bytes, key: bytes) -> bytes:
+def _check_key(key: bytes) -> None:
     if not isinstance(key, bytes) or not key:
         raise ValueError("The key of a .ktrt file is bytes, and not empty.")  # what was received is a secret
+
+
+def _reads_files(message: Any) -> bool:
+    """Whether a tensor in an ONNX message lies in another file."""
+    if message.DESCRIPTOR.name == "TensorProto":
+        return bool(message.external_data)
+    values = [value for field, value in message.ListFields() if field.message_type]
+    return any(_reads_files(one) for value in values for one in ([value] if hasattr(value, "ListFields") else value))
+
+
+def _signature(manifest: bytes, key: bytes) -> bytes:
     return hmac.digest(key, manifest, "sha256").hex().encode()
 
 

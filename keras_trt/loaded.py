@@ -60,7 +60,7 @@ def load(
             run then.
         VerificationError: if ONNX Runtime too answers otherwise than the engine did that was saved.
         OSError: if the file cannot be read.
-        ValueError: if an option has a value that is not allowed.
+        ValueError: if an option, or the key, has a value that is not allowed.
         MissingDependencyError, EngineLoadError: if a backend that is asked for by name cannot be used.
         BuildError, PlanError, CudaError: with `fallback="raise"`, or of ONNX Runtime.
 
@@ -71,7 +71,12 @@ def load(
     if fallback not in ("onnxruntime", "raise"):
         raise ValueError(f"`fallback` is one of 'onnxruntime', 'raise'. Received: fallback={fallback!r}")
     options = BuildOptions(backend=backend, device=device, cache=cache, verbose=verbose)
-    file = Artifact(filepath, key)
+    with Artifact(filepath, key) as file:
+        return _loaded(file, options, fallback)
+
+
+def _loaded(file: Artifact, options: BuildOptions, fallback: str) -> TRTModel:
+    backend = options.backend
     named = None if backend == "auto" else backends.choose(backend, options.devices)
     chosen, unusable = named or backends.choose("auto", options.devices)
     if unusable and fallback == "raise":
@@ -101,7 +106,7 @@ def load(
             rows_independent=file.rows_independent,
             fell_back=tuple(reasons),
         )
-        if verbose:
+        if options.verbose:
             print(report)  # noqa: T201 (as Keras's own verbose)
         signature = file.live_signature
         source = GraphSource(file, signature)
@@ -126,7 +131,13 @@ def _engine(file: Artifact, backend: Backend, options: BuildOptions) -> tuple[En
 
         def check(session: Session) -> tuple[Difference, ...]:
             limit = LIMITS[_precision(file)]
-            found = tuple(compare(outputs, session.run(inputs), file.signature.outputs, limit))
+            try:
+                answers = session.run(inputs)
+            except KerasTRTError:
+                raise
+            except Exception as error:  # ONNX Runtime's exceptions share no base class
+                raise VerificationError(f"The engine of '{file.path}' cannot run its golden rows: {error}") from error
+            found = tuple(compare(outputs, answers, file.signature.outputs, limit))
             if bad := [str(one) for one in found if not one.within]:
                 raise VerificationError(
                     f"The engine of '{file.path}' answers otherwise here than when it was saved: {'; '.join(bad)}"

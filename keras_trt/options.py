@@ -222,7 +222,7 @@ def shapes_for(
     for unknown in unknown_sizes(inputs, options, sample):
         raise ValueError(unknown.problem)
     if options.profiles is not None:
-        return tuple(_checked(spec, options.profiles) for spec in inputs)
+        return tuple(range_of(spec, options.profiles) for spec in inputs)
     ranges = []
     for i, spec in enumerate(inputs):
         open_sizes = spec.shape if sample is None else sample[i].shape
@@ -267,7 +267,12 @@ def _fixed_batches(inputs: Sequence[TensorSpec]) -> list[int]:
     return sorted({spec.shape[0] for spec in inputs if spec.shape[0] is not None})
 
 
-def _checked(spec: TensorSpec, profile: OptimizationProfile) -> ShapeRange:
+def range_of(spec: TensorSpec, profile: OptimizationProfile) -> ShapeRange:
+    """Return the range of an input in a profile.
+
+    Raises:
+        ValueError: if there is none, or one that the input does not have.
+    """
     found = profile.shapes.get(spec.name)
     if found is None:
         raise ValueError(

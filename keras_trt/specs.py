@@ -14,6 +14,10 @@ from typing import Any, NamedTuple
 Structure = int | dict[str, Any]
 
 
+_DTYPES = {"bool", "float16", "bfloat16", "float32", "float64", "string"}
+_DTYPES |= {f"{kind}{bits}" for kind in ("int", "uint") for bits in (8, 16, 32, 64)}
+
+
 @dataclass(frozen=True)
 class TensorSpec:
     """Name, shape and type of one input or output.
@@ -38,8 +42,17 @@ class TensorSpec:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> TensorSpec:
-        """Return the spec that `to_json` described."""
-        return cls(data["name"], tuple(data["shape"]), data["dtype"])
+        """Return the spec that `to_json` described.
+
+        Raises:
+            ValueError, TypeError, KeyError: if it was not `to_json`.
+        """
+        spec = cls(data["name"], tuple(data["shape"]), data["dtype"])
+        if not isinstance(spec.name, str) or spec.dtype not in _DTYPES:
+            raise ValueError(f"a tensor is told by its name and type, and not by {data!r}")
+        if not all(size is None or (type(size) is int and size >= 0) for size in spec.shape):
+            raise ValueError(f"a shape holds sizes, and not {data['shape']!r}")
+        return spec
 
 
 @dataclass(frozen=True)
@@ -115,7 +128,13 @@ class OptimizationProfile:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> OptimizationProfile:
-        """Return the profile that `to_json` described."""
+        """Return the profile that `to_json` described.
+
+        Raises:
+            ValueError, TypeError: if it was not `to_json`.
+        """
+        if not all(type(size) is int for shapes in data.values() for shape in shapes for size in shape):
+            raise ValueError(f"shapes are of whole numbers, and not {data!r}")
         return cls({name: ShapeRange(*map(tuple, shapes)) for name, shapes in data.items()})
 
 
@@ -150,14 +169,21 @@ class Signature:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Signature:
-        """Return the signature that `to_json` described."""
-        return cls(
-            tuple(map(TensorSpec.from_json, data["inputs"])),
-            tuple(map(TensorSpec.from_json, data["outputs"])),
-            data["input_structure"],
-            data["output_structure"],
-            data["types_guessed"],
-        )
+        """Return the signature that `to_json` described.
+
+        Raises:
+            ValueError, TypeError, KeyError: if it was not `to_json`.
+        """
+        inputs, outputs = (tuple(map(TensorSpec.from_json, data[kind])) for kind in ("inputs", "outputs"))
+        structures = data["input_structure"], data["output_structure"]
+        for specs, structure in zip((inputs, outputs), structures, strict=True):
+            names = [spec.name for spec in specs]
+            positions = sorted(position for position, _ in leaf_paths(structure))
+            if len({*names}) < len(names) or positions != list(range(len(names))):
+                raise ValueError(f"{structure!r} is no nesting of {names}")
+        if not isinstance(data["types_guessed"], bool):
+            raise ValueError(f"types are guessed or not, and not {data['types_guessed']!r}")
+        return cls(inputs, outputs, *structures, data["types_guessed"])
 
     def with_inputs_of(self, live: Sequence[TensorSpec]) -> Signature:
         """Return this signature with the input names of `live`, a model of the same structure."""
@@ -233,4 +259,10 @@ def costs_in(listed: Iterable[Sequence[float]]) -> dict[int, Cost]:
     Raises:
         TypeError, ValueError: if it is not that.
     """
-    return {int(size): Cost(float(alone), float(further)) for size, alone, further in listed}
+    costs: dict[int, Cost] = {}
+    for size, alone, further in listed:
+        numbers = isinstance(alone, float) and isinstance(further, float)
+        if not isinstance(size, int) or isinstance(size, bool) or size < 1 or not numbers or alone <= 0:
+            raise ValueError(f"a batch of {size!r} rows cannot take {alone!r} and {further!r}")
+        costs[size] = Cost(alone, further)
+    return costs

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import functools
+import hashlib
 import importlib.metadata
 import json
+import operator
 import os
 import subprocess
 import sys
 import warnings
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 from packaging.requirements import Requirement
 
@@ -23,7 +27,7 @@ from keras_trt import artifact
 from keras_trt.artifact import Artifact, Contents, Plan
 from keras_trt.backends.onnxruntime import OnnxRuntimeBackend
 from keras_trt.cache import documents
-from keras_trt.errors import ArtifactError, EngineLoadError, ExportError, FallbackWarning, VerificationError
+from keras_trt.errors import ArtifactError, EngineLoadError, ExportError, FallbackWarning, PlanError, VerificationError
 from keras_trt.specs import flatten
 
 from . import head_models
@@ -261,8 +265,6 @@ def forge(path: Path, entries: list[tuple[zipfile.ZipInfo, bytes]], patch: Calla
                 archive.writestr(info, data, info.compress_type)
             archive.comment = b"sha256:" + b"0" * 64
     body = patch(path.read_bytes()[:-64])
-    import hashlib
-
     path.write_bytes(body + hashlib.sha256(body).hexdigest().encode())
     return path
 
@@ -288,6 +290,22 @@ def _larger(raw: bytes) -> bytes:
     place = raw.index(b"PK\x01\x02")
     huge = (3 << 30).to_bytes(4, "little")
     return raw[: place + 20] + huge + huge + raw[place + 28 :]
+
+
+def _weights_elsewhere(members: dict[str, bytes], path: Path) -> Path:
+    graph = onnx.load_from_string(members["graph.onnx"])
+    tensor = graph.graph.initializer[0]
+    size = len(tensor.raw_data)
+    (path.parent / "secret").write_bytes(tensor.raw_data)
+    tensor.ClearField("raw_data")
+    tensor.data_location = onnx.TensorProto.EXTERNAL
+    for key, value in (("location", "secret"), ("offset", "0"), ("length", str(size))):
+        tensor.external_data.add(key=key, value=value)
+    data = graph.SerializeToString()
+    listed = json.loads(members["manifest.json"])["members"] | {
+        "graph.onnx": [hashlib.sha256(data).hexdigest(), len(data)]
+    }
+    return forge(path, entries(with_manifest(members, members=listed) | {"graph.onnx": data}))
 
 
 HARM: dict[str, Callable[[dict[str, bytes], Path], Path]] = {
@@ -320,6 +338,13 @@ HARM: dict[str, Callable[[dict[str, bytes], Path], Path]] = {
     "rows of another size": lambda m, p: forge(
         p, entries(with_manifest(m, golden={"input": [["float32", [1 << 40]]], "output": [["float32", [1]]]}))
     ),
+    "another rank of its rows": lambda m, p: forge(
+        p, entries(with_manifest(m, golden={"input": [["float32", [16]]], "output": [["float32", [4, 3]]]}))
+    ),
+    "text for a flag": lambda m, p: forge(p, entries(with_manifest(m, rows_independent="false"))),
+    "a level that TensorRT has not": lambda m, p: forge(p, entries(with_manifest(m, optimization_level=1 << 70))),
+    "no inputs": lambda m, p: forge(p, entries(with_manifest(m, profile={}, input_names=[]))),
+    "weights that lie elsewhere": _weights_elsewhere,
     "an empty zip": lambda _, p: forge(p, []),
 }
 
@@ -337,6 +362,52 @@ def test_harm_is_refused_and_nothing_is_run(
         load(path)
     assert ran == []
     assert {file for file in tmp_path.rglob("*") if file.name != "cache"} == before
+
+
+def places(document: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    """Yield the path to each value in a JSON document."""
+    children = document.items() if isinstance(document, dict) else enumerate(document)
+    for key, child in children:
+        yield (*path, key)
+        if isinstance(child, dict | list):
+            yield from places(child, (*path, key))
+
+
+def test_any_value_of_a_manifest_may_be_another(saved: Path, tmp_path: Path, count: Callable[[str], None]) -> None:
+    """It is refused by name; or it changes nothing that counts, and the engine still gives the golden answers."""
+    members = members_of(saved)
+    manifest = json.loads(members["manifest.json"])
+    path, refused, loaded = tmp_path / "model.ktrt", 0, 0
+    for place in places(manifest):
+        for value in (None, True, 0, -1, 1 << 62, 1 << 70, 1.5, "", "x", "object", [], [None], {}, {"x": 1}):
+            changed = json.loads(members["manifest.json"])
+            *parents, last = place
+            functools.reduce(operator.getitem, parents, changed)[last] = value
+            del changed["seal"]
+            forge(path, entries(members | {"manifest.json": documents.seal(changed)}))
+            try:
+                load(path).predict(floats(4)(2))
+            except (ArtifactError, VerificationError, PlanError):
+                refused += 1
+            else:
+                loaded += 1
+    assert refused > 10 * loaded
+    count(f"{refused + loaded} manifests with a value of another type or size: {refused} refused, {loaded} harmless")
+
+
+def test_a_file_that_is_replaced_while_it_is_loaded(saved: Path, tmp_path: Path) -> None:
+    """As a training does it beside a server: what is loaded is the older or the newer one, whole."""
+    path, other = tmp_path / "model.ktrt", tmp_path / "other.ktrt"
+    path.write_bytes(saved.read_bytes())
+    pair("dict outputs")[1].save(other)
+    with Artifact(path) as file:
+        other.replace(path)
+        assert file.graph() == Artifact(saved).graph()
+        np.testing.assert_array_equal(file.golden()[0][0], Artifact(saved).golden()[0][0])
+    with pytest.raises(ArtifactError, match="replaced"):
+        file.graph()
+    file = Artifact(path)
+    del file  # nothing is left open: that would be a warning, and so an error
 
 
 def test_signatures(saved: Path, tmp_path: Path, ran: list[bytes]) -> None:
@@ -366,6 +437,9 @@ def test_signatures(saved: Path, tmp_path: Path, ran: list[bytes]) -> None:
     for empty in (b"", "text"):
         with pytest.raises(ValueError, match="key"):
             pair("sequential")[1].save(tmp_path / "6", key=empty)  # type: ignore[arg-type]
+        for file in (path, saved):
+            with pytest.raises(ValueError, match="key"):
+                load(file, key=empty)
     assert not (tmp_path / "6").exists()
 
 

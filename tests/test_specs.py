@@ -78,10 +78,22 @@ def test_dicts_go_by_sorted_key() -> None:
     assert pack({"tuple": [1, 0]}, ["x", "y"]) == ("y", "x")
 
 
-@given(st.lists(specs, max_size=3), st.lists(specs, max_size=3), nests(leaves), nests(leaves))
-def test_a_signature_survives_json(inputs: list[Any], outputs: list[Any], taken: Any, given_back: Any) -> None:
-    signature = Signature(tuple(inputs), tuple(outputs), describe(taken), describe(given_back))
+@given(nests(specs), nests(specs))
+def test_a_signature_survives_json(taken: Any, given_back: Any) -> None:
+    named = [
+        tuple(dataclasses.replace(spec, name=f"{spec.name}{place}") for place, spec in enumerate(flatten(value)))
+        for value in (taken, given_back)
+    ]
+    signature = Signature(*named, describe(taken), describe(given_back))
     assert Signature.from_json(json.loads(json.dumps(signature.to_json()))) == signature
+
+
+@pytest.mark.parametrize("structure", [1, -1, None, "x", {"list": [0, 0]}, {"list": [1]}, {"set": 0}, {}])
+def test_a_signature_of_another_nesting_is_refused(structure: Any) -> None:
+    spec = TensorSpec("x", (None, 3), "float32")
+    document = Signature((spec,), (spec,), 0, 0).to_json()
+    with pytest.raises((ValueError, TypeError, AttributeError)):
+        Signature.from_json(document | {"input_structure": structure})
 
 
 def test_a_signature_takes_the_names_of_a_live_model() -> None:

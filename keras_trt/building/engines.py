@@ -300,7 +300,12 @@ class Engines:
         self.backend.preflight(len(plan))
         engines = self.backend.load(plan)
         shapes = profile(signature, ranges)
-        session = Session(engines, signature, shapes, rows_independent=rows_independent, costs=costs)
+        try:
+            session = Session(engines, signature, shapes, rows_independent=rows_independent, costs=costs)
+        except PlanError:
+            for engine in engines:
+                engine.close()
+            raise
         try:
             session.reserve()  # want of memory shows here, where something else can still run the model
             if costs is None:

@@ -15,7 +15,7 @@ import numpy as np
 from .._warn import warn
 from ..backends.base import Array, DeviceEngine, HostEngine
 from ..cuda import DeviceArray
-from ..errors import CudaError, FallbackWarning
+from ..errors import CudaError, FallbackWarning, PlanError
 from ..specs import Cost, OptimizationProfile, Signature
 from .gpu import GpuRunner, Usage
 from .host import HostRunner
@@ -57,6 +57,9 @@ class Session:
             shows it too.
         costs: what a batch takes by its size, as another session of the engine has measured it. Defaults to `None`:
             not known.
+
+    Raises:
+        PlanError: if the engine has other inputs or outputs.
     """
 
     def __init__(
@@ -75,6 +78,8 @@ class Session:
         self._fed = [(place, name) for place, name in enumerate(self._names) if name in wanted]
         self._dtypes = [np.dtype(spec.dtype) for spec in signature.outputs]
         order = list(self._runner.output_names)
+        if not (wanted <= {*self._names} and {*order} >= {spec.name for spec in signature.outputs}):
+            raise PlanError(f"The engine has inputs {sorted(wanted)} and outputs {order}: it is not one of this model.")
         self._order = [order.index(spec.name) for spec in signature.outputs]
         self._smallest, _, self._largest = profile.batch
         self._costs = dict(costs or {}) if rows_independent else {}
