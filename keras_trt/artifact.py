@@ -243,6 +243,8 @@ class Artifact:
             raise ValueError(f"its {bad[0]} cannot be what it says")
         for spec in inputs:
             range_of(spec, self.profile)
+        if any(spec.dtype == "bfloat16" for spec in (*inputs, *outputs)):
+            import ml_dtypes  # noqa: F401 (numpy learns the type from it)
         counts = {"golden/input_": len(inputs), "golden/output_": len(outputs), "plans/": len(self.identities)}
         expected = {"graph.onnx", *(f"{prefix}{i}" for prefix, count in counts.items() for i in range(count))}
         if set(self._manifest["members"]) != expected:

@@ -88,6 +88,26 @@ def test_half_precision(tmp_path: Path) -> None:
     assert np.linalg.norm(loaded.predict(x, verbose=0) - expected) < 1e-2 * np.linalg.norm(expected)
 
 
+def test_bfloat16_without_tensorflow(tmp_path: Path) -> None:
+    """Outside of TensorFlow numpy knows no bfloat16 of its own."""
+    model = keras.Sequential([keras.Input((4,)), kl.Dense(3, dtype="mixed_bfloat16")])
+    accelerate(model).save(tmp_path / "model.ktrt")
+    code = (
+        "import numpy as np, keras_trt\n"
+        "fast = keras_trt.load('model.ktrt', backend='onnxruntime', verbose=0)\n"
+        "print(fast.predict(np.ones((2, 4), 'float32')).dtype)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", code],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(PACKAGE.parent)},
+        check=False,
+    )
+    assert (done.stdout, done.stderr) == ("bfloat16\n", "")
+
+
 def test_from_a_warm_start_and_without_a_cache(tmp_path: Path) -> None:
     model = CASES["sequential"].build()
     cache = tmp_path / "cache"
