@@ -15,7 +15,7 @@ from typing import Any, Literal
 from .._version import __version__
 from .._warn import warn
 from ..backends import Backend, BuildSpec, child
-from ..cache import EngineCache, Entry, digest
+from ..cache import EngineCache, Entry, digest, nearest
 from ..errors import (
     BuildError,
     CacheError,
@@ -164,7 +164,8 @@ class Engines:
         Args:
             wanted: what it is made of.
             check: says how far a loaded engine is from what it should answer, and raises if that is too far.
-            manifest: what the cache remembers beside a new one.
+            manifest: what the cache remembers beside a new one: the `"model"`'s name, and `"fields"` where it is
+                found by other things than its graph and options.
 
         Raises:
             BuildError, EngineLoadError, CudaError: if it cannot be had.
@@ -182,6 +183,9 @@ class Engines:
             if stored is not None:
                 differences = self.checked(stored, check)
                 return Made(key, stored, "cache", differences, self.graph(key, wanted.graph_sha256))
+            if self.cache is not None and "fields" not in manifest:  # of a model without a structure key, or of a file
+                manifest = {**manifest, "fields": {"graph": wanted.graph_sha256, **options}}
+                self.explain_miss(manifest["model"], manifest["fields"])
             family = self._family(wanted, options)
             new = self._refitted(family, wanted, check) or self._built(wanted, check)
             with ExitStack() as unless_kept:
@@ -202,6 +206,26 @@ class Engines:
         if family is not None and new.origin == "built":
             self.store(lambda cache: cache.put_record(family, {"engine": key}))
         return kept
+
+    def explain_miss(self, model: str, fields: Mapping[str, Any]) -> None:
+        """Say in one line why an engine is not in the cache: what differs from the nearest one that is.
+
+        Args:
+            model: the model's name.
+            fields: what the engine is found by.
+        """
+        if self.cache is None:
+            return
+        try:
+            found = nearest(self.cache.items(), model, fields)
+        except CacheError as error:
+            _logger.info("'%s' has no engine in the cache: %s", model, error)
+            return
+        if found is None:
+            _logger.info("'%s' has no engine in the cache: none of this model is there", model)
+        else:
+            why = "; ".join(found.changes) or "its record, or the engine, was deleted"
+            _logger.info("'%s' has no engine in the cache: %s (nearest: %s)", model, why, found.item.key[:12])
 
     def stored(
         self, key: str, entry: Entry, signature: Signature, ranges: Sequence[ShapeRange], *, rows_independent: bool

@@ -17,10 +17,9 @@ import numpy as np
 
 from .. import artifact, errors, fingerprint
 from ..backends import Backend
-from ..cache import EngineCache, digest, nearest
+from ..cache import EngineCache, digest
 from ..errors import (
     BuildError,
-    CacheError,
     ExportError,
     KerasTRTError,
     PrecisionError,
@@ -153,21 +152,6 @@ class _Provision:
             "versions": versions(),
         }
 
-    def _explain_miss(self) -> None:
-        """Say in one line why the engine is not in the cache."""
-        if self.cache is None or self.fields is None:
-            return
-        try:
-            found = nearest(self.cache.items(), self.model.name, self.fields)
-        except CacheError as error:
-            _logger.info("'%s' has no engine in the cache: %s", self.model.name, error)
-            return
-        if found is None:
-            _logger.info("'%s' has no engine in the cache: none of this model is there", self.model.name)
-        else:
-            why = "; ".join(found.changes) or "its record, or the engine, was deleted"
-            _logger.info("'%s' has no engine in the cache: %s (nearest: %s)", self.model.name, why, found.item.key[:12])
-
     # Warm.
 
     def _warm(self, key: str | None) -> Provisioned | None:
@@ -202,7 +186,8 @@ class _Provision:
     # Cold.
 
     def _cold(self, key: str | None) -> Provisioned:
-        self._explain_miss()
+        if self.fields is not None:
+            self.engines.explain_miss(self.model.name, self.fields)
         exported = self._exported()
         with self.engines.timed("verify"):
             independent = not self.gate.rows_depend(exported.signature)
@@ -291,9 +276,9 @@ class _Provision:
             {
                 "model": self.model.name,
                 "signature": signature.to_json(),
-                "fields": self.fields,
                 "versions": versions(),
-            },
+            }
+            | ({} if self.fields is None else {"fields": self.fields}),
         )
         if key is not None and all(kind in _LASTING for kind, _ in fell_back):
             record = {

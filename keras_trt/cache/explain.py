@@ -39,27 +39,32 @@ def changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
         ["precision fp32 → fp16", "max batch 9 → none"]
     """
     before, after = dict(_leaves(old)), dict(_leaves(new))
-    return [
+    phrases = (
         _phrase(path[-1], before.get(path), after.get(path))
         for path in dict.fromkeys([*before, *after])
         if before.get(path) != after.get(path)
-    ]
+    )
+    return list(dict.fromkeys(phrases))  # a version may be told in two places
 
 
 def nearest(items: Iterable[Item], model: str, fields: Mapping[str, Any]) -> Nearest | None:
     """Return the entry whose fields differ least, of those of the same structure, or at least the same name.
+
+    Those of a model that has a structure key and of one that has none say different things, and are not compared.
 
     Args:
         items: Entries; those without `"fields"` in their manifest are passed over.
         model: The name.
         fields: JSON values by name.
     """
-    found = [
-        Nearest(item, changes(item.manifest["fields"], fields))
-        for item in items
-        if isinstance(item.manifest.get("fields"), dict)
-        and (item.manifest["fields"].get("structure") == fields["structure"] or item.manifest.get("model") == model)
-    ]
+    structure = fields.get("structure")
+    found = []
+    for item in items:
+        old = item.manifest.get("fields")
+        if not isinstance(old, dict) or (structure is None) != (old.get("structure") is None):
+            continue
+        if item.manifest.get("model") == model or (structure is not None and old["structure"] == structure):
+            found.append(Nearest(item, changes(old, fields)))
     return min(found, key=lambda one: (len(one.changes), -one.item.used_ns), default=None)
 
 

@@ -28,6 +28,11 @@ A, B = "a" * 64, "b" * 64
         ({"a": 1, "b": {"c": 2}}, {"a": 1, "b": {"c": 2}}, []),
         ({"a": [1, 2]}, {"b": [1, 2]}, ["a [1, 2] → none", "b none → [1, 2]"]),
         ({"gpu": "L4"}, {"gpu": None}, ["gpu L4 → none"]),
+        (
+            {"a": {"keras_trt": "1"}, "b": {"keras_trt": "1"}},
+            {"a": {"keras_trt": "2"}, "b": {"keras_trt": "2"}},
+            ["keras_trt 1 → 2"],
+        ),
     ],
 )
 def test_phrases(old: Any, new: Any, said: list[str]) -> None:
@@ -62,6 +67,23 @@ def test_each_miss_says_why(cache: EngineCache, caplog: pytest.LogCaptureFixture
     other.set_weights(model.get_weights())
     assert ": structure changed (" in missed(caplog, other, cache)
     assert missed(caplog, model, cache) == ""
+
+
+def unkeyed(constant: float = 0.0) -> Any:
+    """A model without a structure key: it reaches a generator of random numbers."""
+    generator = np.random.default_rng(0)
+    inputs = keras.Input((4,), name="given")
+    shift = kl.Lambda(lambda x: x + (constant if generator else 1.0), name="shift")
+    return keras.Model(inputs, shift(kl.Dense(3, kernel_initializer="ones", name="only")(inputs)), name="odd")
+
+
+def test_a_miss_of_a_model_without_a_structure_key_says_why(
+    cache: EngineCache, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert "'odd' has no engine in the cache: none of this model is there" in missed(caplog, unkeyed(), cache)
+    assert missed(caplog, unkeyed(), cache) == ""
+    assert ": max batch 32 → 64 (nearest: " in missed(caplog, unkeyed(), cache, batch_sizes=(1, 8, 64))
+    assert ": graph changed (nearest: " in missed(caplog, unkeyed(1.0), cache)
 
 
 @pytest.fixture
@@ -155,10 +177,7 @@ def test_entries_that_are_no_engines_are_not_listed(filled: EngineCache, capsys:
 
 
 def test_a_model_without_a_structure_key_is_listed(cache: EngineCache, capsys: pytest.CaptureFixture[str]) -> None:
-    generator = np.random.default_rng(0)
-    inputs = keras.Input((4,))
-    model = keras.Model(inputs, kl.Lambda(lambda x: x + float(generator is None))(kl.Dense(3)(inputs)), name="odd")
-    accelerate(model, cache=cache)
+    accelerate(unkeyed(), cache=cache)
     rows = json.loads(command(cache, capsys, "ls", "--json"))
     assert [row["model"] for row in rows] == ["odd"]
     assert "No other engine" in command(cache, capsys, "explain", rows[0]["key"])
