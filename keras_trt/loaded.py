@@ -12,7 +12,8 @@ from ._warn import warn
 from .artifact import Artifact
 from .backends import Backend
 from .backends.onnxruntime import OnnxRuntimeBackend
-from .building.engines import Engines, Made, Wanted, cache_of
+from .building.engines import Engines, Made, cache_of
+from .building.wanted import Wanted
 from .errors import EngineLoadError, FallbackWarning, KerasTRTError, PlanError, VerificationError
 from .graph_source import GraphSource
 from .model.predictor import Predictor

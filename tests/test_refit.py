@@ -14,7 +14,7 @@ import pytest
 
 from keras_trt.artifact import Artifact
 from keras_trt.backends.onnxruntime import OnnxRuntimeBackend
-from keras_trt.building import engines
+from keras_trt.building.wanted import skeleton
 from keras_trt.cache import EngineCache
 from keras_trt.export import export
 from keras_trt.export.stored import pack, unpack
@@ -47,7 +47,7 @@ def test_a_stored_export_with_other_weights_is_a_fresh_export(name: str) -> None
     assert again.signature == fresh.signature
     for precision in ("fp32", "fp16", "bf16"):
         graphs = [typed(one.onnx, precision) for one in (before, again)]  # type: ignore[arg-type]
-        assert len({engines.skeleton(graph, lowered(again.recipe.names)) for graph in graphs}) == 1
+        assert len({skeleton(graph, lowered(again.recipe.names)) for graph in graphs}) == 1
         assert graphs[0] != graphs[1]
 
 
@@ -63,7 +63,7 @@ def test_a_skeleton_tells_constants_apart() -> None:
     assert constants
     constants[0].raw_data = bytes(len(constants[0].raw_data))
     names = exported.recipe.names
-    assert engines.skeleton(proto.SerializeToString(), names) != engines.skeleton(exported.onnx, names)
+    assert skeleton(proto.SerializeToString(), names) != skeleton(exported.onnx, names)
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])

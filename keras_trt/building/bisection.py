@@ -14,8 +14,9 @@ from ..head import split
 from ..loading import keras_model
 from ..options import BuildOptions, precision_of, shapes_for
 from ..verification.gate import Gate, user_sample
-from .engines import Engines, Wanted, cache_of
+from .engines import Engines, cache_of
 from .ladder import Rung, lacks, nodes_by_layer, planned
+from .wanted import Wanted
 
 _logger = logging.getLogger("keras_trt")
 

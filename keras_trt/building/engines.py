@@ -6,16 +6,15 @@ import hashlib
 import logging
 import os
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
 
-from .._version import __version__
 from .._warn import warn
 from ..backends import Backend, BuildSpec, child
-from ..cache import EngineCache, Entry, digest, nearest
+from ..cache import EngineCache, Entry, nearest
 from ..errors import (
     BuildError,
     CacheError,
@@ -25,12 +24,13 @@ from ..errors import (
     PlanError,
     VerificationError,
 )
-from ..options import BuildOptions, Precision
+from ..options import BuildOptions
 from ..progress import Progress
 from ..runtime import Session
-from ..specs import Cost, OptimizationProfile, ShapeRange, Signature, costs_in, listed_costs
+from ..specs import Cost, ShapeRange, Signature, costs_in, listed_costs
 from ..verification.verify import Difference
 from .timings import CachedTimings
+from .wanted import Wanted, graph_key, profile
 
 _logger = logging.getLogger("keras_trt")
 
@@ -39,41 +39,6 @@ _SHOWN = {"export": "exporting", "build": "building", "verify": "verifying"}
 
 Check = Callable[[Session], tuple[Difference, ...]]
 Origin = Literal["built", "cache", "refitted"]
-
-
-@dataclass(frozen=True)
-class Wanted:
-    """What an engine is made of.
-
-    Attributes:
-        graph: the typed ONNX graph.
-        signature: its inputs and outputs, by the graph's names.
-        precision: the precision of its types.
-        ranges: the shapes to build for, one for each input.
-        optimization_level: TensorRT's, or `None` for its default.
-        rows_independent: whether batches may be regrouped.
-        refittable: whether the engine is to be one whose weights can be changed later.
-        weights: names of the initializers that follow from the model's weights; others than the graph's do no harm.
-    """
-
-    graph: bytes
-    signature: Signature
-    precision: Precision
-    ranges: tuple[ShapeRange, ...]
-    optimization_level: int | None
-    rows_independent: bool
-    refittable: bool = False
-    weights: frozenset[str] = frozenset()
-
-    @property
-    def graph_sha256(self) -> str:
-        """The digest of the graph."""
-        return hashlib.sha256(self.graph).hexdigest()
-
-    @property
-    def profile(self) -> OptimizationProfile:
-        """The shapes by input."""
-        return profile(self.signature, self.ranges)
 
 
 @dataclass(frozen=True)
@@ -137,27 +102,6 @@ class Engines:
         self.seconds: dict[str, float] = {}
         self._warned = False
 
-    def options(
-        self,
-        precision: Precision,
-        ranges: Sequence[ShapeRange],
-        optimization_level: int | None,
-        *,
-        refittable: bool = False,
-    ) -> dict[str, Any]:
-        """Return all but the graph that an engine depends on. Inputs are told by place: names may be generated."""
-        return {
-            "precision": precision,
-            "shapes": {
-                **{f"{name} batch": getattr(ranges[0], name)[0] for name in ("min", "opt", "max")},  # of all inputs
-                **{f"input {i}": [list(r.min[1:]), list(r.opt[1:]), list(r.max[1:])] for i, r in enumerate(ranges)},
-            },
-            "optimization_level": optimization_level,
-            "refittable": refittable,
-            "keras_trt": __version__,
-            "backend": self.backend.identity(),
-        }
-
     def make(self, wanted: Wanted, check: Check, manifest: Mapping[str, Any]) -> Made:
         """Return an engine: from the cache; else one of the same graph with other weights, refitted; else built.
 
@@ -171,8 +115,8 @@ class Engines:
             BuildError, EngineLoadError, CudaError: if it cannot be had.
             Exception: what `check` raises; the engine is closed then, and not kept if it is new.
         """
-        options = self.options(wanted.precision, wanted.ranges, wanted.optimization_level, refittable=wanted.refittable)
-        key = digest("engine", {"onnx": wanted.graph_sha256, **options})
+        identity = self.backend.identity()
+        key, options = wanted.key(identity), wanted.options(identity)
         # Its own lock: a model without a structure key has no other, and two records may lead to one engine.
         with self.one_builder(key):
             entry = self.cache.get(key) if self.cache is not None else None
@@ -186,7 +130,7 @@ class Engines:
             if self.cache is not None and "fields" not in manifest:  # of a model without a structure key, or of a file
                 manifest = {**manifest, "fields": {"graph": wanted.graph_sha256, **options}}
                 self.explain_miss(manifest["model"], manifest["fields"])
-            family = self._family(wanted, options)
+            family = wanted.family(identity) if wanted.refittable and self.cache is not None else None
             new = self._refitted(family, wanted, check) or self._built(wanted, check)
             with ExitStack() as unless_kept:
                 unless_kept.callback(new.session.close)  # Ctrl-C while a large plan is written
@@ -267,12 +211,6 @@ class Engines:
         except (BuildError, EngineLoadError, CudaError, VerificationError) as error:
             _logger.warning("An engine could not be refitted, and is built: %s", error)
             return None
-
-    def _family(self, wanted: Wanted, options: Mapping[str, Any]) -> str | None:
-        """Return the key of all engines that differ in their weights alone; `None` of one that cannot be refitted."""
-        if not wanted.refittable or self.cache is None:
-            return None
-        return digest("family", {"skeleton": skeleton(wanted.graph, wanted.weights), **options})
 
     def _load(self, plan: bytes, wanted: Wanted, costs: Mapping[int, Cost] | None = None) -> Session:
         independent = wanted.rows_independent
@@ -413,25 +351,3 @@ def costs_of(entry: Entry) -> dict[int, Cost] | None:
         return None if costs is None else costs_in(costs)
     except (TypeError, ValueError):  # as an earlier version wrote them: they are measured again
         return None
-
-
-def graph_key(graph_sha256: str) -> str:
-    """Return the key under which a typed graph lies in the cache."""
-    return digest("graph", {"onnx": graph_sha256})
-
-
-def skeleton(graph: bytes, weights: Collection[str]) -> str:
-    """Return the digest of a graph without the values of some initializers."""
-    import onnx
-
-    proto = onnx.load_from_string(graph)
-    for initializer in proto.graph.initializer:
-        if initializer.name in weights:
-            for field in ("raw_data", "float_data", "int32_data", "int64_data", "double_data", "uint64_data"):
-                initializer.ClearField(field)
-    return hashlib.sha256(proto.SerializeToString(deterministic=True)).hexdigest()
-
-
-def profile(signature: Signature, ranges: Sequence[ShapeRange]) -> OptimizationProfile:
-    """Return the shapes of the inputs by name."""
-    return OptimizationProfile({spec.name: shapes for spec, shapes in zip(signature.inputs, ranges, strict=True)})

@@ -41,9 +41,10 @@ from ..specs import ShapeRange, Signature, TensorSpec
 from ..verification.gate import Gate, user_sample
 from ..verification.verify import Difference
 from .calibration import calibration_rows
-from .engines import Check, Engines, Made, Wanted, profile
+from .engines import Check, Engines, Made
 from .ladder import Ladder, Rung, default_precision, lacks, planned
 from .versions import versions
+from .wanted import Wanted, engine_options, profile
 
 _logger = logging.getLogger("keras_trt")
 
@@ -146,8 +147,12 @@ class _Provision:
             "calibration": [digest_of(self.calibration), self.options.calibration_method],
             "precision plan": sorted(self.options.precision_plan or ()),
             "sample": digest_of(self.sample),  # an engine is trusted on the rows that it was compared on
-            **self.engines.options(
-                self.asked, self.ranges, self.options.optimization_level, refittable=self.refittable
+            **engine_options(
+                self.backend.identity(),
+                self.asked,
+                self.ranges,
+                self.options.optimization_level,
+                refittable=self.refittable,
             ),
             "versions": versions(),
         }
