@@ -2,7 +2,8 @@
 
 model_digest   layers, wiring, variables, settings
 weights_digest the values of variables
-code_digest    values, functions and classes of users, by what they hold and what their bytecode reaches
+code_digest    functions and classes of users, by what their bytecode reaches
+value_digest   values, by what they hold
 libraries      what is a library's, known by name and version, and not a user's
 walk           one SHA-256 over a graph of objects, and `Unhashable`, which says where in it there is no hash
 """

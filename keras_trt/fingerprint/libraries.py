@@ -14,14 +14,29 @@ from typing import Any
 
 __all__ = [
     "DESCRIPTORS",
+    "READS_THE_WORLD",
     "importable",
     "is_library",
     "is_library_class",
     "is_library_function",
     "release",
     "stored_names",
+    "words",
 ]
 
+
+def words(text: str) -> frozenset[str]:
+    """Return the words of a text as a set."""
+    return frozenset(text.split())
+
+
+#: These let code read what no hash of the code covers.
+READS_THE_WORLD = words(
+    "builtins.eval builtins.exec builtins.compile builtins.globals builtins.open builtins.input "
+    "builtins.__import__ io.open _io.open os.environ os.environb os.getenv sys.argv sys.modules sys._getframe "
+    "importlib.import_module importlib.reload pathlib.Path "
+    "numpy.fromfile numpy.genfromtxt numpy.load numpy.loadtxt numpy.memmap"
+)
 #: Methods that are written in C.
 DESCRIPTORS = (types.MethodDescriptorType, types.WrapperDescriptorType, types.ClassMethodDescriptorType)
 _LIBRARIES = frozenset({"builtins", "keras", "keras_trt", "numpy", "tensorflow"}) | sys.stdlib_module_names

@@ -11,8 +11,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..cache.keys import digest
-from .code_digest import Digester, state_of, words
-from .libraries import is_library, is_library_class, is_library_function, stored_names
+from .code_digest import Digester
+from .libraries import is_library, is_library_class, is_library_function, stored_names, words
+from .value_digest import state_of
 from .walk import Unhashable
 from .weights_digest import numbers
 
