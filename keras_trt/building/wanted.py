@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from .._version import __version__
@@ -37,7 +38,7 @@ class Wanted:
     refittable: bool = False
     weights: frozenset[str] = frozenset()
 
-    @property
+    @cached_property
     def graph_sha256(self) -> str:
         """The digest of the graph."""
         return hashlib.sha256(self.graph).hexdigest()

@@ -142,6 +142,9 @@ def _fits(array: Any, low: Any) -> bool:
     """Tell whether a constant is still itself in half: no number becomes infinite, nor do they vanish as a whole."""
     import ml_dtypes
 
+    info = ml_dtypes.finfo(low.numpy())  # type: ignore[no-untyped-call]
+    if _surely_fits(array, info):
+        return True
     with np.errstate(over="ignore"):  # it is what is looked for
         rounded = array.astype(low.numpy())
     finite = np.isfinite(rounded)
@@ -152,8 +155,25 @@ def _fits(array: Any, low: Any) -> bool:
     exact = array.astype(np.float64)
     lost = np.linalg.norm(rounded.astype(np.float64) - exact)
     # Rounding loses half of this at most, of numbers that are not below the type's range.
-    share = float(ml_dtypes.finfo(low.numpy()).eps)  # type: ignore[no-untyped-call]
-    return bool(lost <= share * np.linalg.norm(exact))
+    return bool(lost <= float(info.eps) * np.linalg.norm(exact))
+
+
+def _surely_fits(array: Any, info: Any) -> bool:
+    """Tell at a tenth of the time, of nearly all weights, that they fit.
+
+    What is below the range is off by half of the smallest number at most, which is `eps` of the smallest normal one: no
+    more than rounding loses, where the root of the mean square is above that. Twice it is asked for, as that root is
+    rounded itself.
+    """
+    if array.size < 2:
+        return False
+    flat, limit = array.reshape(-1), float(info.max)
+    with np.errstate(over="ignore", invalid="ignore"):
+        return bool(
+            -limit <= flat.min()
+            and flat.max() <= limit
+            and np.sqrt(np.dot(flat, flat) / flat.size) >= 2 * float(info.smallest_normal)
+        )
 
 
 def _fixed(nodes: Collection[Any]) -> set[Any]:
