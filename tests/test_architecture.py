@@ -22,6 +22,7 @@ LAYERS = [
     ["findings"],
     ["errors"],
     ["_interrupts", "_files", "_require", "_subgraphs", "_warn"],
+    ["_child"],
     ["specs", "progress"],
     ["options"],
     ["cache"],

@@ -1,31 +1,26 @@
 """Builds in a process of its own: a builder that crashes or hangs is an error, not the end of the program.
 
 The parent writes the graph and what is asked for into a folder; the child, `python -m keras_trt.backends.child FOLDER`,
-writes the plan or the error there, and prints the share that is done. Its input ends when the parent does, by whatever
-means, and then it ends too.
+writes the plan or the error there, and prints the share that is done.
 """
 
 from __future__ import annotations
 
 import contextlib
 import json
-import os
-import shutil
 import subprocess
 import sys
 import tempfile
-import threading
 from collections.abc import Callable
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
-from .. import errors
-from .._interrupts import deferred
+from .. import _child
 from ..errors import BuildError, KerasTRTError
 from ..specs import OptimizationProfile
 from .base import Backend, BuildSpec, Report, Timings
 
-_GRAPH, _ASKED, _PLAN, _ERROR, _TIMINGS = "graph.onnx", "asked.json", "plan", "error.json", "timings"
+_GRAPH, _ASKED, _PLAN, _TIMINGS = "graph.onnx", "asked.json", "plan", "timings"
 
 
 def build(
@@ -60,12 +55,7 @@ def build(
             (folder / _TIMINGS).write_bytes(known)
         (folder / _ASKED).write_text(json.dumps(asked))
         _run(folder, timeout, report)
-        if (folder / _ERROR).exists():
-            error = json.loads((folder / _ERROR).read_text())
-            raised = getattr(errors, error["kind"])(error["message"], **error["about"])
-            for note in error["notes"]:
-                raised.add_note(note)
-            raise raised
+        _child.raise_told(folder)
         if timings is not None and (measured := (folder / _TIMINGS).read_bytes()) != known:
             # What others have measured meanwhile is lost, and measured again by who needs it.
             timings.update(lambda _: measured)
@@ -73,45 +63,16 @@ def build(
 
 
 def _run(folder: Path, timeout: float | None, report: Report) -> None:
-    root = str(Path(__file__).parents[2])
-    path = os.pathsep.join(filter(None, [root, *sys.path]))  # as here, whatever has changed it
-    # -P: not with the folder that happens to be the current one in front of all modules.
-    command = [sys.executable, "-P", "-m", "keras_trt.backends.child", str(folder)]
-    with (folder / "log").open("w+b") as log:
-        with contextlib.ExitStack() as ending:
-            with deferred():  # an interrupt before all is in place would leave the child running
-                child = ending.enter_context(
-                    subprocess.Popen(  # noqa: S603 (this very module)
-                        command,
-                        stdin=subprocess.PIPE,
-                        stdout=subprocess.PIPE,
-                        stderr=log,
-                        env={**os.environ, "PYTHONPATH": path},
-                        start_new_session=True,  # Ctrl-C reaches this process alone, which then ends the child
-                        text=True,
-                    )
-                )
-                ending.callback(child.wait)  # after Ctrl-C its own end does not
-                listener = threading.Thread(target=_listen, args=(child.stdout, report), daemon=True)
-                listener.start()
-                ending.callback(listener.join)
-                ending.callback(child.kill)
-            try:
-                code = child.wait(timeout)
-            except subprocess.TimeoutExpired:
-                raise BuildError(
-                    f"The build took longer than {timeout} s and was ended (see `build_timeout`)."
-                ) from None
-        if code or not ((folder / _PLAN).exists() or (folder / _ERROR).exists()):
-            log.seek(0)
-            tail = log.read()[-4000:].decode(errors="replace").strip()
-            raise BuildError(f"The process that builds the engine ended with status {code}.", log=tail)
-
-
-def _listen(lines: IO[str] | None, report: Report) -> None:
-    for line in lines or ():
+    def listen(line: str) -> None:
         with contextlib.suppress(ValueError):  # what a library prints
             report(float(line))
+
+    try:
+        code, log = _child.run("keras_trt.backends.child", folder, timeout=timeout, on_line=listen)
+    except subprocess.TimeoutExpired:
+        raise BuildError(f"The build took longer than {timeout} s and was ended (see `build_timeout`).") from None
+    if code or not ((folder / _PLAN).exists() or _child.has_told(folder)):
+        raise BuildError(f"The process that builds the engine ended with status {code}.", log=log)
 
 
 def _tell(share: float) -> None:
@@ -143,24 +104,13 @@ def main(folder: Path) -> None:
         backend, _ = choose(asked["backend"], [asked["device"]])
         plan = backend.build((folder / _GRAPH).read_bytes(), spec, timings, report=_tell)
     except KerasTRTError as error:
-        about = {name: vars(error)[name] for name in ("log", "name", "nodes", "package") if vars(error).get(name)}
-        message = str(error.args[0])
-        if "log" in about:  # which a BuildError puts into its message
-            message = message.removesuffix(f"\nThe builder's log:\n{about['log']}")
-        told = {"kind": type(error).__name__, "message": message, "about": about}
-        (folder / _ERROR).write_text(json.dumps({**told, "notes": getattr(error, "__notes__", [])}))
+        _child.tell(folder, error)
         return
     part = folder / f"{_PLAN}.part"
     part.write_bytes(plan)
     part.replace(folder / _PLAN)
 
 
-def _end_with_parent(folder: Path) -> None:
-    os.read(0, 1)  # nothing is written to it; not by `sys.stdin`, whose lock would be held when Python ends
-    shutil.rmtree(folder, ignore_errors=True)  # which is as much as a killed parent leaves to be done
-    os._exit(1)  # not by an exception: the main thread is in the builder
-
-
 if __name__ == "__main__":
-    threading.Thread(target=_end_with_parent, args=(Path(sys.argv[1]),), daemon=True).start()
+    _child.end_with_parent(Path(sys.argv[1]))
     main(Path(sys.argv[1]))
