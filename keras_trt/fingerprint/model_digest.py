@@ -43,6 +43,7 @@ _BOOKKEEPING = words(
 _COUNTS = frozenset({"activation", "autocast", "_convert_input_args", "_supports_masking"})
 # Wrappers of models of other kinds: their content is not in their configuration.
 _FOREIGN_LAYERS = frozenset({"FlaxLayer", "JaxLayer", "TFSMLayer", "TorchModuleWrapper"})
+_OF_EVERY_JAX_LAYER = "keras.src.backend.jax.layer"  # whose base class there bears the name of the wrapper
 # A seed changes no inference, and is drawn anew for each layer that is not given one.
 _CONFIG_NOISE = frozenset(
     {"build_config", "compile_config", "module", "name", "registered_name", "seed", "shared_object_id", "trainable"}
@@ -196,7 +197,7 @@ class _ModelDigester(Digester):
             return
         cls = type(layer)
         with self.at(f"the layer {layer.name} ({cls.__name__})"):
-            if _FOREIGN_LAYERS & {base.__name__ for base in cls.__mro__}:
+            if any(base.__name__ in _FOREIGN_LAYERS and base.__module__ != _OF_EVERY_JAX_LAYER for base in cls.__mro__):
                 self.refuse("its content is that of another framework")
             policy = layer.dtype_policy
             # The name of a map of policies says nothing, and its content is keyed by names of layers.
@@ -242,7 +243,7 @@ class _ModelDigester(Digester):
         cls: type = type(layer)
         skip = _bookkeeping(cls) - (self.stores - _BOOKKEEPING)
         state = {}
-        for name, item in state_of(layer).items():
+        for name, item in _attributes(layer).items():
             if name in skip or name.startswith(("_self_", "_keras_trt")):
                 continue
             if stock and (name in _CONFIG_NOISE or (name in _SET_BY_LOADING and item is False)):
@@ -378,6 +379,18 @@ class _ModelDigester(Digester):
         else:
             return False
         return True
+
+
+def _attributes(layer: Any) -> dict[str, Any]:
+    """Return the attributes of a layer or an operation, without PyTorch's own: its modules hold some in dicts."""
+    state = dict(state_of(layer))
+    torch = sys.modules.get("torch")
+    if torch is not None and isinstance(layer, torch.nn.Module):
+        held = [state[name] for name in ("_parameters", "_buffers", "_modules")]
+        state = {name: item for name, item in state.items() if name not in vars(torch.nn.Module())}
+        for items in held:
+            state |= {name: item for name, item in items.items() if name != "_torch_params"}  # the layer's own weights
+    return state
 
 
 def _is_functional(layer: Any) -> bool:
