@@ -43,9 +43,9 @@ class EngineCheckpoint(keras.callbacks.ModelCheckpoint):  # type: ignore[misc]
     `validation_data` the compiled loss and metrics of the engine, such as `engine_loss`. Before there is one
     they are NaN.
 
-    A failed engine is a `FallbackWarning`, and the training goes on. A model that cannot be cloned (a subclassed one
-    without `get_config`, or with attributes that its configuration does not tell) is not trained on while its engine is
-    made. Of several workers only the chief makes engines.
+    A failed engine is a `FallbackWarning`, once for each reason, and the training goes on. A model that cannot be
+    cloned (a subclassed one without `get_config`, or with attributes that its configuration does not tell) is not
+    trained on while its engine is made. Of several workers only the chief makes engines.
 
     Args:
         filepath: a path that ends in `.ktrt`, with the placeholders of `ModelCheckpoint`, such as
@@ -110,6 +110,7 @@ class EngineCheckpoint(keras.callbacks.ModelCheckpoint):  # type: ignore[misc]
         self._structure: str | None = None  # of the model when it was cloned
         self._fast: TRTModel | None = None
         self._failures: list[tuple[int, Exception]] = []
+        self._told: str | None = None  # why the last one failed
         self._known: dict[str, float] = {}
 
     def on_train_begin(self, logs: Any = None) -> None:
@@ -124,7 +125,7 @@ class EngineCheckpoint(keras.callbacks.ModelCheckpoint):  # type: ignore[misc]
         folder.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=folder).close()
         self._end()  # of a training that was interrupted
-        self._known, self._failures = {}, []
+        self._known, self._failures, self._told = {}, [], None
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
         """Make a checkpoint, if `save_freq` says so."""
@@ -203,8 +204,10 @@ class EngineCheckpoint(keras.callbacks.ModelCheckpoint):  # type: ignore[misc]
             epoch, error = self._failures.pop(0)
             if self._raise:
                 raise error
-            what = f"The engine of epoch {epoch + 1} could not be made: {type(error).__name__}: {error}"
-            warn(what, FallbackWarning)
+            why = f"{type(error).__name__}: {error}"
+            if why != self._told:  # else the next engines fail as this one did
+                self._told = why
+                warn(f"The engine of epoch {epoch + 1} could not be made: {why}", FallbackWarning)
 
     def _end(self) -> None:
         self._background.wait()
@@ -221,8 +224,7 @@ def _clone(model: Any, compiled: bool) -> Any:
     if found != wanted:
         raise ValueError("its clone has other weights")
     _take(clone, model.get_weights())
-    exported = keras.config.backend() == "tensorflow"  # else no engine is made of it, which is said soon enough
-    if exported and fingerprint.structure_key(model) != fingerprint.structure_key(clone):
+    if fingerprint.structure_key(model) != fingerprint.structure_key(clone):
         raise ValueError("its clone is another model, as its configuration does not tell all of its attributes")
     if compiled:
         clone.compile_from_config(model.get_compile_config())
