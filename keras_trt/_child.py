@@ -48,7 +48,8 @@ def run(
         subprocess.TimeoutExpired: if it takes too long.
     """
     root = str(Path(__file__).parents[1])
-    path = os.pathsep.join(filter(None, [root, *sys.path]))  # as here, whatever has changed it
+    # As here, whatever has changed it. An empty entry is the current folder, where `python -c` and notebooks look.
+    path = os.pathsep.join([root, *(entry or str(Path.cwd()) for entry in sys.path)])
     # -P: not with the folder that happens to be the current one in front of all modules.
     command = [sys.executable, "-P", "-m", module, str(folder)]
     with (folder / _LOG).open("w+b") as log:

@@ -27,11 +27,13 @@ def accelerate(model: Any, *, options: BuildOptions | None = None, **keywords: A
     the same model, options, GPU and versions, in any process, finds the engine in the cache: nothing is exported
     or built. The Keras model is not changed, and later changes of it do not reach the drop-in.
 
+    On Keras's JAX and PyTorch backends TensorFlow exports the model, in a process of its own.
+
     Where no engine can be had, the Keras model runs, and one `FallbackWarning` says why; `fallback="raise"`
     raises instead.
 
     Args:
-        model: a built `keras.Model` on the TensorFlow backend; or where one is saved, a `.keras` or `.h5` file or a
+        model: a built `keras.Model`; or where one is saved, a `.keras` or `.h5` file or a
             SavedModel folder.
         options: a `BuildOptions`. Defaults to `None`: its defaults.
         **keywords: fields of `BuildOptions`, put over `options`: `precision`, `backend`, `batch_sizes`,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from typing import Any
 
 from .findings import Finding
@@ -16,7 +16,7 @@ from .findings import Finding
 _HALF = ("float16", "bfloat16")
 
 
-# A model is changed for as long as it computes in float32, and so is TensorFlow's TF32 switch.
+# A model is changed for as long as it computes in float32, and so are the switches of TF32.
 _one_at_a_time = threading.RLock()
 
 
@@ -69,21 +69,54 @@ def full_float32(model: Any) -> Iterator[None]:
     The model must not be used by other threads meanwhile: they would compute in float32 too.
     """
     import keras
-    import tensorflow as tf
 
     with _one_at_a_time:
         # Not through the public setter: on a layer with a `DTypePolicyMap` it writes into the user's map.
         changed = [(layer, layer._dtype_policy) for layer in model._flatten_layers() if _is_mixed(layer)]
-        full, tf32 = keras.DTypePolicy("float32"), tf.config.experimental.tensor_float_32_execution_enabled()
-        try:
-            tf.config.experimental.enable_tensor_float_32_execution(False)
-            for layer, _ in changed:
-                layer._dtype_policy = full
-            yield
-        finally:
-            tf.config.experimental.enable_tensor_float_32_execution(tf32)
-            for layer, policy in changed:
-                layer._dtype_policy = policy
+        full = keras.DTypePolicy("float32")
+        with _WITHOUT_TF32.get(keras.config.backend(), nullcontext)():
+            try:
+                for layer, _ in changed:
+                    layer._dtype_policy = full
+                yield
+            finally:
+                for layer, policy in changed:
+                    layer._dtype_policy = policy
+
+
+@contextmanager
+def _tensorflow_without_tf32() -> Iterator[None]:
+    import tensorflow as tf
+
+    tf32 = tf.config.experimental.tensor_float_32_execution_enabled()
+    try:
+        tf.config.experimental.enable_tensor_float_32_execution(False)
+        yield
+    finally:
+        tf.config.experimental.enable_tensor_float_32_execution(tf32)
+
+
+@contextmanager
+def _jax_without_tf32() -> Iterator[None]:
+    import jax
+
+    with jax.default_matmul_precision("float32"):
+        yield
+
+
+@contextmanager
+def _torch_without_tf32() -> Iterator[None]:
+    import torch
+
+    with ExitStack() as restoring:
+        for switch in (torch.backends.cuda.matmul, torch.backends.cudnn):
+            with suppress(RuntimeError):  # where PyTorch's newer switches are set, of which there are more
+                restoring.callback(setattr, switch, "allow_tf32", switch.allow_tf32)
+                switch.allow_tf32 = False
+        yield
+
+
+_WITHOUT_TF32 = {"tensorflow": _tensorflow_without_tf32, "jax": _jax_without_tf32, "torch": _torch_without_tf32}
 
 
 @contextmanager

@@ -6,6 +6,7 @@ import logging
 import operator
 import weakref
 from collections.abc import Sequence
+from contextlib import nullcontext
 from functools import partial
 from typing import Any
 
@@ -36,7 +37,7 @@ def reference(model: Any, signature: Signature, inputs: Sequence[Array]) -> list
     call = partial(_call, model, signature.input_structure)
     with policies.full_float32(model):
         outputs = (_in_a_graph(call) if _is_other_in_a_graph(model) else call)(*map(_tensor, inputs))
-    return _arrays(outputs, signature)
+        return _arrays(outputs, signature)
 
 
 class Reference:
@@ -59,6 +60,8 @@ class Reference:
 
     def __call__(self, signature: Signature, inputs: Sequence[Array]) -> list[Array]:
         """Return what `reference` does."""
+        if not _on_tensorflow():
+            return reference(self._model, signature, inputs)
         structure = signature.input_structure
         with policies.full_float32(self._model):
             tensors = [_tensor(array) for array in inputs]
@@ -113,7 +116,8 @@ class Reference:
 
 def _call(model: Any, structure: Structure, *tensors: Any) -> list[Any]:
     keywords = {"training": False} if model._call_has_training_arg else {}
-    return flatten(model(pack(structure, tensors), **keywords))
+    with _no_gradients():
+        return flatten(model(pack(structure, tensors), **keywords))
 
 
 def _traced(model: Any, structure: Structure, form: Sequence[Any]) -> Any:
@@ -151,9 +155,9 @@ def _alike(expected: Array, found: Array) -> bool:
 
 
 def _arrays(outputs: Sequence[Any], signature: Signature) -> list[Array]:
+    to_numpy = np.asarray if _on_tensorflow() else _keras_to_numpy
     return [
-        np.asarray(output).astype(spec.dtype, copy=False)
-        for output, spec in zip(outputs, signature.outputs, strict=True)
+        to_numpy(output).astype(spec.dtype, copy=False) for output, spec in zip(outputs, signature.outputs, strict=True)
     ]
 
 
@@ -163,7 +167,7 @@ def _is_other_in_a_graph(model: Any) -> bool:
     `Resizing` rounds what was bytes. Where there are as many columns as channels, Keras adds a bias to the columns,
     which TensorFlow mends as it fuses a convolution with its bias.
     """
-    return any(
+    return _on_tensorflow() and any(
         getattr(layer, "data_format", None) == "channels_first"
         or any(base.__module__.startswith("keras.src.layers.preprocessing.") for base in type(layer).__mro__)
         for layer in model._flatten_layers()
@@ -176,7 +180,33 @@ def _in_a_graph(call: Any) -> Any:
     return tf.function(call, autograph=False, reduce_retracing=True)
 
 
-def _tensor(array: Array) -> Any:
-    import tensorflow as tf
+def _on_tensorflow() -> bool:
+    import keras
 
-    return tf.convert_to_tensor(array)
+    return bool(keras.config.backend() == "tensorflow")
+
+
+def _no_gradients() -> Any:
+    import keras
+
+    if keras.config.backend() != "torch":
+        return nullcontext()
+    import torch
+
+    return torch.no_grad()
+
+
+def _tensor(array: Array) -> Any:
+    if _on_tensorflow():
+        import tensorflow as tf
+
+        return tf.convert_to_tensor(array)
+    import keras
+
+    return keras.ops.convert_to_tensor(array)
+
+
+def _keras_to_numpy(tensor: Any) -> Any:
+    import keras
+
+    return keras.ops.convert_to_numpy(tensor)

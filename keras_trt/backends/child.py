@@ -68,7 +68,7 @@ def _run(folder: Path, timeout: float | None, report: Report) -> None:
             report(float(line))
 
     try:
-        code, log = _child.run("keras_trt.backends.child", folder, timeout=timeout, on_line=listen)
+        code, log = _child.run(__name__, folder, timeout=timeout, on_line=listen)
     except subprocess.TimeoutExpired:
         raise BuildError(f"The build took longer than {timeout} s and was ended (see `build_timeout`).") from None
     if code or not ((folder / _PLAN).exists() or _child.has_told(folder)):

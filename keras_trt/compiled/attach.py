@@ -51,8 +51,6 @@ def follow(
         ValueError: for a value that is not allowed.
         KerasTRTError: as `accelerate`.
     """
-    import keras
-
     for name, value, allowed in (
         ("on_weight_change", on_weight_change, get_args(OnWeightChange)),
         ("check_weights", check_weights, get_args(CheckWeights)),
@@ -60,7 +58,7 @@ def follow(
         if value not in allowed:
             raise ValueError(f"`{name}` is one of {', '.join(map(repr, allowed))}. Received: {name}={value!r}")
     # Watched from before the engine is made: what is written meanwhile is noticed.
-    watch = Watch(model, check_weights) if model.built and keras.config.backend() == "tensorflow" else None
+    watch = Watch(model, check_weights) if model.built else None
     try:
         fast = accelerate(model, options=options)
     except BaseException:

@@ -30,23 +30,25 @@ class Watch:
 
     What is written through a variable in Python is seen as it happens. What a `tf.function` writes, as that of `fit`
     does, is seen at the next look by its pulse: the steps that the model's optimizers have made, and a small weight of
-    the last layer, which hardly any training leaves as it is. Layers are told by Keras's own bookkeeping.
+    the last layer, which hardly any training leaves as it is. Layers are told by Keras's own bookkeeping. On Keras's
+    other backends every write shows: JAX's arrays are others after one, and PyTorch counts what is written to a tensor.
 
     Args:
-        model: a built `keras.Model` on TensorFlow.
+        model: a built `keras.Model`.
         check: `"writes"`, or `"content"` to compare all weights at every look.
     """
 
     def __init__(self, model: Any, check: Literal["writes", "content"] = "writes") -> None:
         self._model, self._check = model, check
         self._hooked: list[Any] = []
+        self._states: list[tuple[Any, weakref.ref[Any], int]] = []  # on other backends than TensorFlow
         self.settle()
 
     def settle(self) -> None:
         """Take the model as it is now for what it is compared with from here on."""
         self.close()
         self._weights = list(self._model.weights)
-        for weight in self._weights:
+        for weight in self._weights if _on_tensorflow() else ():
             self._hook(weight.value)
         self._change: Change | None = None
         layers = list(self._model._flatten_layers())
@@ -63,7 +65,7 @@ class Watch:
     def change(self) -> Change | None:
         """Return what of the model is not as it was, or `None`."""
         quiet = not self._written and self._check == "writes" and self._counts == self._count()
-        if quiet and _same(self._marks, self._look()) and self._pulse == self._beat():
+        if quiet and _same(self._marks, self._look()) and self._pulse == self._beat() and not self._rewritten():
             return self._change
         self._remember()
         if not _same(self._weights, self._model.weights) or not _same(self._parts, self._structure()):
@@ -87,14 +89,21 @@ class Watch:
         self._hooked = []
 
     def _remember(self) -> None:
+        if not _on_tensorflow():
+            self._states = [(variable, *_state(variable)) for variable in self._model.weights]
         last = (self._model.trainable_weights or self._weights)[-2:]  # frozen ones may be trained: see `compile`
         small = sorted(last, key=lambda weight: math.prod(weight.shape))
-        self._pulse_of = [_reader(variable) for variable in (*_steps(self._model), *small[:1])]
+        pulse = (*_steps(self._model), *small[:1]) if _on_tensorflow() else ()
+        self._pulse_of = [_reader(variable) for variable in pulse]
         self._written = False
         self._counts, self._marks, self._pulse = self._count(), self._look(), self._beat()
 
     def _beat(self) -> list[bytes]:
         return [read().numpy().tobytes() for read in self._pulse_of]
+
+    def _rewritten(self) -> bool:
+        """Tell whether a variable holds another tensor than it did, or one that has been written to."""
+        return any(held() is not variable._value or count != _writes(held()) for variable, held, count in self._states)
 
     def _look(self) -> list[Any]:
         """Return objects that are others once a layer is added or adapted, or the model is compiled or quantized."""
@@ -127,6 +136,22 @@ class Watch:
 def _same(ones: list[Any], others: list[Any]) -> bool:
     """Tell whether two lists hold the same objects: tensors are not to be compared."""
     return len(ones) == len(others) and all(map(operator.is_, ones, others))
+
+
+def _on_tensorflow() -> bool:
+    import keras
+
+    return bool(keras.config.backend() == "tensorflow")
+
+
+def _state(variable: Any) -> tuple[weakref.ref[Any], int]:
+    """Return the tensor of a variable, and how often it has been written to."""
+    tensor = variable._value  # as `value` takes ten times as long, at every call
+    return weakref.ref(tensor), _writes(tensor)
+
+
+def _writes(tensor: Any) -> int:
+    return getattr(tensor, "_version", 0)  # of PyTorch; those of others never change
 
 
 def _adapting() -> tuple[type, ...]:

@@ -1,7 +1,8 @@
 """Keras → ONNX.
 
 What a model takes (`signature`), its TensorFlow graph (`trace`, `layers`), that as ONNX (`convert`, `operators`), made
-better (`graph/`), and whether it can be trusted (`check`).
+better (`graph/`), and whether it can be trusted (`check`). Where Keras does not run on TensorFlow, all of this is done
+in a process where it does (`elsewhere`).
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
@@ -27,7 +28,7 @@ from . import byte_inputs, check, convert, signature, trace
 if TYPE_CHECKING:
     from .graph import Recipe
 
-__all__ = ["ExportedModel", "examine", "export", "export_onnx"]
+__all__ = ["ExportedModel", "examine", "examine_here", "export", "export_onnx"]
 
 #: Key of the metadata entry of the ONNX file that holds the Keras names and nesting, as JSON.
 SIGNATURE_METADATA = "keras_trt.signature"
@@ -54,21 +55,29 @@ def export(model: Any, sample: Any = None) -> ExportedModel:
     """Export a Keras model's inference to ONNX.
 
     Args:
-        model: a built `keras.Model` on the TensorFlow backend.
+        model: a built `keras.Model`.
         sample: a batch of inputs, for subclassed models whose inputs are not all of the model's float type.
 
     Raises:
         ExportError: if no valid ONNX graph with exactly the model's inputs can be made of it; names the layer.
         MissingDependencyError: if TensorFlow or tf2onnx is not installed.
     """
-    return _finished(model, _converted(model, sample, refuse))
+    import keras
+
+    takes = signature.input_signature(model, sample)
+    if keras.config.backend() == "tensorflow":
+        return _finished(model, _converted(model, takes, refuse))
+    exported, found = examine(model, sample)
+    if exported is None:
+        refuse(found)
+    return cast(ExportedModel, exported)
 
 
 def examine(model: Any, sample: Any = None) -> tuple[ExportedModel | None, tuple[Finding, ...]]:
     """Export a Keras model as `export` does, and return what was found instead of raising it.
 
     Args:
-        model: a built `keras.Model` on the TensorFlow backend.
+        model: a built `keras.Model`.
         sample: a batch of inputs.
 
     Returns:
@@ -77,9 +86,24 @@ def examine(model: Any, sample: Any = None) -> tuple[ExportedModel | None, tuple
     Raises:
         MissingDependencyError: if TensorFlow or tf2onnx is not installed.
     """
+    import keras
+
+    try:
+        takes = signature.input_signature(model, sample)
+        if keras.config.backend() == "tensorflow":
+            return examine_here(model, takes)
+        from . import elsewhere
+
+        return elsewhere.examine(model, takes)
+    except ExportError as error:
+        return None, error.findings
+
+
+def examine_here(model: Any, takes: Signature) -> tuple[ExportedModel | None, tuple[Finding, ...]]:
+    """Do what `examine` does with a model on TensorFlow, in this process."""
     refused: list[Finding] = []
     try:
-        converted = _converted(model, sample, refused.extend)
+        converted = _converted(model, takes, refused.extend)
         if refused:
             return None, tuple(refused)
         exported = _finished(model, converted)
@@ -105,16 +129,8 @@ class _Converted:
     log: list[str]
 
 
-def _converted(model: Any, sample: Any, on_policies: Callable[[Iterable[Finding]], None]) -> _Converted:
+def _converted(model: Any, takes: Signature, on_policies: Callable[[Iterable[Finding]], None]) -> _Converted:
     """Trace and convert; what dtype policies forbid goes to `on_policies`: the rest can be looked at all the same."""
-    import keras
-
-    if keras.config.backend() != "tensorflow":
-        raise ExportError(
-            f"Export goes through TensorFlow, and Keras runs on {keras.config.backend()!r}. Set "
-            "KERAS_BACKEND=tensorflow before Keras is imported; a model saved as .keras loads there unchanged."
-        )
-    takes = signature.input_signature(model, sample)
     on_policies(policies.refusals(model))
     with policies.full_float32(model):
         traced = trace.trace(model, takes.input_structure, takes.inputs)
@@ -157,7 +173,7 @@ def export_onnx(model: Any, filepath: str | os.PathLike[str], *, sample: Any = N
     JSON. An existing file is replaced only by a complete one.
 
     Args:
-        model: a built `keras.Model` on the TensorFlow backend; or where one is saved, a `.keras` or `.h5` file or a
+        model: a built `keras.Model`; or where one is saved, a `.keras` or `.h5` file or a
             SavedModel folder.
         filepath: where to write.
         sample: a batch of inputs as `predict` takes them, for subclassed models with integer inputs.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,6 +13,30 @@ from ..specs import Signature
 
 if TYPE_CHECKING:
     from . import ExportedModel
+
+
+def whole(exported: ExportedModel) -> tuple[bytes, dict[str, Any]]:
+    """Return a model as bytes, and what is needed to read them again as JSON data."""
+    recipe = exported.recipe
+    return exported.onnx + recipe.onnx, {
+        "graph_bytes": len(exported.onnx),
+        "signature": exported.signature.to_json(),
+        "weights": list(recipe.weights),
+        "computed": list(recipe.computed),
+        "direct": dict(recipe.direct),
+        "whole": recipe.whole,
+    }
+
+
+def read(data: bytes, manifest: Mapping[str, Any]) -> ExportedModel:
+    """Return what `whole` was given, but for its findings."""
+    from . import ExportedModel
+    from .graph import Recipe
+
+    size = manifest["graph_bytes"]
+    weights, computed = tuple(manifest["weights"]), tuple(manifest["computed"])
+    recipe = Recipe(data[size:], weights, computed, manifest["direct"], manifest["whole"])
+    return ExportedModel(data[:size], Signature.from_json(manifest["signature"]), recipe)
 
 
 def pack(exported: ExportedModel, values: Sequence[Any]) -> tuple[bytes, dict[str, Any]]:
@@ -23,21 +48,12 @@ def pack(exported: ExportedModel, values: Sequence[Any]) -> tuple[bytes, dict[st
     """
     import onnx
 
-    recipe = exported.recipe
     proto = onnx.load_from_string(exported.onnx)
     for initializer in proto.graph.initializer:
-        if initializer.name in recipe.names:
+        if initializer.name in exported.recipe.names:
             initializer.ClearField("raw_data")
-    graph = proto.SerializeToString(deterministic=True)
-    return graph + recipe.onnx, {
-        "graph_bytes": len(graph),
-        "signature": exported.signature.to_json(),
-        "weights": list(recipe.weights),
-        "computed": list(recipe.computed),
-        "direct": dict(recipe.direct),
-        "whole": recipe.whole,
-        "values": _digests(values),
-    }
+    data, about = whole(replace(exported, onnx=proto.SerializeToString(deterministic=True)))
+    return data, {**about, "values": digests(values)}
 
 
 def unpack(data: bytes, manifest: Mapping[str, Any], values: Sequence[Any]) -> ExportedModel | None:
@@ -50,32 +66,23 @@ def unpack(data: bytes, manifest: Mapping[str, Any], values: Sequence[Any]) -> E
     """
     import onnx
 
-    from . import ExportedModel
-    from .graph import Recipe
-
-    size = manifest["graph_bytes"]
-    recipe = Recipe(
-        data[size:],
-        tuple(manifest["weights"]),
-        tuple(manifest["computed"]),
-        manifest["direct"],
-        manifest["whole"],
-    )
+    exported = read(data, manifest)
+    recipe = exported.recipe
     before = manifest["values"]
-    changed = [i for i, digest in enumerate(_digests(values)) if i >= len(before) or digest != before[i]]
+    changed = [i for i, digest in enumerate(digests(values)) if i >= len(before) or digest != before[i]]
     if len(before) != len(values) or not recipe.covers(changed):
         return None
     arrays = recipe.run(values)
-    proto = onnx.load_from_string(data[:size])
+    proto = onnx.load_from_string(exported.onnx)
     for initializer in proto.graph.initializer:
         if initializer.name in recipe.names:
             tensor = onnx.numpy_helper.from_array(np.ascontiguousarray(arrays[initializer.name]), initializer.name)
             if (tensor.data_type, list(tensor.dims)) != (initializer.data_type, list(initializer.dims)):
                 return None
             initializer.raw_data = tensor.raw_data
-    onnx_bytes = proto.SerializeToString(deterministic=True)
-    return ExportedModel(bytes(onnx_bytes), Signature.from_json(manifest["signature"]), recipe)
+    return replace(exported, onnx=bytes(proto.SerializeToString(deterministic=True)))
 
 
-def _digests(values: Sequence[Any]) -> list[str]:
+def digests(values: Sequence[Any]) -> list[str]:
+    """Return a digest of each of a model's weights."""
     return [hashlib.sha256(np.ascontiguousarray(value).tobytes()).hexdigest() for value in values]

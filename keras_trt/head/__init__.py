@@ -17,7 +17,7 @@ from ..export.signature import input_signature
 from ..fingerprint.libraries import is_library_class
 from ..inputs import Array
 from ..specs import Signature, TensorSpec
-from .cut import Piece, cut, graph_of, refuse_in_a_class, tables
+from .cut import Piece, cut, graph_of, refuse_in_a_class, refuse_lookups, tables
 
 __all__ = ["Head", "split"]
 
@@ -84,6 +84,11 @@ def split(model: Any) -> Head | None:
             be cut, if something else than dense numbers crosses the cut, or if nothing is left for an engine. Names
             the layer.
     """
+    import keras
+
+    if keras.config.backend() != "tensorflow":
+        refuse_lookups(model)
+        return None
     graph = graph_of(model)
     if graph is None:
         refuse_in_a_class(model)

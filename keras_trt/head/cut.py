@@ -318,3 +318,22 @@ def refuse_in_a_class(model: Any) -> None:
                 "keras.Model(inputs, model_without_it(layer(inputs))).",
                 layer=name,
             )
+
+
+def refuse_lookups(model: Any) -> None:
+    """Refuse a model that does not run on TensorFlow if one of its layers must run on the CPU.
+
+    Raises:
+        ExportError: names the layer.
+    """
+    import keras
+
+    for layer in model._flatten_layers():
+        if _looks_up(layer):
+            name = layer.path or layer.name
+            raise ExportError(
+                f"The layer '{name}' ({type(layer).__name__}) must run on the CPU, in front of the engine, which "
+                f"TensorFlow does, and Keras runs on {keras.config.backend()!r}. Save the model, and accelerate the "
+                "file with KERAS_BACKEND=tensorflow; or make a model that begins behind that layer.",
+                layer=name,
+            )

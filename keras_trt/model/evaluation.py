@@ -30,7 +30,7 @@ class Evaluator:
     """
 
     def __init__(self, source: Any, signature: Signature) -> None:
-        self._stand_in = _stand_in(source, signature)
+        self._stand_in: Any = None  # until it is needed
         self._source, self.signature = source, signature
         self._one_at_a_time = threading.RLock()
         self._only_keras: list[str] | None = None
@@ -43,6 +43,7 @@ class Evaluator:
             for why in self._only_keras:
                 predictor.warn_once("evaluate", f"Keras evaluates '{self._source.name}' itself: {why}.")
                 return own(self._source, method)(**arguments)
+            self._stand_in = self._stand_in or _stand_in(self._source, self.signature)
             around = self._stand_in.on(predictor)  # a callback of one evaluation may begin another
             try:
                 return getattr(self._stand_in, method)(**arguments)
@@ -63,8 +64,13 @@ def only_keras_evaluates(model: Any, signature: Signature) -> Iterator[str]:
         model: a built `keras.Model`.
         signature: its inputs.
     """
-    import tensorflow as tf
+    import keras
     from keras.src.backend import get_keras_mask  # public in no version
+
+    if (backend := keras.config.backend()) != "tensorflow":
+        yield f"its trainer runs on {backend!r}, which takes no engine into its steps"
+        return
+    import tensorflow as tf
 
     keywords = {"training": False} if model._call_has_training_arg else {}
     found = []

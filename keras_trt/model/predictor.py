@@ -92,6 +92,10 @@ class Predictor:
         """How many batches Keras runs between two calls of callbacks."""
         return getattr(self._source, "steps_per_execution", None) or 1
 
+    def takes_the_place_of(self, other: Predictor) -> None:
+        """Warn of nothing that another one has warned of, whose model is the same but for the values of weights."""
+        self._warned = other._warned
+
     def warn_once(self, kind: str, message: str) -> None:
         """Warn that something runs otherwise than asked, the first time that this kind of thing does."""
         with self._warn_lock:

@@ -172,7 +172,7 @@ class TRTModel(KerasFace):
             **keywords: other arguments of the model's `call`, such as `mask`; with any, the Keras model runs.
 
         Returns:
-            `tf.Tensor`s where a `tf.Tensor` was given, else numpy arrays.
+            `tf.Tensor`s where a `tf.Tensor` was given, likewise tensors of Keras's own backend, else numpy arrays.
 
         Raises:
             InputError: if the data does not fit the model.
@@ -305,9 +305,14 @@ class TRTModel(KerasFace):
         return f"<TRTModel of {self._source.name!r}: {self.backend}, {self.precision}, {self.device}>"
 
     def _as_given(self, outputs: Any, given: Sequence[Any]) -> Any:
-        """Return `outputs` as `tf.Tensor`s if any of `given` is one, else as numpy arrays."""
-        tensorflow = sys.modules.get("tensorflow")
-        keep = tensorflow is not None and any(isinstance(leaf, tensorflow.Tensor) for leaf in given)
+        """Return `outputs` as tensors if any of `given` is one of TensorFlow or of Keras's backend, else as arrays."""
+        tensorflow, keras = sys.modules.get("tensorflow"), sys.modules.get("keras")
+        make = to_numpy = np.asarray
+        if keras is not None:
+            to_numpy = keras.ops.convert_to_numpy
+            make = keras.ops.convert_to_tensor if any(map(keras.ops.is_tensor, given)) else to_numpy
+        if tensorflow is not None and any(isinstance(leaf, tensorflow.Tensor) for leaf in given):
+            make = tensorflow.convert_to_tensor
 
         def convert(node: Any) -> Any:
             if isinstance(node, dict):
@@ -315,7 +320,7 @@ class TRTModel(KerasFace):
             if isinstance(node, list | tuple):
                 children = map(convert, node)
                 return type(node)(*children) if hasattr(node, "_fields") else type(node)(children)
-            return tensorflow.convert_to_tensor(node) if keep and tensorflow is not None else np.asarray(node)
+            return make(node)
 
         return convert(outputs)
 
@@ -345,8 +350,10 @@ class TRTModel(KerasFace):
                     finalizer.detach()
             if self._session is not None:
                 self._session.retire()
-            evaluator = self._evaluator
+            evaluator, predictor = self._evaluator, self._predictor
             self._put(other._predictor, other._session, other._report, other._contents)
+            if same_structure and predictor is not None and self._predictor is not None:
+                self._predictor.takes_the_place_of(predictor)
             new = self._evaluator
             if same_structure and evaluator is not None and new is not None and evaluator.signature == new.signature:
                 self._evaluator = evaluator  # Keras need not trace its test function again

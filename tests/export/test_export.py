@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 import threading
 from pathlib import Path
 from typing import Any
@@ -234,18 +231,6 @@ class TestRefusals:
         model(np.zeros((2, 3)), np.zeros((2, 3)))
         with pytest.raises(ExportError, match="'b'"):
             export(model)
-
-    def test_other_keras_backend(self) -> None:
-        code = (
-            "import keras, keras_trt\n"
-            "model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(2)])\n"
-            "try: keras_trt.export_onnx(model, 'never.onnx')\n"
-            "except keras_trt.ExportError as error: print(error)\n"
-        )
-        done = subprocess.run(
-            [sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ, "KERAS_BACKEND": "jax"}
-        )
-        assert "runs on 'jax'" in done.stdout, done.stderr
 
 
 def test_layer_of_takes_scopes_apart() -> None:

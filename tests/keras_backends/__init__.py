@@ -1,0 +1,3 @@
+import keras_trt  # before Keras, on which it then puts its methods
+
+__all__ = ["keras_trt"]
