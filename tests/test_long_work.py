@@ -236,6 +236,23 @@ def test_short_work_and_silence_leave_no_trace(monkeypatch: pytest.MonkeyPatch) 
         assert stream.getvalue() == ""
 
 
+@pytest.mark.usefixtures("quick")
+def test_who_waits_for_another_builder_says_so(monkeypatch: pytest.MonkeyPatch, cache: EngineCache) -> None:
+    model = CASES["sequential"].build()
+    accelerate(model, cache=cache).close()
+    keys = [path.stem for path in (cache.path / "locks").glob("*.lock") if path.stem != "store"]
+    cache.prune(0)
+    monkeypatch.setattr(sys, "stdout", out := Tee())
+    with contextlib.ExitStack() as held:
+        for key in keys:
+            held.enter_context(cache.lock(key))
+        thread = threading.Thread(target=lambda: accelerate(model, cache=cache, verbose=1).close())
+        thread.start()
+        _until(out, f"keras_trt: waiting for another process that builds '{model.name}': after")
+    thread.join(60)
+    assert not thread.is_alive()
+
+
 class Tee:
     """As users write them: what is printed goes to a file too."""
 

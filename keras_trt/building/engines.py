@@ -302,7 +302,8 @@ class Engines:
         with ExitStack() as held:
             if key is not None and self.cache is not None:
                 try:
-                    held.enter_context(self.cache.lock(key))
+                    with self._progress.step("waiting for another process that builds"):
+                        held.enter_context(self.cache.lock(key))
                 except CacheError as error:
                     self._warn_uncached(error)
             yield
