@@ -16,9 +16,9 @@ import pytest
 
 import keras_trt
 
+from .forms import Batches
 from .models import (
     CASES,
-    Batches,
     Subclassed,
     accelerate,
     floats,

@@ -20,6 +20,7 @@ from keras_trt.head import Head, split
 from keras_trt.specs import OptimizationProfile, ShapeRange
 
 from . import test_processes
+from .forms import FORMS
 from .head_models import (
     CASES,
     TEXTS,
@@ -36,7 +37,6 @@ from .head_models import (
 )
 from .models import CASES as NUMERIC
 from .models import (
-    FORMS,
     accelerate,
     kept,
     keras,

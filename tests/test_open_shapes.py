@@ -13,7 +13,8 @@ import pytest
 import keras_trt
 from keras_trt import VerificationError
 
-from .models import FORMS, accelerate, cancelling, floats, keras, kl, ops, recorded, same, tf, warns_once
+from .forms import FORMS
+from .models import accelerate, cancelling, floats, keras, kl, ops, recorded, same, tf, warns_once
 
 
 class Own(kl.Layer):

@@ -15,10 +15,10 @@ from hypothesis import strategies as st
 
 import keras_trt
 
+from .forms import FORMS
 from .models import (
     CASES,
     DEPENDENT,
-    FORMS,
     INDEPENDENT,
     accelerate,
     floats,
