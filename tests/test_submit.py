@@ -19,7 +19,8 @@ from keras_trt.runtime import Session
 from keras_trt.specs import TensorSpec
 
 from . import zoo
-from .runtime.host_cuda import GpuArray, installed
+from .runtime.host_arrays import GpuArray
+from .runtime.host_cuda import installed
 
 
 @pytest.fixture(scope="module")

@@ -12,78 +12,19 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import enum
 import itertools
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
-from types import SimpleNamespace
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import pytest
 
-Work = Callable[[], None]
+from .host_arrays import view_of
+from .host_parts import Capture, Copy, GraphHandle, IllegalAccessError, Memory, Status, StreamHandle, Work
 
 NEW, FREED = 0xCB, 0xDD
-
-
-class Status(enum.IntEnum):
-    cudaSuccess = 0  # noqa: N815 (CUDA's names)
-    cudaErrorInvalidValue = 1  # noqa: N815
-    cudaErrorMemoryAllocation = 2  # noqa: N815
-    cudaErrorInsufficientDriver = 35  # noqa: N815
-    cudaErrorNoDevice = 100  # noqa: N815
-    cudaErrorInvalidDevice = 101  # noqa: N815
-    cudaErrorIllegalState = 401  # noqa: N815
-    cudaErrorIllegalAddress = 700  # noqa: N815
-    cudaErrorStreamCaptureUnsupported = 900  # noqa: N815
-    cudaErrorStreamCaptureInvalidated = 901  # noqa: N815
-
-
-class Capture(enum.IntEnum):
-    cudaStreamCaptureModeGlobal = 0  # noqa: N815
-    cudaStreamCaptureModeThreadLocal = 1  # noqa: N815
-    cudaStreamCaptureModeRelaxed = 2  # noqa: N815
-
-
-class Copy(enum.IntEnum):
-    cudaMemcpyHostToDevice = 1  # noqa: N815
-    cudaMemcpyDeviceToHost = 2  # noqa: N815
-    cudaMemcpyDefault = 4  # noqa: N815
-
-
-@dataclass
-class Memory:
-    kind: str
-    device: int
-    size: int
-    raw: Any
-    freed: bool = False
-
-
-@dataclass
-class StreamHandle:
-    address: int
-    device: int
-    pending: list[tuple[Work, Any]] = field(default_factory=list)
-    captured: list[Work] | None = None
-    mode: int = 0
-    captured_by: int = 0
-    invalid: bool = False
-    destroyed: bool = False
-    busy: threading.Lock = field(default_factory=threading.Lock)
-
-
-@dataclass
-class GraphHandle:
-    work: list[Work]
-    destroyed: bool = False
-
-
-class IllegalAccessError(Exception):
-    """Work touched memory that it must not touch."""
 
 
 class HostCuda:
@@ -408,55 +349,6 @@ class HostCuda:
             return (self._fault("a graph was destroyed twice"),)
         graph.destroyed = True
         return (Status.cudaSuccess,)
-
-
-class GpuArray:
-    """An array on the current GPU that someone else made, and that is right only once its owner's stream has run.
-
-    Args:
-        cuda: whose memory it takes.
-        array: what it will hold.
-    """
-
-    def __init__(self, cuda: HostCuda, array: np.ndarray[Any, Any]) -> None:
-        _, self.address = cuda.cudaMalloc(array.nbytes)
-        self.device, self.thread = cuda.cudaGetDevice()[1], threading.get_ident()
-        self.cuda, self.shape, self.dtype = cuda, array.shape, array.dtype
-        self.strides: tuple[int, ...] | None = None
-        self.readonly = False
-        self._coming: np.ndarray[Any, Any] | None = array.copy()
-
-    __cuda_array_interface__: Any = None  # that it is there says where the array lies
-
-    @property
-    def content(self) -> np.ndarray[Any, Any]:
-        size = int(np.prod(self.shape)) * self.dtype.itemsize
-        return self.cuda.view(self.address, size, "device").view(self.dtype).reshape(self.shape)
-
-    def finish(self) -> None:
-        """Do what its owner has put on a stream."""
-        if self._coming is not None:
-            coming, self._coming = self._coming, None
-            self.content[...] = coming
-
-    def free(self) -> None:
-        self.cuda.cudaFree(self.address)
-
-
-def view_of(owner: GpuArray, stream: int) -> Any:
-    """Stand for cuda-core and PyTorch: the stream waits for that which is current on this thread and GPU."""
-    if stream != -1 and not owner.cuda.is_bound():
-        raise RuntimeError("CUDA_ERROR_INVALID_CONTEXT")
-    if stream != -1 and (owner.thread, owner.device) == (threading.get_ident(), owner.cuda.cudaGetDevice()[1]):
-        owner.cuda.put(stream, owner.finish)
-    return SimpleNamespace(
-        ptr=owner.address,
-        shape=owner.shape,
-        strides=owner.strides,
-        dtype=owner.dtype,
-        readonly=owner.readonly,
-        device_id=owner.device,
-    )
 
 
 @contextlib.contextmanager

@@ -13,7 +13,8 @@ import numpy as np
 
 from keras_trt.errors import EngineLoadError, InputError
 
-from .host_cuda import HostCuda, IllegalAccessError
+from .host_cuda import HostCuda
+from .host_parts import IllegalAccessError
 
 #: From the name of an input or output to its type, as the engine has it.
 DTYPES = {"x": np.dtype("float32"), "k": np.dtype("int32"), "sums": np.dtype("float32"), "y": np.dtype("float32")}

@@ -21,8 +21,10 @@ from keras_trt.inputs import standardize, standardize_out
 from keras_trt.specs import Signature, TensorSpec
 
 from .helpers import OUTPUTS, in_threads, inputs, one_by_one, session
-from .host_cuda import Copy, GpuArray, HostCuda, installed
+from .host_arrays import GpuArray
+from .host_cuda import HostCuda, installed
 from .host_engine import HostEngineOnDevice, expected
+from .host_parts import Copy
 
 Array = np.ndarray[Any, Any]
 

@@ -8,7 +8,8 @@ from keras_trt import cuda
 from keras_trt.errors import CudaError
 
 from .helpers import in_threads
-from .host_cuda import HostCuda, Status
+from .host_cuda import HostCuda
+from .host_parts import Status
 
 
 def test_no_address_is_null(host_cuda: HostCuda) -> None:

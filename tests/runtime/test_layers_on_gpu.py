@@ -11,9 +11,10 @@ from keras_trt.backends.tensorrt.flavor import flavor
 from keras_trt.backends.tensorrt.layers import timed_layers
 from keras_trt.errors import CudaError
 
-from .host_cuda import HostCuda, Status
+from .host_cuda import HostCuda
 from .host_engine import HostEngineOnDevice
-from .test_gpu_runner import feeds
+from .host_parts import Status
+from .runners import feeds
 
 
 class Inspected(HostEngineOnDevice):

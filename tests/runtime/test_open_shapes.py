@@ -19,8 +19,10 @@ from keras_trt.runtime import RowsDependError, Session
 from keras_trt.runtime.gpu import GpuRunner
 from keras_trt.specs import OptimizationProfile, ShapeRange, Signature, TensorSpec
 
-from .host_cuda import GpuArray, HostCuda, Status
+from .host_arrays import GpuArray
+from .host_cuda import HostCuda
 from .host_engine import HostContext, HostEngineOnDevice
+from .host_parts import Status
 
 Array = np.ndarray[Any, Any]
 BOUND = 16  # what the double asks memory for beyond what it needs, as TensorRT asks for a bound

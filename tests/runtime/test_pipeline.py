@@ -20,8 +20,9 @@ from keras_trt.runtime.slots import Slot
 from keras_trt.specs import Cost
 
 from .helpers import assert_right, costs, in_threads, inputs, one_by_one, session
-from .host_cuda import HostCuda, Status, installed
+from .host_cuda import HostCuda, installed
 from .host_engine import HostEngineOnDevice, expected
+from .host_parts import Status
 
 Array = np.ndarray[Any, Any]
 OUT_OF_MEMORY = Status.cudaErrorMemoryAllocation

@@ -14,16 +14,10 @@ from keras_trt.errors import CudaError, EngineLoadError
 from keras_trt.runtime.pool import SlotPool
 from keras_trt.runtime.slots import Slot
 
-from .host_cuda import HostCuda, Status
-from .host_engine import HostEngineOnDevice
+from .host_parts import Status
 
 SHAPES = (("x", (3, 5)), ("k", (3,)))
 OTHERS = (("x", (4, 5)), ("k", (4,)))
-
-
-@pytest.fixture
-def engine(host_cuda: HostCuda) -> HostEngineOnDevice:
-    return HostEngineOnDevice(host_cuda)
 
 
 @pytest.fixture
