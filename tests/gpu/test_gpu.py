@@ -6,10 +6,8 @@ With the environment variable KERAS_TRT_GPU_REPORT, what was measured is written
 from __future__ import annotations
 
 import gc
-import importlib.metadata
 import json
 import os
-import platform
 import re
 import subprocess
 import sys
@@ -17,7 +15,6 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -27,18 +24,16 @@ import pytest
 import keras_trt
 from keras_trt import cuda
 from keras_trt.runtime import MAX_SLOTS
-from keras_trt.runtime.gpu import GpuRunner
 from keras_trt.verification.verify import LIMITS
 
 from ..test_quickstart import REPOSITORY, assert_agrees, child_environment, run_quickstart
 from . import models
-
-Array = np.ndarray[Any, Any]
+from .accelerated import Accelerated, accelerate, engine_layers, runner_of
+from .summary import SUMMARY, note, where
 
 pytestmark = pytest.mark.gpu
 
 MIB = 1 << 20
-SUMMARY: dict[str, Any] = {}
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -48,89 +43,16 @@ def gpu() -> Iterator[cuda.DeviceInfo]:
     started = time.perf_counter()
     yield info
     SUMMARY["seconds"] = time.perf_counter() - started
-    summary = {**_where(info), **SUMMARY}
+    summary = {**where(info), **SUMMARY}
     text = json.dumps(summary, indent=1, ensure_ascii=False) + "\n"
     sys.stdout.write(text)
     if path := os.environ.get("KERAS_TRT_GPU_REPORT"):
         Path(path).write_text(text)
 
 
-def _where(info: cuda.DeviceInfo) -> dict[str, Any]:
-    import tensorrt
-
-    def version(name: str) -> str:
-        try:
-            return importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            return ""
-
-    packages = ("keras", "tensorflow", "tensorflow-cpu", "tf2onnx", "onnx", "onnxruntime", "numpy", "cuda-python")
-    try:
-        query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
-        driver = subprocess.run(query, capture_output=True, text=True, check=True).stdout.split()[0]
-    except (OSError, subprocess.CalledProcessError, IndexError):
-        driver = ""
-    return {
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command": "python -m pytest -m gpu tests",
-        "device": {"name": info.name, "driver": driver, "cuda": info.driver, "memory_bytes": info.memory_bytes},
-        "host": {"cpu": platform.processor() or platform.machine(), "cores": os.cpu_count()},
-        "versions": {
-            "keras_trt": keras_trt.__version__,
-            "tensorrt": tensorrt.__version__,
-            "python": platform.python_version(),
-            **{name: found for name in packages if (found := version(name))},
-        },
-    }
-
-
-def note(section: str, name: str, value: Any) -> None:
-    SUMMARY.setdefault(section, {})[name] = value
-
-
 @pytest.fixture(scope="module")
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("engines") / "cache"
-
-
-class Accelerated:
-    """A Keras model, its engine, and Keras's answers to 300 rows that the engine was not verified with."""
-
-    def __init__(self, build: Callable[[], Any], cache: Path, precision: str, **options: Any) -> None:
-        self.model = build()
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", keras_trt.FallbackWarning)
-            self.fast = accelerate(self.model, cache, precision=precision, fallback="raise", **options)
-        self.limit = LIMITS[precision]  # type: ignore[index]
-        self.rows = models.random_rows(self.model, 300, seed=77)
-        self.reference = np.asarray(self.model.predict(self.rows, verbose=0))
-        report = self.fast.report()
-        assert report.backend == "tensorrt"
-        assert report.origin == "built"
-        assert report.precision == self.fast.precision == precision
-        assert report.fell_back == ()
-        assert report.differences
-        assert all(difference.within for difference in report.differences)
-        note("build_seconds", f"{self.model.name} {precision}", round(report.seconds["build"], 1))
-
-    def assert_right(self, start: int, stop: int, answers: Any = None) -> None:
-        if answers is None:
-            answers = self.fast.predict(self.rows[start:stop], verbose=0)
-        reference = self.reference[start:stop]
-        assert answers.shape == reference.shape
-        assert np.isfinite(answers).all()
-        assert models.relative(answers, reference) < self.limit
-        # Every row for itself: one wrong row among many must show.
-        for answer, wanted in zip(answers, reference, strict=True):
-            assert (
-                np.linalg.norm(answer - wanted)
-                < 10 * self.limit * np.linalg.norm(self.reference) / len(self.reference) ** 0.5
-            )
-
-
-def accelerate(model: Any, cache: Any, **options: Any) -> keras_trt.TRTModel:
-    fixed = {"backend": "tensorrt", "optimization_level": 0, "cache": cache, "verbose": 0}
-    return keras_trt.accelerate(model, **(fixed | options))
 
 
 @pytest.fixture(scope="module")
@@ -146,24 +68,6 @@ def accelerated(cache: Path) -> Iterator[Callable[[str, str], Accelerated]]:
     yield get
     for one in made.values():
         one.fast.close()
-
-
-def runner_of(fast: keras_trt.TRTModel) -> GpuRunner:
-    assert fast._predictor is not None
-    runner = fast._predictor._session._runner
-    assert isinstance(runner, GpuRunner)
-    return runner
-
-
-def engine_layers(fast: keras_trt.TRTModel) -> list[Any]:
-    """Return what TensorRT's inspector says of each layer of the engine."""
-    import tensorrt
-
-    from keras_trt.backends.tensorrt import types
-
-    engine: Any = runner_of(fast)._engine
-    inspector = engine._engine.create_engine_inspector()
-    return types._entries(inspector.get_engine_information(tensorrt.LayerInformationFormat.JSON))
 
 
 # Precision.
