@@ -1,0 +1,196 @@
+"""`EngineCheckpoint` in `fit`: each engine is that of its weights, and the training as it is without it."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import math
+import threading
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import keras_trt
+from keras_trt.cache import EngineCache
+
+from ..models import keras, kl, recorded, same, warns_once
+from .helpers import QUIET, Weights, X, Y, loaded, network
+
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+
+
+def test_each_epochs_engine_is_that_of_its_weights(tmp_path: Path) -> None:
+    model, weights = network(), Weights()
+    checkpoint = keras_trt.EngineCheckpoint(tmp_path / "deep" / "{epoch:02d}-{val_loss:.3f}.ktrt", **QUIET)
+    model.fit(X, Y, validation_split=0.2, epochs=4, callbacks=[weights, checkpoint], verbose=0)
+    files = sorted((tmp_path / "deep").iterdir())
+    assert [file.name[:3] for file in files] == ["01-", "02-", "03-", "04-"]
+    assert np.abs(weights.answers[0] - weights.answers[3]).max() > 1e-3
+    for file, expected in zip(files, weights.answers, strict=True):
+        same(expected, loaded(file).predict(X, verbose=0))
+    assert not any(thread.name == "keras_trt engine checkpoints" for thread in threading.enumerate())
+
+
+def test_only_the_best_is_kept_as_model_checkpoint_does(tmp_path: Path) -> None:
+    model, weights = network(optimizer=keras.optimizers.SGD(0.8)), Weights()
+    keras_saves = keras.callbacks.ModelCheckpoint(tmp_path / "best.keras", save_best_only=True)
+    engine = keras_trt.EngineCheckpoint(tmp_path / "best.ktrt", save_best_only=True, **QUIET)
+    history = model.fit(
+        X, Y, validation_split=0.2, epochs=8, callbacks=[weights, keras_saves, engine], verbose=0, shuffle=False
+    ).history
+    best = int(np.argmin(history["val_loss"]))
+    assert best < 7, "the last must not be the best for this to prove anything"
+    found = loaded(tmp_path / "best.ktrt").predict(X, verbose=0)
+    same(weights.answers[best], found)
+    same(np.asarray(keras.saving.load_model(tmp_path / "best.keras")(X)), found)
+
+
+def test_figures_of_the_engine_reach_history_and_csv(tmp_path: Path) -> None:
+    model = network()
+    checkpoint = keras_trt.EngineCheckpoint(tmp_path / "e.ktrt", validation_data=(X, Y), **QUIET)
+
+    class Slow(keras.callbacks.Callback):
+        def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:  # noqa: ARG002
+            checkpoint._background.wait()
+
+    history = model.fit(
+        X, Y, epochs=3, callbacks=[Slow(), checkpoint, keras.callbacks.CSVLogger(tmp_path / "log.csv")], verbose=0,
+        validation_data=(X, Y),
+    ).history  # fmt: skip
+    assert math.isnan(history["engine_loss"][0])
+    assert history["engine_epoch"][1:] == [1, 2]
+    np.testing.assert_allclose(history["engine_loss"][1:], history["val_loss"][:2], rtol=1e-4)
+    np.testing.assert_allclose(history["engine_mae"][1:], history["val_mae"][:2], rtol=1e-4)
+    assert all(0 < value < 1000 for value in history["engine_latency_ms"][1:])
+    assert all(value < 1e-4 for value in history["engine_difference"][1:])
+    rows = list(csv.DictReader((tmp_path / "log.csv").read_text().splitlines()))
+    assert float(rows[2]["engine_loss"]) == pytest.approx(history["engine_loss"][2], rel=1e-4)
+
+
+def test_engines_are_refitted_where_they_can_be(tmp_path: Path, cache: EngineCache) -> None:
+    model, weights, origins = network(), Weights(), []
+    checkpoint = keras_trt.EngineCheckpoint(tmp_path / "{epoch}.ktrt", **{**QUIET, "cache": cache})
+
+    class Looks(keras.callbacks.Callback):
+        def on_epoch_end(self, epoch: int, logs: Any = None) -> None:  # noqa: ARG002
+            checkpoint._background.wait()
+            origins.append(checkpoint._fast.report().origin)
+
+    model.fit(X, Y, epochs=3, callbacks=[weights, checkpoint, Looks()], verbose=0)
+    assert origins == ["built", "refitted", "refitted"]
+    for epoch, expected in enumerate(weights.answers):
+        same(expected, loaded(tmp_path / f"{epoch + 1}.ktrt").predict(X, verbose=0))
+
+
+def test_by_batches(tmp_path: Path) -> None:
+    checkpoint = keras_trt.EngineCheckpoint(tmp_path / "{epoch}-{batch}.ktrt", save_freq=2, **QUIET)
+    network().fit(X, Y, batch_size=10, epochs=1, callbacks=[checkpoint], verbose=0)
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["1-2.ktrt", "1-4.ktrt", "1-6.ktrt"]
+
+
+def test_by_batches_if_it_is_the_best(tmp_path: Path) -> None:
+    """At the first of them, Keras has not yet seen which way is better."""
+    for threshold, some in ((0.0, False), (9.0, True)):
+        checkpoint = keras_trt.EngineCheckpoint(
+            tmp_path / "{epoch}-{batch}-{mae:.3f}.ktrt", monitor="mae", mode="min", save_best_only=True, save_freq=3,
+            initial_value_threshold=threshold, **QUIET,
+        )  # fmt: skip
+        network().fit(X, Y, batch_size=10, epochs=1, callbacks=[checkpoint], verbose=0)
+        assert any(file.name.startswith("1-3-") for file in tmp_path.iterdir()) == some
+
+
+def test_training_is_the_same_with_and_without(tmp_path: Path) -> None:
+    def history(*callbacks: Any) -> Any:
+        keras.utils.set_random_seed(5)
+        return network().fit(X, Y, epochs=3, validation_split=0.2, callbacks=list(callbacks), verbose=0).history
+
+    expected = history()
+    found = history(keras_trt.EngineCheckpoint(tmp_path / "a.ktrt", **QUIET))
+    assert {key: found[key] for key in expected} == expected
+
+
+def test_a_normalization_in_the_clone_computes_with_what_was_adapted(tmp_path: Path) -> None:
+    x = X * 5 + 7
+    layer = kl.Normalization()
+    layer.adapt(x)
+    model, weights = keras.Sequential([keras.Input((4,)), layer, kl.Dense(3)]), Weights(x)
+    model.compile("sgd", "mse")
+    checkpoint = keras_trt.EngineCheckpoint(tmp_path / "{epoch}.ktrt", **QUIET)
+    model.fit(x, Y, epochs=2, verbose=0, callbacks=[weights, checkpoint])  # without a warning
+    for epoch, expected in enumerate(weights.answers):
+        same(expected, loaded(tmp_path / f"{epoch + 1}.ktrt").predict(x, verbose=0))
+
+
+@keras.saving.register_keras_serializable("keras_trt_tests")
+class Scaled(keras.Model):
+    """Computes with an attribute that no configuration tells."""
+
+    def __init__(self, **keywords: Any) -> None:
+        super().__init__(**keywords)
+        self.dense, self.more, self.scale = kl.Dense(3), [kl.Dense(3)], 1.0
+
+    def call(self, x: Any) -> Any:
+        x = self.dense(x) * self.scale
+        for layer in self.more:
+            x = layer(x)
+        return x
+
+
+@pytest.mark.parametrize("scale", [1.0, 5.0])
+def test_a_clone_that_is_another_model_is_not_used(scale: float, tmp_path: Path) -> None:
+    model, weights = Scaled(), Weights()
+    model.scale = scale
+    model(X)
+    model.compile("sgd", "mse")
+    checkpoint = keras_trt.EngineCheckpoint(tmp_path / "a.ktrt", **QUIET)
+    with pytest.warns(keras_trt.FallbackWarning, match="cannot be cloned") if scale != 1 else contextlib.nullcontext():
+        model.fit(X, Y, epochs=2, verbose=0, callbacks=[weights, checkpoint])
+    same(weights.answers[1], loaded(tmp_path / "a.ktrt").predict(X, verbose=0))
+
+
+def test_a_model_that_is_changed_while_it_is_trained(tmp_path: Path) -> None:
+    model, weights = Scaled(), Weights()
+    model(X)
+    model.compile("sgd", "mse", run_eagerly=True)
+
+    class Changes(keras.callbacks.Callback):
+        def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:  # noqa: ARG002
+            if epoch == 1:
+                model.more.pop()
+            if epoch == 2:
+                model.scale = 3.0
+
+    checkpoint = keras_trt.EngineCheckpoint(tmp_path / "{epoch}.ktrt", **QUIET)
+    with pytest.warns(keras_trt.FallbackWarning, match="cannot be cloned"):
+        model.fit(X, Y, epochs=3, verbose=0, callbacks=[Changes(), weights, checkpoint])
+    for epoch, expected in enumerate(weights.answers):
+        same(expected, loaded(tmp_path / f"{epoch + 1}.ktrt").predict(X, verbose=0))
+
+
+class NoConfig(keras.Model):
+    """Cannot be cloned: its configuration is not known."""
+
+    def __init__(self, units: Any) -> None:
+        super().__init__()
+        self.dense = kl.Dense(units[0])
+
+    def call(self, x: Any) -> Any:
+        return self.dense(x)
+
+    def get_config(self) -> Any:
+        raise NotImplementedError("no configuration")
+
+
+def test_a_model_that_cannot_be_cloned_waits_for_its_engines(tmp_path: Path) -> None:
+    model, weights = NoConfig([3]), Weights()
+    model(X)
+    model.compile("adam", "mse")
+    checkpoint = keras_trt.EngineCheckpoint(tmp_path / "{epoch}.ktrt", validation_data=(X, Y), **QUIET)
+    with recorded() as records:
+        history = model.fit(X, Y, epochs=2, callbacks=[weights, checkpoint], validation_data=(X, Y), verbose=0).history
+    warns_once(records, "cannot be cloned", "no configuration")
+    np.testing.assert_allclose(history["engine_loss"], history["val_loss"], rtol=1e-4)
+    for epoch, expected in enumerate(weights.answers):
+        same(expected, loaded(tmp_path / f"{epoch + 1}.ktrt").predict(X, verbose=0))

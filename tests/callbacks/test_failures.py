@@ -1,0 +1,131 @@
+"""`EngineCheckpoint` where an engine cannot be made, an argument is bad, or the training is interrupted."""
+
+from __future__ import annotations
+
+import math
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import keras_trt
+
+from ..models import keras, recorded, same, warns_once
+from .helpers import QUIET, Weights, X, Y, hopeless, loaded, network
+
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+
+
+def test_training_goes_on_without_an_engine(tmp_path: Path) -> None:
+    checkpoint = keras_trt.EngineCheckpoint(tmp_path / "a.ktrt", **QUIET, fallback="raise")
+    with recorded() as records:
+        history = hopeless().fit(X, Y, epochs=3, callbacks=[checkpoint], verbose=0).history
+    assert len(history["loss"]) == 3
+    assert all(map(math.isnan, history["engine_epoch"]))
+    texts = [str(record.message) for record in records if record.category is keras_trt.FallbackWarning]
+    assert len(texts) == 1, "the same reason is said once"
+    assert "epoch 1 could not be made" in texts[0]
+    assert not (tmp_path / "a.ktrt").exists()
+
+
+def test_unless_it_is_asked_to_end(tmp_path: Path) -> None:
+    checkpoint = keras_trt.EngineCheckpoint(tmp_path / "a.ktrt", raise_on_failure=True, fallback="raise", **QUIET)
+    with pytest.raises(keras_trt.ExportError):
+        hopeless().fit(X, Y, epochs=3, callbacks=[checkpoint], verbose=0)
+
+
+def test_a_failure_leaves_the_last_good_file_and_the_next_engine_replaces_it(tmp_path: Path) -> None:
+    model, weights, path = network(), Weights(), tmp_path / "a.ktrt"
+    checkpoint = keras_trt.EngineCheckpoint(path, **QUIET)
+    seen = []
+
+    class Breaks(keras.callbacks.Callback):
+        def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:  # noqa: ARG002
+            checkpoint._background.wait()
+            if epoch:
+                seen.append(loaded(path).predict(X, verbose=0))
+            checkpoint.filepath = str(tmp_path / "none" / "a.ktrt") if epoch == 1 else str(path)
+            if epoch == 1:
+                (tmp_path / "none").write_text("a file where a folder should be")
+
+    with recorded() as records:
+        model.fit(X, Y, epochs=3, callbacks=[Breaks(), weights, checkpoint], verbose=0)
+    warns_once(records, "epoch 2 could not be made")
+    same(weights.answers[0], seen[0])
+    same(weights.answers[0], seen[1])
+    same(weights.answers[2], loaded(path).predict(X, verbose=0))
+
+
+def test_where_warnings_are_errors_a_failure_ends_the_training(tmp_path: Path) -> None:
+    checkpoint = keras_trt.EngineCheckpoint(tmp_path / "a.ktrt", fallback="raise", **QUIET)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", keras_trt.FallbackWarning)
+        with pytest.raises(keras_trt.FallbackWarning, match="could not be made: ExportError"):
+            hopeless().fit(X, Y, epochs=3, callbacks=[checkpoint], verbose=0)
+
+
+def test_bad_arguments_are_answered_as_keras_does(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"ends in `\.ktrt`"):
+        keras_trt.EngineCheckpoint("a.keras")
+    with pytest.raises(ValueError, match="Unrecognized save_freq"):
+        keras_trt.EngineCheckpoint("a.ktrt", save_freq="day")
+    with pytest.raises(TypeError, match="Unknown option colour"):
+        keras_trt.EngineCheckpoint("a.ktrt", colour="red")
+    with pytest.raises(ValueError, match="isn't able to automatically determine"):
+        network().fit(
+            X, Y, verbose=0, callbacks=[keras_trt.EngineCheckpoint(tmp_path / "a.ktrt", monitor="beauty", **QUIET)]
+        )
+    missing = keras_trt.EngineCheckpoint(
+        tmp_path / "a.ktrt", monitor="beauty", mode="max", save_best_only=True, **QUIET
+    )
+    with pytest.warns(UserWarning, match="Can save best model only with beauty available"):
+        network().fit(X, Y, verbose=0, callbacks=[missing])
+    assert (tmp_path / "a.ktrt").exists()
+    model = network()
+    (tmp_path / "file").write_text("")
+    (tmp_path / "folder.ktrt").mkdir()
+    before = model.get_weights()
+    for path in (tmp_path / "file" / "a.ktrt", tmp_path / "file" / "{epoch}" / "a.ktrt", tmp_path / "folder.ktrt"):
+        with pytest.raises(OSError, match="file"):
+            model.fit(X, Y, verbose=0, callbacks=[keras_trt.EngineCheckpoint(path, **QUIET)])
+    same(before, model.get_weights())
+
+
+INTERRUPTED = """
+    import sys, warnings; warnings.simplefilter("ignore")
+    import numpy as np, keras, keras_trt
+    x = np.random.default_rng(0).standard_normal((64, 4), np.float32)
+    model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)])
+    model.compile("adam", "mse")
+    class Tells(keras.callbacks.Callback):
+        def on_epoch_end(self, epoch, logs=None):
+            if logs["engine_epoch"] > 1:
+                print("saved", flush=True)
+    engine = keras_trt.EngineCheckpoint(sys.argv[1], backend="onnxruntime", cache=None)
+    model.fit(x, x[:, :3], epochs=100000, callbacks=[engine, Tells()], verbose=0)
+"""
+
+
+@pytest.mark.parametrize("with_", [signal.SIGINT, signal.SIGKILL])
+def test_an_interrupted_training_leaves_the_last_good_engine(with_: signal.Signals, tmp_path: Path) -> None:
+    path = tmp_path / "a.ktrt"
+    child = subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(INTERRUPTED), str(path)], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    assert child.stdout is not None
+    assert child.stdout.readline() == b"saved\n"
+    time.sleep(0.2)
+    os.kill(child.pid, with_)
+    child.communicate(timeout=60)
+    assert child.returncode != 0
+    found = loaded(path).predict(X, verbose=0)
+    assert found.shape == (60, 3)
+    assert np.isfinite(found).all()
