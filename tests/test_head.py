@@ -19,7 +19,6 @@ from keras_trt.errors import InputError, VerificationError
 from keras_trt.head import Head, split
 from keras_trt.specs import OptimizationProfile, ShapeRange
 
-from . import test_processes
 from .forms import FORMS
 from .head_models import (
     CASES,
@@ -47,6 +46,7 @@ from .models import (
     tf,
     warns_once,
 )
+from .processes import children, test_processes
 
 # Keras warns so at the end of each generator, even where nothing is missing.
 pytestmark = pytest.mark.filterwarnings("ignore:Your input ran out of data:UserWarning")
@@ -319,7 +319,7 @@ def say_start(cache: str, reverse: str) -> None:
     fast = accelerate(model, cache=cache, fallback="raise")
     same(expected(model, texts(9)), fast.predict(texts(9), verbose=0))
     report = fast.report()
-    test_processes.say(origin=report.origin, steps=sorted(report.seconds), tf2onnx="tf2onnx" in sys.modules)
+    children.say(origin=report.origin, steps=sorted(report.seconds), tf2onnx="tf2onnx" in sys.modules)
 
 
 def test_a_second_process_finds_the_engine(tmp_path: Path) -> None:
