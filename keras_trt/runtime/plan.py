@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -96,29 +97,43 @@ class BatchPlan:
 
 
 Costs = tuple[tuple[int, Cost], ...]
+FloatArray = np.ndarray[Any, np.dtype[np.float64]]
 
 
 @functools.lru_cache(4096)
 def _cheapest(rows: int, costs: Costs, *, behind_others: bool) -> tuple[int, ...]:
     """Return the sizes of the batches that run `rows` rows at the least cost, the largest first."""
-    found: list[tuple[float, tuple[int, ...]]] = []
-    # Alone, one of the largest of them is the first, and takes its whole time.
-    for count, (first, cost) in enumerate(costs, 1):
-        sizes = [] if behind_others else [first]
-        total, left = (0.0, rows) if behind_others else (cost.alone, max(rows - first, 0))
-        least = _least(2 * costs[-1][0], costs[:count])
-        total += least[left][0]
-        while left > 0:
-            sizes.append(least[left][1])
-            left -= sizes[-1]
-        found.append((total, tuple(sorted(sizes, reverse=True))))
-    return min(found)[1]
+    sizes: list[int] = []
+    if not behind_others:  # one of the largest of them is the first, and takes its whole time
+        upto = [costs[:count] for count in range(1, len(costs) + 1)]
+        costs = min(upto, key=lambda some: some[-1][1].alone + _least(rows - some[-1][0], some)[-1])
+        sizes.append(costs[-1][0])
+    left = rows - sum(sizes)
+    least = _least(left, costs)
+    while left > 0:
+        size, _ = min(costs, key=lambda pair: least[max(left - pair[0], 0)] + pair[1].further)
+        sizes.append(size)
+        left -= size
+    return tuple(sorted(sizes, reverse=True))
+
+
+def _least(rows: int, costs: Costs) -> FloatArray:
+    """Return, for each number of rows up to `rows`, the least that batches for them cost behind others."""
+    rows = max(rows, 0)
+    return _least_up_to((1 << rows.bit_length()) - 1, costs)[: rows + 1]  # few tables, of what is asked for alone
 
 
 @functools.lru_cache(64)
-def _least(most: int, costs: Costs) -> list[tuple[float, int]]:
-    """Return, for each number of rows, the least that batches for them cost behind others, and the size of one."""
-    least = [(0.0, 0)]
-    for count in range(1, most + 1):
-        least.append(min((least[max(count - size, 0)][0] + cost.further, size) for size, cost in costs))
+def _least_up_to(most: int, costs: Costs) -> FloatArray:
+    least = np.full(most + 1, np.inf)
+    least[0] = 0
+    for known, cost in costs:
+        size = min(known, most) or 1  # no batch is any better than one that holds all rows
+        # Of numbers that lie `size` apart, each is reached from those before it; what is below 0 is no row, and free.
+        padded = np.full((most // size + 2) * size, np.inf)
+        padded[:size] = 0
+        padded[size - 1 : size + most] = least
+        chains = padded.reshape(-1, size)
+        seconds = cost.further * np.arange(len(chains))[:, np.newaxis]
+        least = (np.minimum.accumulate(chains - seconds) + seconds).ravel()[size - 1 : size + most]
     return least

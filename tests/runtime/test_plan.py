@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import tracemalloc
 from collections.abc import Sequence
 from typing import Any
 
@@ -77,6 +78,22 @@ def test_a_large_batch_is_cut_where_that_is_faster() -> None:
 @given(costs=costs)
 def test_costs_are_kept_as_json(costs: dict[int, Cost]) -> None:
     assert costs_in(json.loads(json.dumps(listed_costs(costs)))) == costs
+
+
+def test_very_large_batches_are_planned_in_little_memory() -> None:
+    """Few rows of a model that takes a million at once took seconds, and a gigabyte, until the first was run."""
+    largest = 1 << 20
+    small = {1: Cost(0.1, 0.05), 8: Cost(0.11, 0.06), 32: Cost(0.12, 0.07)}
+    for cost in (Cost(1, 0.5), Cost(10_000, 5_000)):
+        plan = BatchPlan(1, largest, {**small, largest: cost})
+        tracemalloc.start()
+        try:
+            cut = [batch.size for batch in plan.cut(3)], [batch.size for batch in plan.cut(largest)]
+            _, most = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+        assert cut == ([8], [largest] if cost.alone == 1 else [32] * (largest // 32))
+        assert most < 150 << 20
 
 
 def test_a_tail_is_padded_split_or_run_by_what_it_costs() -> None:
