@@ -40,13 +40,14 @@ def copy(target: Array, source: Array) -> None:
 class _Piece:
     """A part of a copy, which one thread does."""
 
-    __slots__ = ("done", "error", "source", "taker", "target")
+    __slots__ = ("done", "error", "ran", "source", "taker", "target")
 
     def __init__(self, target: Array, source: Array) -> None:
         self.target, self.source = target, source
         self.taker: int | None = None  # the thread that does it
         self.error: BaseException | None = None
-        self.done = threading.Lock()  # held until it is
+        self.ran = False
+        self.done = threading.Lock()  # held until it has; then by whoever waits for that, for a moment
         self.done.acquire()
 
     def run(self) -> None:
@@ -55,6 +56,7 @@ class _Piece:
         except BaseException as error:
             self.error = error
         finally:
+            self.ran = True
             self.done.release()
 
 
@@ -117,7 +119,7 @@ class Copy:
         with self._taking:
             for piece in self._pieces:
                 # One's own is one that could not be done, as a handler of a signal has raised.
-                if piece.taker is None or (piece.taker == me and piece.done.locked()):
+                if piece.taker is None or (piece.taker == me and not piece.ran):
                     piece.taker = me
                     break
             else:
@@ -147,24 +149,19 @@ def threads() -> int:
 
 _starting = threading.Lock()
 _started: list[threading.Thread] = []
-
-
-@functools.cache
-def _jobs() -> SimpleQueue[Copy]:
-    return SimpleQueue()
+_jobs: SimpleQueue[Copy] = SimpleQueue()
 
 
 def _help_with(under_way: Copy, count: int) -> None:
     """Let so many threads help with a copy; fewer, where they cannot be started, as at exit: `finish` does the rest."""
-    jobs = _jobs()
     if len(_started) < count:
         with _starting, suppress(RuntimeError):
             while len(_started) < count:
-                thread = threading.Thread(target=_work, args=(jobs,), name="keras_trt-copy", daemon=True)
+                thread = threading.Thread(target=_work, args=(_jobs,), name="keras_trt-copy", daemon=True)
                 thread.start()
                 _started.append(thread)
     for _ in range(min(count, len(_started))):
-        jobs.put(under_way)
+        _jobs.put(under_way)
 
 
 def _work(jobs: SimpleQueue[Copy]) -> None:
@@ -173,10 +170,9 @@ def _work(jobs: SimpleQueue[Copy]) -> None:
 
 
 def _forget() -> None:
-    global _starting
-    _starting = threading.Lock()
+    global _starting, _jobs
+    _starting, _jobs = threading.Lock(), SimpleQueue()
     _started.clear()
-    _jobs.cache_clear()
 
 
 if hasattr(os, "register_at_fork"):

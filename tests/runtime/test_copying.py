@@ -8,6 +8,8 @@ import subprocess
 import sys
 import threading
 import time
+import weakref
+from queue import SimpleQueue
 from typing import Any
 
 import numpy as np
@@ -16,6 +18,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from keras_trt.runtime import copying
+
+from .test_pool import until
 
 Array = np.ndarray[Any, Any]
 
@@ -121,7 +125,7 @@ def test_without_further_threads_one_copies_all_and_nothing_is_kept(monkeypatch:
     one.begin()
     one.finish()
     np.testing.assert_array_equal(target, source)
-    assert copying._jobs().empty()
+    assert copying._jobs.empty()
 
 
 def test_a_thread_that_is_late_copies_nothing_again() -> None:
@@ -133,4 +137,34 @@ def test_a_thread_that_is_late_copies_nothing_again() -> None:
     np.testing.assert_array_equal(target, source)
     target[:] = 7
     assert not one.help()
+    with one._pieces[0].done:  # as whoever waits for it has it for a moment
+        assert not one.help()
     np.testing.assert_array_equal(target, np.full(4, 7.0))
+
+
+def test_copies_of_threads_that_begin_at_once_are_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two queues were made then: what was put into one was never taken out, and kept its arrays."""
+
+    def slow() -> Any:
+        queue = SimpleQueue[Any]()
+        time.sleep(0.1)
+        return queue
+
+    monkeypatch.setattr(copying, "SimpleQueue", slow)
+    copying._forget()
+    sources = [np.ones((4, 8)) for _ in range(4)]
+    kept = [weakref.ref(source) for source in sources]
+
+    def work(source: Array) -> None:
+        for _ in range(3):
+            one = copying.Copy(np.zeros((4, 8)), source, 2)
+            one.begin()
+            one.finish()
+
+    threads = [threading.Thread(target=work, args=(sources.pop(),)) for _ in kept]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    threads.clear()
+    until(lambda: not any(one() is not None for one in kept))
