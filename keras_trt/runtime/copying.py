@@ -98,7 +98,7 @@ class Copy:
         """Do what no other thread has begun, and wait until all is copied. May be called again.
 
         Raises:
-            ValueError: if the shapes differ.
+            ValueError: if the shapes differ. What a piece has raised is raised once.
         """
         if not self._pieces:
             np.copyto(self._target, self._source, casting="unsafe")
@@ -109,9 +109,11 @@ class Copy:
             for piece in self._pieces:
                 with piece.done:
                     pass
+        errors = [piece.error for piece in self._pieces if piece.error is not None]
         for piece in self._pieces:
-            if piece.error is not None:
-                raise piece.error
+            piece.error = None
+        if errors:
+            raise errors[0]
 
     def help(self) -> bool:
         """Do a piece that no thread has begun, and return whether there was one."""

@@ -102,9 +102,10 @@ class Slot:
     def wait(self) -> None:
         """Wait for all that was begun, and put on the stream. May be called again, as after Ctrl-C."""
         try:
-            for buffer in self._buffers.values():
-                if buffer.copy is not None:
-                    buffer.finish()
+            if unfinished := [buffer.finish for buffer in self._buffers.values() if buffer.copy is not None]:
+                with ExitStack() as ending:  # all of them, whatever one raises
+                    for finish in unfinished:
+                        ending.callback(finish)
         finally:
             self._given = self._targets = {}
             self._stream.synchronize()
@@ -244,6 +245,7 @@ class _Buffer:
         self._rows = len(source)
         target = self.array[: self._rows]
         if target.nbytes <= AT_ONCE:
+            self.copy = None  # there is one where a second Ctrl-C kept it from being finished
             target[...] = source
         else:
             self.copy = copying.Copy(target, source)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections import Counter
 from types import SimpleNamespace
 from typing import Any
@@ -159,6 +160,60 @@ def test_ctrl_c_in_front_of_the_end_of_a_copy_leaves_nothing_copying(
         one.run(inputs(rows))
     assert not unfinished
     assert_right(one, inputs(rows))
+    one.close()
+
+
+def test_an_alarm_during_a_copy_is_raised_once_and_leaves_nothing_copying(
+    host_cuda: HostCuda, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As of a handler that raises TimeoutError: later calls raised it again, and the other input was still copied."""
+    monkeypatch.setattr("keras_trt.runtime.slots.AT_ONCE", 100)
+    monkeypatch.setattr(copying, "PIECE", 1)
+    monkeypatch.setattr(copying, "threads", lambda: 2)
+    one = session(HostEngineOnDevice(host_cuda), largest=64, costs=one_by_one({64: 1.0}))
+    run, main, begun, ended = copying._Piece.run, threading.main_thread(), threading.Event(), list[bool]()
+
+    def alarmed(piece: copying._Piece) -> None:
+        if piece.target.dtype == "float32":
+            if threading.current_thread() is not main:
+                assert begun.wait(20)  # so that the main one does a piece too
+            elif not begun.is_set():
+                begun.set()
+                piece.source = np.array("no number")  # raises while it is copied
+            run(piece)
+        else:
+            time.sleep(0.2)
+            run(piece)
+            ended.append(True)
+
+    monkeypatch.setattr(copying._Piece, "run", alarmed)
+    with pytest.raises(ValueError, match="no number"):
+        one.run(inputs(64))
+    assert len(ended) == 2
+    monkeypatch.setattr(copying._Piece, "run", run)
+    for rows in (3, 64):  # the few are copied at once
+        assert_right(one, inputs(rows))
+    one.close()
+
+
+def test_rows_of_a_call_that_was_interrupted_twice_do_not_come_back(
+    host_cuda: HostCuda, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("keras_trt.runtime.slots.AT_ONCE", 100)
+    one = session(HostEngineOnDevice(host_cuda), largest=64, costs=one_by_one({64: 1.0}))
+    finish, left = copying.Copy.finish, 2
+
+    def interrupted(copy: copying.Copy) -> None:
+        nonlocal left
+        left -= 1
+        if left >= 0:
+            raise KeyboardInterrupt
+        finish(copy)
+
+    monkeypatch.setattr(copying.Copy, "finish", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        one.run(inputs(64))
+    assert_right(one, inputs(3))
     one.close()
 
 
