@@ -58,6 +58,12 @@ class BatchPlan:
             yield Batch(start, stop, size)
             start = stop
 
+    @functools.cached_property
+    def on_gpu(self) -> BatchPlan:
+        """The plan of rows that lie on the GPU: what a batch takes there is nearest to what a further one does."""
+        further = {size: Cost(cost.further, cost.further) for size, cost in self._costs}
+        return BatchPlan(self.smallest, self.largest, further)
+
     def is_whole(self, rows: int) -> bool:
         """Tell whether rows are best run as one batch of just that size, for which a graph is there."""
         if rows not in self._whole:

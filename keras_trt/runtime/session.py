@@ -191,7 +191,7 @@ class Session:
         while True:
             plan, regrouped = self._plan, self.rows_independent
             rows = len(inputs[0])
-            batches = self._batches(plan, rows) if regrouped else [Batch(0, rows, rows)]
+            batches = self._batches(plan, inputs) if regrouped else [Batch(0, rows, rows)]
             try:
                 with self._turns if self._take_turns(plan, batches, progress) else _NOTHING:
                     return self._run_batches(inputs, batches, progress, out, regrouped=regrouped)
@@ -251,7 +251,10 @@ class Session:
             seconds.append(time.perf_counter() - began)
         return min(seconds[2:])
 
-    def _batches(self, plan: BatchPlan, rows: int) -> list[Batch]:
+    def _batches(self, plan: BatchPlan, inputs: Sequence[Array | DeviceArray]) -> list[Batch]:
+        rows = len(inputs[0])
+        if isinstance(inputs[0], DeviceArray) and all(isinstance(array, DeviceArray) for array in inputs):
+            plan = plan.on_gpu
         # Who calls with the same few rows again and again gets a graph of just that size.
         steady = rows == self._rows_before and plan.is_whole(rows)
         self._rows_before = rows
