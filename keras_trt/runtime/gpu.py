@@ -14,6 +14,10 @@ from .pool import SlotPool
 from .results import Results
 from .slots import Shapes, Slot
 
+#: Rows are copied, on their way or computed, and copied back: a call of a few batches that has so many slots lets the
+#: others keep their shapes. To change them takes longer than it gains, also for whose shapes they were.
+ENOUGH, FEW = 3, 8
+
 Feeds = Mapping[str, Array | cuda.DeviceArray]
 
 
@@ -102,6 +106,7 @@ class GpuRunner:
         """Run batches over as many slots as can be had: of each, rows are copied while others are waited for."""
         under_way: deque[tuple[Slot, Batch]] = deque()
         staged: Slot | None = None
+        few = isinstance(batches, list) and len(batches) <= FEW
 
         def launch() -> None:
             nonlocal staged
@@ -122,7 +127,7 @@ class GpuRunner:
         try:
             for batch in batches:
                 # Who holds slots must not wait for another: two calls might wait for each other.
-                while (slot := self._pool.take(self._shapes(feeds, batch), wait=not under_way)) is None:
+                while (slot := self._slot_for(feeds, batch, len(under_way), few=few)) is None:
                     finish()
                 under_way.append((slot, batch))
                 rows = {name: feeds[name][batch.start : batch.stop] for name in self.input_names}
@@ -137,6 +142,9 @@ class GpuRunner:
                 for slot, _ in under_way:
                     leaving.callback(self._pool.give_up, slot)
             raise
+
+    def _slot_for(self, feeds: Feeds, batch: Batch, held: int, *, few: bool) -> Slot | None:
+        return self._pool.take(self._shapes(feeds, batch), wait=not held, change=not few or held < ENOUGH)
 
     def _shapes(self, feeds: Feeds, batch: Batch) -> Shapes:
         return tuple([(name, (batch.size, *feeds[name].shape[1:])) for name in self.input_names])

@@ -64,13 +64,14 @@ class SlotPool:
     @overload
     def take(self, shapes: Shapes, *, wait: Literal[True]) -> Slot: ...
     @overload
-    def take(self, shapes: Shapes, *, wait: bool) -> Slot | None: ...
-    def take(self, shapes: Shapes, *, wait: bool) -> Slot | None:
+    def take(self, shapes: Shapes, *, wait: bool, change: bool = True) -> Slot | None: ...
+    def take(self, shapes: Shapes, *, wait: bool, change: bool = True) -> Slot | None:
         """Return a slot with the shapes: an idle one that last ran them, else a new one, else one that changes its own.
 
         Args:
             shapes: of the inputs.
             wait: whether to wait for a slot. Who holds one must not: two might wait for each other.
+            change: whether an idle slot may change its shapes; it may for whoever waits.
 
         Returns:
             `None` where there is none to be had now, or others wait.
@@ -86,7 +87,7 @@ class SlotPool:
                     if self._closed:
                         raise RuntimeError("This engine is closed.")
                     if not self._queue:
-                        self._grant_at_once(turn, shapes)
+                        self._grant_at_once(turn, shapes, change or wait)
                     if not turn.granted:
                         if not wait:
                             return None
@@ -136,9 +137,9 @@ class SlotPool:
             idle, self._idle, self._made = self._idle, [], 0
         return idle
 
-    def _grant_at_once(self, turn: _Turn, shapes: Shapes) -> None:
+    def _grant_at_once(self, turn: _Turn, shapes: Shapes, change: bool) -> None:
         """Grant a slot, or a new one, where that is to be had now. Needs the lock."""
-        slot = self._idle_slot(shapes)
+        slot = self._idle_slot(shapes, change)
         if slot is not None:
             turn.slot, turn.granted, slot.holder = slot, True, turn.thread
         elif self._made < self._limit:
@@ -214,13 +215,13 @@ class SlotPool:
             slot.holder = turn.thread
         turn.woken.release()
 
-    def _idle_slot(self, shapes: Shapes) -> Slot | None:
-        """Return an idle slot that has the shapes, or is to change its own as no more may be made. Needs the lock."""
+    def _idle_slot(self, shapes: Shapes, change: bool) -> Slot | None:
+        """Return an idle slot that has the shapes, or may change its own as no more may be made. Needs the lock."""
         for place, slot in enumerate(self._idle):
             if slot.shapes == shapes:
                 del self._idle[place]
                 return slot
-        if not self._idle or self._made < self._limit:
+        if not (change and self._idle) or self._made < self._limit:
             return None
         slot = self._idle[0]  # the one that has been idle longest
         del self._idle[0]

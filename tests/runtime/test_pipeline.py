@@ -269,6 +269,25 @@ def test_threads_with_many_batches_each(host_cuda: HostCuda) -> None:
     one.close()
 
 
+@pytest.mark.parametrize(
+    ("pattern", "changes"), [([128, 1], 0), ([128, 100], 0), ([128, 8, 128, 1], 2), ([128 * 9, 1], 2)]
+)
+def test_calls_by_turns_of_few_batches_leave_each_other_their_shapes(
+    host_cuda: HostCuda, pattern: list[int], changes: int
+) -> None:
+    """Four slots for 128 rows took that of one row at each call, and it took one of theirs; no graph was used again."""
+    costs = {1: Cost(0.43, 0.35), 8: Cost(0.9, 0.6), 32: Cost(2.7, 1.2), 128: Cost(9.2, 3.9)}
+    engine = HostEngineOnDevice(host_cuda)
+    one = session(engine, largest=128, costs=costs)
+    for rows in pattern * 3:
+        assert_right(one, inputs(rows))
+    before = sum(context.shapes_set for context in engine.contexts)
+    for rows in pattern:
+        assert_right(one, inputs(rows))
+    assert sum(context.shapes_set for context in engine.contexts) - before == changes
+    one.close()
+
+
 # Rows that depend on each other.
 
 
