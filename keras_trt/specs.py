@@ -5,6 +5,7 @@ Everything here can be written as JSON and read again without Keras: it is store
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
@@ -261,8 +262,8 @@ def costs_in(listed: Iterable[Sequence[float]]) -> dict[int, Cost]:
     """
     costs: dict[int, Cost] = {}
     for size, alone, further in listed:
-        numbers = isinstance(alone, float) and isinstance(further, float)
-        if not isinstance(size, int) or isinstance(size, bool) or size < 1 or not numbers or alone <= 0:
+        times = all(isinstance(time, float) and 0 < time < math.inf for time in (alone, further))
+        if not isinstance(size, int) or isinstance(size, bool) or size < 1 or not times:
             raise ValueError(f"a batch of {size!r} rows cannot take {alone!r} and {further!r}")
         costs[size] = Cost(alone, further)
     return costs

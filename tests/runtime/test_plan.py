@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 import tracemalloc
 from collections.abc import Sequence
 from typing import Any
@@ -62,6 +63,14 @@ def test_rows_are_one_batch_unless_several_are_faster(rows: int, costs: dict[int
     assert alone is None or min(cost.alone for cost in costs.values()) <= alone
     assert plan.is_whole(rows) == (alone is None or WORTH * alone <= several)
     assert not plan.is_whole(13)
+
+
+@pytest.mark.parametrize("no_time", [math.nan, math.inf, 0.0, -1.0])
+def test_what_is_no_time_is_no_cost(no_time: float) -> None:
+    """By it all rows would be run one by one."""
+    for cost in (Cost(no_time, 1.0), Cost(1.0, no_time)):
+        with pytest.raises(ValueError, match="a batch of 8 rows cannot take"):
+            costs_in(listed_costs({8: cost}))
 
 
 def test_a_large_batch_is_cut_where_that_is_faster() -> None:
