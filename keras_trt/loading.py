@@ -77,10 +77,17 @@ def _check_is_keras(model: Any) -> None:
     )
 
 
+def on_tensorflow() -> bool:
+    """Tell whether Keras runs on TensorFlow."""
+    import keras
+
+    return bool(keras.config.backend() == "tensorflow")
+
+
 def _saved_model(path: Path) -> Any:
     import keras
 
-    if keras.config.backend() != "tensorflow":
+    if not on_tensorflow():
         raise ValueError(
             f"A SavedModel runs on TensorFlow, and Keras runs on {keras.config.backend()!r}. Received: {str(path)!r}. "
             "Set KERAS_BACKEND=tensorflow before Keras is imported."

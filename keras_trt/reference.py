@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from . import policies
+from .loading import on_tensorflow
 from .specs import Signature, Structure, flatten, pack
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -60,7 +61,7 @@ class Reference:
 
     def __call__(self, signature: Signature, inputs: Sequence[Array]) -> list[Array]:
         """Return what `reference` does."""
-        if not _on_tensorflow():
+        if not on_tensorflow():
             return reference(self._model, signature, inputs)
         structure = signature.input_structure
         with policies.full_float32(self._model):
@@ -155,7 +156,7 @@ def _alike(expected: Array, found: Array) -> bool:
 
 
 def _arrays(outputs: Sequence[Any], signature: Signature) -> list[Array]:
-    to_numpy = np.asarray if _on_tensorflow() else _keras_to_numpy
+    to_numpy = np.asarray if on_tensorflow() else _keras_to_numpy
     return [
         to_numpy(output).astype(spec.dtype, copy=False) for output, spec in zip(outputs, signature.outputs, strict=True)
     ]
@@ -167,7 +168,7 @@ def _is_other_in_a_graph(model: Any) -> bool:
     `Resizing` rounds what was bytes. Where there are as many columns as channels, Keras adds a bias to the columns,
     which TensorFlow mends as it fuses a convolution with its bias.
     """
-    return _on_tensorflow() and any(
+    return on_tensorflow() and any(
         getattr(layer, "data_format", None) == "channels_first"
         or any(base.__module__.startswith("keras.src.layers.preprocessing.") for base in type(layer).__mro__)
         for layer in model._flatten_layers()
@@ -178,12 +179,6 @@ def _in_a_graph(call: Any) -> Any:
     import tensorflow as tf
 
     return tf.function(call, autograph=False, reduce_retracing=True)
-
-
-def _on_tensorflow() -> bool:
-    import keras
-
-    return bool(keras.config.backend() == "tensorflow")
 
 
 def _no_gradients() -> Any:
@@ -197,7 +192,7 @@ def _no_gradients() -> Any:
 
 
 def _tensor(array: Array) -> Any:
-    if _on_tensorflow():
+    if on_tensorflow():
         import tensorflow as tf
 
         return tf.convert_to_tensor(array)

@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from .. import fingerprint
 from ..head.cut import tables
+from ..loading import on_tensorflow
 
 Change = Literal["weights", "structure"]
 
@@ -48,7 +49,7 @@ class Watch:
         """Take the model as it is now for what it is compared with from here on."""
         self.close()
         self._weights = list(self._model.weights)
-        for weight in self._weights if _on_tensorflow() else ():
+        for weight in self._weights if on_tensorflow() else ():
             self._hook(weight.value)
         self._change: Change | None = None
         layers = list(self._model._flatten_layers())
@@ -89,11 +90,11 @@ class Watch:
         self._hooked = []
 
     def _remember(self) -> None:
-        if not _on_tensorflow():
+        if not on_tensorflow():
             self._states = [(variable, *_state(variable)) for variable in self._model.weights]
         last = (self._model.trainable_weights or self._weights)[-2:]  # frozen ones may be trained: see `compile`
         small = sorted(last, key=lambda weight: math.prod(weight.shape))
-        pulse = (*_steps(self._model), *small[:1]) if _on_tensorflow() else ()
+        pulse = (*_steps(self._model), *small[:1]) if on_tensorflow() else ()
         self._pulse_of = [_reader(variable) for variable in pulse]
         self._written = False
         self._counts, self._marks, self._pulse = self._count(), self._look(), self._beat()
@@ -136,12 +137,6 @@ class Watch:
 def _same(ones: list[Any], others: list[Any]) -> bool:
     """Tell whether two lists hold the same objects: tensors are not to be compared."""
     return len(ones) == len(others) and all(map(operator.is_, ones, others))
-
-
-def _on_tensorflow() -> bool:
-    import keras
-
-    return bool(keras.config.backend() == "tensorflow")
 
 
 def _state(variable: Any) -> tuple[weakref.ref[Any], int]:

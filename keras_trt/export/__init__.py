@@ -21,7 +21,7 @@ from .._files import replacing
 from .._subgraphs import subgraphs
 from ..errors import ExportError, refuse
 from ..findings import Finding
-from ..loading import keras_model
+from ..loading import keras_model, on_tensorflow
 from ..specs import Signature, TensorSpec
 from . import byte_inputs, check, convert, signature, trace
 
@@ -62,10 +62,8 @@ def export(model: Any, sample: Any = None) -> ExportedModel:
         ExportError: if no valid ONNX graph with exactly the model's inputs can be made of it; names the layer.
         MissingDependencyError: if TensorFlow or tf2onnx is not installed.
     """
-    import keras
-
     takes = signature.input_signature(model, sample)
-    if keras.config.backend() == "tensorflow":
+    if on_tensorflow():
         return _finished(model, _converted(model, takes, refuse))
     exported, found = examine(model, sample)
     if exported is None:
@@ -86,11 +84,9 @@ def examine(model: Any, sample: Any = None) -> tuple[ExportedModel | None, tuple
     Raises:
         MissingDependencyError: if TensorFlow or tf2onnx is not installed.
     """
-    import keras
-
     try:
         takes = signature.input_signature(model, sample)
-        if keras.config.backend() == "tensorflow":
+        if on_tensorflow():
             return examine_here(model, takes)
         from . import elsewhere
 

@@ -16,8 +16,9 @@ from ..errors import ExportError, InputError
 from ..export.signature import input_signature
 from ..fingerprint.libraries import is_library_class
 from ..inputs import Array
+from ..loading import on_tensorflow
 from ..specs import Signature, TensorSpec
-from .cut import Piece, cut, graph_of, refuse_in_a_class, refuse_lookups, tables
+from .cut import Piece, cut, graph_of, refuse_lookups, tables
 
 __all__ = ["Head", "split"]
 
@@ -84,14 +85,23 @@ def split(model: Any) -> Head | None:
             be cut, if something else than dense numbers crosses the cut, or if nothing is left for an engine. Names
             the layer.
     """
-    import keras
+    if not on_tensorflow():
+        import keras
 
-    if keras.config.backend() != "tensorflow":
-        refuse_lookups(model)
+        refuse_lookups(
+            model,
+            f"in front of the engine, which TensorFlow does, and Keras runs on {keras.config.backend()!r}. Save the "
+            "model, and accelerate the file with KERAS_BACKEND=tensorflow; or make a model that begins behind that "
+            "layer.",
+        )
         return None
     graph = graph_of(model)
     if graph is None:
-        refuse_in_a_class(model)
+        refuse_lookups(
+            model,
+            f"and '{model.name}' is a class with a `call` of its own, which cannot be cut behind it. Make a Functional "
+            "model, keras.Model(inputs, model_without_it(layer(inputs))).",
+        )
         return None
     piece = cut(graph, model.name)
     if piece is None:

@@ -303,8 +303,12 @@ def tables(layer: Any) -> list[Any]:
     return [item for item in vars(layer).values() if hasattr(item, "key_dtype") and hasattr(item, "lookup")]
 
 
-def refuse_in_a_class(model: Any) -> None:
-    """Refuse a model with code of its own if one of its layers must run on the CPU.
+def refuse_lookups(model: Any, why: str) -> None:
+    """Refuse a model that cannot be cut if one of its layers must run on the CPU.
+
+    Args:
+        model: a `keras.Model`.
+        why: the rest of the sentence.
 
     Raises:
         ExportError: names the layer.
@@ -312,28 +316,4 @@ def refuse_in_a_class(model: Any) -> None:
     for layer in model._flatten_layers():
         if _looks_up(layer):
             name = layer.path or layer.name
-            raise ExportError(
-                f"The layer '{name}' ({type(layer).__name__}) must run on the CPU, and '{model.name}' is a class with "
-                "a `call` of its own, which cannot be cut behind it. Make a Functional model, "
-                "keras.Model(inputs, model_without_it(layer(inputs))).",
-                layer=name,
-            )
-
-
-def refuse_lookups(model: Any) -> None:
-    """Refuse a model that does not run on TensorFlow if one of its layers must run on the CPU.
-
-    Raises:
-        ExportError: names the layer.
-    """
-    import keras
-
-    for layer in model._flatten_layers():
-        if _looks_up(layer):
-            name = layer.path or layer.name
-            raise ExportError(
-                f"The layer '{name}' ({type(layer).__name__}) must run on the CPU, in front of the engine, which "
-                f"TensorFlow does, and Keras runs on {keras.config.backend()!r}. Save the model, and accelerate the "
-                "file with KERAS_BACKEND=tensorflow; or make a model that begins behind that layer.",
-                layer=name,
-            )
+            raise ExportError(f"The layer '{name}' ({type(layer).__name__}) must run on the CPU, {why}", layer=name)

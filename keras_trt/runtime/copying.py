@@ -33,7 +33,8 @@ def copy(target: Array, source: Array) -> None:
         under_way.begin()
         under_way.finish()
     except BaseException:
-        under_way.finish()  # Ctrl-C may have come before it could
+        if under_way.begun:
+            under_way.finish()  # Ctrl-C may have come before it could
         raise
 
 
@@ -89,10 +90,15 @@ class Copy:
         if self._count > 1:
             target, source, count = self._target, self._source, self._count
             if source.shape != target.shape:
-                raise ValueError(f"A source of shape {source.shape} does not fit a target of shape {target.shape}.")
+                raise ValueError(f"A source of shape {source.shape} does not fit {target.shape}: no broadcast.")
             bounds = [len(target) * i // count for i in range(count + 1)]
             self._pieces = [_Piece(target[i:j], source[i:j]) for i, j in itertools.pairwise(bounds)]
             _help_with(self, count)
+
+    @property
+    def begun(self) -> bool:
+        """Whether other threads may be at pieces of it."""
+        return bool(self._pieces)
 
     def finish(self) -> None:
         """Do what no other thread has begun, and wait until all is copied. May be called again.

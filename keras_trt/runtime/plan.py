@@ -45,7 +45,7 @@ class BatchPlan:
 
     def __init__(self, smallest: int, largest: int, costs: Mapping[int, Cost] | None = None) -> None:
         self.smallest, self.largest = smallest, largest
-        allowed = {size: Cost(*cost) for size, cost in (costs or {}).items() if smallest <= size <= largest}
+        allowed = {size: cost for size, cost in (costs or {}).items() if smallest <= size <= largest}
         self._costs = tuple(sorted(allowed.items()))
         self._seconds: dict[int, float | None] = {}
         self._whole: dict[int, bool] = {}

@@ -47,13 +47,18 @@ def test_scalars_and_errors_of_a_copy() -> None:
     assert copying.threads() >= 1
 
 
-def test_a_source_that_does_not_fit_is_refused_before_anything_is_copied() -> None:
+def test_a_source_that_does_not_fit_is_refused_before_anything_is_copied(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(copying, "threads", lambda: 2)
     target = np.zeros((4, 2))
     for source in (np.ones((8, 2)), np.ones(2), np.ones((4, 1))):
         one = copying.Copy(target, source, 4)
         with pytest.raises(ValueError, match="does not fit"):
             one.begin()
     assert not target.any()
+    large = np.zeros((4, copying.PIECE), np.uint8)
+    with pytest.raises(ValueError, match="does not fit"):
+        copying.copy(large, np.ones((1, copying.PIECE), np.uint8))
+    assert not large.any()
 
 
 def test_ctrl_c_during_a_copy_waits_for_all_its_threads(monkeypatch: pytest.MonkeyPatch) -> None:

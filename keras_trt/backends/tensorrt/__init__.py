@@ -88,8 +88,8 @@ class TensorRTBackend:
             "compute_capability": list(info.compute_capability),
             "multiprocessors": info.multiprocessors,
             "memory_bytes": info.memory_bytes,
-            "driver": info.driver
-            // 1000,  # the major version of its CUDA: within one, newer ones run what older ones do
+            # The major version of its CUDA: within one, newer ones run what older ones do.
+            "driver": info.driver // 1000,
         }
 
     def preflight(self, size_bytes: int) -> None:
