@@ -20,11 +20,15 @@ endif
 demo: $(DEMO_READY)
 	$(RUN) examples/quickstart.py
 
+# Two at once, whatever the machine: each loads TensorFlow, and engines are built in threads of their own. The tests of
+# a file share what they build, so they stay together.
+PYTEST := $(RUN) -m pytest --numprocesses 2 --dist loadfile
+
 test: lint types
-	$(RUN) -m pytest -m "not gpu and not long"
+	$(PYTEST) -m "not gpu and not long"
 
 test-long: $(TEST_READY)
-	$(RUN) -m pytest -m "long and not gpu"
+	$(PYTEST) -m "long and not gpu"
 
 # KerasHub brings packages of its own, so its models have an environment of their own.
 test-hub: .venv-hub/.hub

@@ -26,6 +26,12 @@ def _own_cache_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(autouse=True)
+def _terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tables are laid out for the same width, whatever the tests are run from."""
+    monkeypatch.setenv("COLUMNS", "120")
+
+
+@pytest.fixture(autouse=True)
 def _seeded() -> None:
     """The same random weights in each run and in any order of tests; tests without Keras do not import it."""
     keras = sys.modules.get("keras")

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
-import os
 import signal
 import subprocess
 import sys
@@ -121,11 +121,28 @@ def test_an_interrupted_training_leaves_the_last_good_engine(with_: signal.Signa
         [sys.executable, "-c", textwrap.dedent(INTERRUPTED), str(path)], stdout=subprocess.PIPE, stderr=subprocess.PIPE
     )
     assert child.stdout is not None
-    assert child.stdout.readline() == b"saved\n"
-    time.sleep(0.2)
-    os.kill(child.pid, with_)
-    child.communicate(timeout=60)
+    with child:
+        try:
+            assert child.stdout.readline() == b"saved\n"
+            time.sleep(0.2)
+            _end(child, with_)
+        finally:
+            child.kill()
     assert child.returncode != 0
     found = loaded(path).predict(X, verbose=0)
     assert found.shape == (60, 3)
     assert np.isfinite(found).all()
+
+
+def _end(child: subprocess.Popen[bytes], with_: signal.Signals) -> None:
+    """Send a signal until a process has ended: of the Ctrl-C's that come while it collects garbage, some are lost.
+
+    They come out of finalizers of TensorFlow and JAX, from where Python cannot raise them: in `fit` with batches of a
+    millisecond 2 to 3 of 100, with or without callbacks.
+    """
+    for _ in range(10):
+        child.send_signal(with_)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            child.communicate(timeout=20)
+            return
+    raise AssertionError(f"runs on after 10 times {with_.name}")
