@@ -1,27 +1,88 @@
 """What `EngineCheckpoint` adds to the time of a training, side by side with `ModelCheckpoint` alone.
 
-python benchmarks/checkpoint.py [--backend auto] [--model MobileNetV2] [--epochs 5] [--rows 2048]
+python benchmarks/checkpoint.py [--backend auto] [--model MobileNetV2] [--epochs 5] [--rows 2048] [--build thread]
 
 Each training starts in a process of its own, on the same seeded images and labels, with a checkpoint at each epoch. Of
-`fit` two times are told: until its last epoch ends, and until it returns, when the last engine is saved too.
+`fit` two times are told: until its last epoch ends, and until it returns, when the last engine is saved too. `beside`
+tells what the making of engines did meanwhile: for how long, and by how much the training's steps took longer then.
 """
 
 from __future__ import annotations
 
 import argparse
+import collections
 import itertools
 import json
+import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))
 sys.path.insert(1, str(Path(__file__).parent.parent))
 
 import environment
+
+
+class Watch:
+    """Looks, 50 times a second, at what the thread that makes engines does."""
+
+    def __init__(self) -> None:
+        self._seen: list[tuple[float, str]] = []
+        self._steps: list[float] = []
+        self._done = threading.Event()
+        self._thread = threading.Thread(target=self._look)
+
+    def __enter__(self) -> Watch:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._done.set()
+        self._thread.join()
+
+    def step(self) -> None:
+        """Take the end of a training step."""
+        self._steps.append(time.perf_counter())
+
+    def _look(self) -> None:
+        while not self._done.wait(0.02):
+            for thread in threading.enumerate():
+                if thread.name == "keras_trt engine checkpoints" and thread.ident:
+                    self._seen.append((time.perf_counter(), where(sys._current_frames().get(thread.ident))))
+
+    def beside(self) -> list[dict[str, Any]]:
+        """Return, by what was done, how long it took and what that cost the training, in seconds."""
+        lasted: dict[str, float] = collections.defaultdict(float)
+        cost: dict[str, float] = collections.defaultdict(float)
+        usual = statistics.median(after - before for before, after in itertools.pairwise(self._steps))
+        seen = collections.deque(self._seen)
+        for before, after in itertools.pairwise(self._steps):
+            while seen and seen[0][0] < before:
+                seen.popleft()
+            during = []
+            while seen and seen[0][0] < after:
+                during.append(seen.popleft()[1])
+            for what in during or ["nothing seen"]:
+                lasted[what] += (after - before) / max(len(during), 1)
+                cost[what] += (after - before - usual) / max(len(during), 1)
+        dearest = sorted(cost, key=cost.__getitem__, reverse=True)[:20]
+        return [{"in": what, "s": round(lasted[what], 3), "added_s": round(cost[what], 3)} for what in dearest]
+
+
+def where(frame: FrameType | None) -> str:
+    """Return the innermost module of keras_trt that a thread is in."""
+    while frame is not None:
+        name: str = frame.f_globals.get("__name__", "")
+        if name.startswith("keras_trt."):
+            return name
+        frame = frame.f_back
+    return "elsewhere"
 
 
 def train(chosen: argparse.Namespace, folder: Path) -> dict[str, Any]:
@@ -46,7 +107,12 @@ def train(chosen: argparse.Namespace, folder: Path) -> dict[str, Any]:
     ends: list[float] = []
     written: list[int] = []
 
+    watch = Watch()
+
     class Ends(keras.callbacks.Callback):  # type: ignore[misc]
+        def on_train_batch_end(self, batch: int, logs: Any = None) -> None:  # noqa: ARG002
+            watch.step()
+
         def on_epoch_end(self, epoch: int, logs: Any = None) -> None:  # noqa: ARG002
             ends.append(time.perf_counter())
             written.append(sum(path.suffix == ".ktrt" for path in folder.iterdir()))
@@ -57,11 +123,13 @@ def train(chosen: argparse.Namespace, folder: Path) -> dict[str, Any]:
         callbacks.insert(
             1,
             keras_trt.EngineCheckpoint(
-                folder / "{epoch}.ktrt", backend=chosen.backend, batch_sizes=sizes, cache=cache, sample=images[:32]
+                folder / "{epoch}.ktrt", backend=chosen.backend, batch_sizes=sizes, cache=cache, sample=images[:32],
+                build=chosen.engines,
             ),
-        )
+        )  # fmt: skip
     start = time.perf_counter()
-    history = model.fit(images, labels, epochs=chosen.epochs, callbacks=callbacks, verbose=0).history
+    with watch:
+        history = model.fit(images, labels, epochs=chosen.epochs, callbacks=callbacks, verbose=0).history
     end = time.perf_counter()
     files = sorted(path.name for path in folder.glob("*.ktrt"))
     figures = {
@@ -73,7 +141,7 @@ def train(chosen: argparse.Namespace, folder: Path) -> dict[str, Any]:
     return {
         "until_last_epoch_s": ends[-1] - start, "fit_s": end - start,
         "epochs_s": epochs, "engines_after_epoch": written,
-        "engines": files, **figures,
+        "engines": files, **figures, "beside": watch.beside(),
     }  # fmt: skip
 
 
@@ -84,21 +152,30 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=5)
     parser.add_argument("--rows", type=int, default=2048)
     parser.add_argument("--size", type=int, default=224, help="pixels of a side")
+    parser.add_argument("--build", nargs="+", choices=("thread", "process"), default=["thread"])
     parser.add_argument("--run", type=Path, help=argparse.SUPPRESS)
-    parser.add_argument("--engines", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--engines", help=argparse.SUPPRESS)
     chosen = parser.parse_args()
     if chosen.run:
         print(json.dumps(train(chosen, chosen.run)))
         return
     rows: list[dict[str, Any]] = []
-    for engines in (False, True):
+    for build in ("", *chosen.build):
         with tempfile.TemporaryDirectory() as folder:
-            command = [sys.executable, __file__, *sys.argv[1:], "--run", folder, *(["--engines"] if engines else [])]
+            command = [
+                sys.executable,
+                __file__,
+                *sys.argv[1:],
+                "--run",
+                folder,
+                *(["--engines", build] if build else []),
+            ]
             done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
-        rows.append({"callback": "EngineCheckpoint too" if engines else "ModelCheckpoint"})
+        rows.append({"callback": f"EngineCheckpoint too, built in a {build}" if build else "ModelCheckpoint"})
         rows[-1] |= json.loads(done.stdout.splitlines()[-1])
-    shares = {name: rows[1][name] / rows[0][name] - 1 for name in ("until_last_epoch_s", "fit_s")}
-    results = {**environment.describe("checkpoint.py"), "model": chosen.model, "rows": rows, "added": shares}
+        for name in ("until_last_epoch_s", "fit_s"):
+            rows[-1][f"added_{name}"] = rows[-1][name] / rows[0][name] - 1
+    results = {**environment.describe("checkpoint.py"), "model": chosen.model, "rows": rows}
     print(json.dumps(results, indent=1))
     print(environment.write("checkpoint", results))
 

@@ -76,7 +76,7 @@ def groups() -> list[tuple[list[Job], list[Job]]]:
     start = ("--backend", "tensorrt", "--models", "ResNet50", "--folder", "{folder}/start")
     found = [
         ([], [single("orders", "--folder", "{folder}/orders")]),
-        ([], [single("checkpoint", "--epochs", "20", "--rows", "16384")]),
+        ([], [single("checkpoint", "--epochs", "20", "--rows", "16384", "--build", "thread", "process")]),
         (plans, [single("plans", "--folder", "{folder}/plans")]),
         ([single("precision", *kept, "--only-build", name="make-precision"), *types], [single("precision", *kept)]),
     ]

@@ -63,8 +63,8 @@ def repairs(model: Any) -> Iterator[Finding]:
 
 
 @contextmanager
-def full_float32(model: Any) -> Iterator[None]:
-    """Let a model compute in full float32, without TF32, while the block runs; one block at a time.
+def in_float32(model: Any) -> Iterator[None]:
+    """Give each layer that computes in half precision a float32 policy while the block runs; one block at a time.
 
     The model must not be used by other threads meanwhile: they would compute in float32 too.
     """
@@ -74,14 +74,40 @@ def full_float32(model: Any) -> Iterator[None]:
         # Not through the public setter: on a layer with a `DTypePolicyMap` it writes into the user's map.
         changed = [(layer, layer._dtype_policy) for layer in model._flatten_layers() if _is_mixed(layer)]
         full = keras.DTypePolicy("float32")
-        with _WITHOUT_TF32.get(keras.config.backend(), nullcontext)():
-            try:
-                for layer, _ in changed:
-                    layer._dtype_policy = full
-                yield
-            finally:
-                for layer, policy in changed:
-                    layer._dtype_policy = policy
+        try:
+            for layer, _ in changed:
+                layer._dtype_policy = full
+            yield
+        finally:
+            for layer, policy in changed:
+                layer._dtype_policy = policy
+
+
+@contextmanager
+def full_float32(model: Any) -> Iterator[None]:
+    """Let a model compute in full float32, without TF32, while the block runs; one block at a time.
+
+    A model whose weights are on the CPU computes there, which has no TF32. For others the switches of TensorFlow and
+    PyTorch are turned, and those are the whole process's: what else computes on a GPU meanwhile has no TF32 either.
+    """
+    import keras
+
+    without_tf32 = _WITHOUT_TF32.get(keras.config.backend(), nullcontext)
+    with in_float32(model), on_the_cpu() if _is_on_the_cpu(model) else without_tf32():
+        yield
+
+
+def on_the_cpu() -> Any:
+    """Let what this thread computes with Keras be on the CPU, and the variables that it makes."""
+    import keras
+
+    return keras.device("cpu:0")
+
+
+def _is_on_the_cpu(model: Any) -> bool:
+    # TensorFlow has the name of a device there, PyTorch and JAX an object that is written as its name.
+    places = [str(getattr(variable.value, "device", "")).lower() for variable in model.variables]
+    return bool(places) and all("cpu" in place for place in places)
 
 
 @contextmanager

@@ -14,7 +14,7 @@ from typing import Any, Literal
 import keras
 from keras.src.utils import io_utils  # what Keras's callbacks print with, public in no version
 
-from .. import fingerprint
+from .. import fingerprint, policies
 from .._warn import warn
 from ..compiled.attach import follow
 from ..errors import FallbackWarning
@@ -164,7 +164,7 @@ class EngineCheckpoint(keras.callbacks.ModelCheckpoint):  # type: ignore[misc]
             return
         weights = self.model.get_weights()
         size = sum(weight.nbytes for weight in weights)
-        self._background.submit(path, partial(self._make, path, epoch, weights, measured=True), size)
+        self._background.submit(path, partial(self._make_beside, path, epoch, weights), size)
 
     def _cloned(self, model: Any) -> Any:
         """Return a clone of a model with a loss and metrics of its own, or the model itself if it has none."""
@@ -178,6 +178,11 @@ class EngineCheckpoint(keras.callbacks.ModelCheckpoint):  # type: ignore[misc]
                 f"'{model.name}' cannot be cloned, so training waits for its engines to be made: {why}", FallbackWarning
             )
             return model
+
+    def _make_beside(self, path: str, epoch: int, weights: Any) -> None:
+        """Make an engine beside the training, to which TensorFlow leaves the GPU."""
+        with policies.on_the_cpu():
+            self._make(path, epoch, weights, measured=True)
 
     def _make(self, path: str, epoch: int, weights: Any, *, measured: bool) -> None:
         """Save the engine of the clone with these weights; without any, that of the model as it is now."""
@@ -217,18 +222,20 @@ class EngineCheckpoint(keras.callbacks.ModelCheckpoint):  # type: ignore[misc]
 
 
 def _clone(model: Any, compiled: bool) -> Any:
-    clone = keras.models.clone_model(model)
-    if not clone.built:
-        clone.build_from_config(model.get_build_config())
-    found, wanted = ([tuple(weight.shape) for weight in one.weights] for one in (clone, model))
-    if found != wanted:
-        raise ValueError("its clone has other weights")
-    _take(clone, model.get_weights())
-    if fingerprint.structure_key(model) != fingerprint.structure_key(clone):
-        raise ValueError("its clone is another model, as its configuration does not tell all of its attributes")
-    if compiled:
-        clone.compile_from_config(model.get_compile_config())
-    return clone
+    """Return a clone on the CPU: it takes no memory of a GPU, and is compared there, beside the training."""
+    with policies.on_the_cpu():
+        clone = keras.models.clone_model(model)
+        if not clone.built:
+            clone.build_from_config(model.get_build_config())
+        found, wanted = ([tuple(weight.shape) for weight in one.weights] for one in (clone, model))
+        if found != wanted:
+            raise ValueError("its clone has other weights")
+        _take(clone, model.get_weights())
+        if fingerprint.structure_key(model) != fingerprint.structure_key(clone):
+            raise ValueError("its clone is another model, as its configuration does not tell all of its attributes")
+        if compiled:
+            clone.compile_from_config(model.get_compile_config())
+        return clone
 
 
 def _structure(model: Any) -> str | None:

@@ -128,7 +128,7 @@ class _Converted:
 def _converted(model: Any, takes: Signature, on_policies: Callable[[Iterable[Finding]], None]) -> _Converted:
     """Trace and convert; what dtype policies forbid goes to `on_policies`: the rest can be looked at all the same."""
     on_policies(policies.refusals(model))
-    with policies.full_float32(model):
+    with policies.in_float32(model):
         traced = trace.trace(model, takes.input_structure, takes.inputs)
     outputs = traced.outputs
     refuse(check.writes(traced.function, model))

@@ -214,7 +214,7 @@ def _assemble(given: dict[int, Any], calls: Sequence[_Call], outputs: Any, name:
 
 
 def _traced(head: Any, name: str | None) -> Any:
-    """Trace a head on the CPU, in full float32, as the tail is exported."""
+    """Trace a head on the CPU, in float32, as the tail is exported."""
     import tensorflow as tf
 
     def run(*inputs: Any) -> list[Any]:
@@ -225,7 +225,7 @@ def _traced(head: Any, name: str | None) -> Any:
 
     specs = [tf.TensorSpec(tensor.shape, tensor.dtype) for tensor in head.inputs]
     try:
-        with policies.full_float32(head), tf.device("/CPU:0"):
+        with policies.in_float32(head), tf.device("/CPU:0"):
             return tf.function(run, input_signature=specs, autograph=False).get_concrete_function()
     except Exception as error:  # a layer's own code runs here and may raise anything
         raise ExportError(f"The part of '{name}' that runs on the CPU could not be traced: {error}") from error

@@ -15,7 +15,7 @@ import pytest
 import keras_trt
 from keras_trt.cache import EngineCache
 
-from ..models import keras, kl, recorded, same, warns_once
+from ..models import keras, kl, recorded, same, tf, warns_once
 from .helpers import QUIET, Weights, X, Y, loaded, network
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
@@ -31,6 +31,32 @@ def test_each_epochs_engine_is_that_of_its_weights(tmp_path: Path) -> None:
     for file, expected in zip(files, weights.answers, strict=True):
         same(expected, loaded(file).predict(X, verbose=0))
     assert not any(thread.name == "keras_trt engine checkpoints" for thread in threading.enumerate())
+
+
+def test_engines_are_made_on_the_cpu_and_the_training_computes_as_before(tmp_path: Path) -> None:
+    """TF32 is a switch of the whole process: turned for a verification, it would slow the training beside it."""
+    checkpoint = keras_trt.EngineCheckpoint(tmp_path / "{epoch}.ktrt", validation_data=(X, Y), **QUIET)
+    places, switch, ended = set(), set(), threading.Event()
+
+    class Looks(keras.callbacks.Callback):
+        def on_epoch_end(self, epoch: int, logs: Any = None) -> None:  # noqa: ARG002
+            checkpoint._background.wait()
+            places.update(variable.value.device for variable in checkpoint._clone.variables)
+
+    def look() -> None:
+        while not ended.wait(1e-4):
+            switch.add(tf.config.experimental.tensor_float_32_execution_enabled())
+
+    looking = threading.Thread(target=look)
+    looking.start()
+    try:
+        history = network().fit(X, Y, epochs=3, callbacks=[checkpoint, Looks()], verbose=0).history
+    finally:
+        ended.set()
+        looking.join()
+    assert history["engine_epoch"][1:] == [1, 2]
+    assert {place.rsplit("/", 1)[-1] for place in places} == {"device:CPU:0"}
+    assert switch == {True}
 
 
 def test_only_the_best_is_kept_as_model_checkpoint_does(tmp_path: Path) -> None:
