@@ -12,6 +12,7 @@ from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from typing import Any
 
 from .findings import Finding
+from .layer_calls import replaced, without_cudnn
 
 _HALF = ("float16", "bfloat16")
 
@@ -92,9 +93,13 @@ def full_float32(model: Any) -> Iterator[None]:
     """
     import keras
 
-    without_tf32 = _WITHOUT_TF32.get(keras.config.backend(), nullcontext)
-    with in_float32(model), on_the_cpu() if _is_on_the_cpu(model) else without_tf32():
-        yield
+    with in_float32(model):
+        if _is_on_the_cpu(model):
+            with on_the_cpu(), replaced((one, "inner_loop", without_cudnn(one)) for one in model._flatten_layers()):
+                yield
+        else:
+            with _WITHOUT_TF32.get(keras.config.backend(), nullcontext)():
+                yield
 
 
 def on_the_cpu() -> Any:

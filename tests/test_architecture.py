@@ -29,6 +29,7 @@ LAYERS = [
     ["artifact"],
     ["cuda"],
     ["inputs"],
+    ["layer_calls"],
     ["policies", "loading"],
     ["reference"],
     ["fingerprint"],

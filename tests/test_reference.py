@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import sys
 import weakref
 from typing import Any
 
@@ -163,3 +164,17 @@ def test_what_is_kept_keeps_no_model() -> None:
     keras.backend.clear_session()
     gc.collect()
     assert held() is None
+
+
+def test_a_model_on_the_cpu_does_not_use_cudnn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It would compute on the GPU, and in TF32."""
+    model = keras.Sequential([keras.Input((6, 4)), kl.LSTM(3)])
+    signature, x = signature_of(model), floats(6, 4)(5)
+    expected = reference(model, signature, [x])[0]
+    monkeypatch.setattr(sys.modules["keras.src.backend.tensorflow.rnn"], "_is_gpu_available", lambda: True)
+    answers = Reference(model, "structure")
+    same(expected, answers(signature, [x])[0], 1e-6)
+    (graph,) = answers._graphs.values()
+    assert graph is not None
+    assert "CudnnRNNV3" not in {one.type for one in graph.graph.get_operations()}
+    assert "inner_loop" not in vars(model.layers[0])

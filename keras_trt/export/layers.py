@@ -7,10 +7,11 @@ that is never run, whose token says what it means. tf2onnx turns it into the ONN
 from __future__ import annotations
 
 import json
-import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
+
+from ..layer_calls import replaced, without_cudnn
 
 MARKER = "keras_trt:"
 
@@ -24,32 +25,16 @@ def as_onnx_operators(model: Any) -> Iterator[None]:
     """
     from . import recurrent
 
-    replaced: list[tuple[Any, str]] = []
-    try:
-        for layer in model._flatten_layers():
-            calls = (
-                ("inner_loop", recurrent.inner_loop(layer)),
-                ("call", _layer_normalization(layer) or _time_distributed(layer)),
-            )
-            for name, call in calls:
-                if call is not None and name not in vars(layer):
-                    # Past Keras's own `__setattr__`, which would track it; seen before the method of the class.
-                    vars(layer)[name] = _in_this_thread(call, getattr(layer, name))
-                    replaced.append((layer, name))
+    calls = (
+        (layer, name, call)
+        for layer in model._flatten_layers()
+        for name, call in (
+            ("inner_loop", recurrent.inner_loop(layer) or without_cudnn(layer)),
+            ("call", _layer_normalization(layer) or _time_distributed(layer)),
+        )
+    )
+    with replaced(calls):
         yield
-    finally:
-        for layer, name in replaced:
-            del vars(layer)[name]
-
-
-def _in_this_thread(call: Callable[..., Any], otherwise: Callable[..., Any]) -> Callable[..., Any]:
-    """Return what calls `call` in this thread, and `otherwise` in those that use the model meanwhile."""
-    thread = threading.get_ident()
-
-    def chosen(*args: Any, **kwargs: Any) -> Any:
-        return (call if threading.get_ident() == thread else otherwise)(*args, **kwargs)
-
-    return chosen
 
 
 def onnx_operator(

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
+
+from ..layer_calls import without_cudnn
 
 # Activations of Keras that ONNX's recurrent operators have, under the same definition and without parameters.
 _ACTIVATIONS = {"tanh": "Tanh", "sigmoid": "Sigmoid", "relu": "Relu", "softsign": "Softsign", "softplus": "Softplus"}
@@ -34,12 +37,14 @@ def inner_loop(layer: Any) -> Callable[..., Any] | None:
     if operator == "LSTM":
         names.append(names[1])  # ONNX tells the activation of the state from that of the output
 
+    plain = without_cudnn(layer) or partial(type(layer).inner_loop, layer)
+
     def loop(sequences: Any, initial_state: Any, mask: Any = None, training: bool = False) -> Any:
         import tensorflow as tf
 
         valid = None if mask is None else tf.cast(_flat(mask)[0], tf.bool)
         if not tf.convert_to_tensor(sequences).dtype.is_floating or (valid is not None and valid.shape.rank != 2):
-            return type(layer).inner_loop(layer, sequences, initial_state, mask, training)
+            return plain(sequences, initial_state, mask, training)
         return _run(layer, operator, names, sequences, initial_state, valid)
 
     return loop

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import sys
 from collections import Counter
 from typing import Any
 
@@ -11,6 +12,7 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
+import tensorflow as tf
 from keras import layers
 
 from keras_trt.export import export
@@ -193,3 +195,21 @@ def test_a_layer_of_the_users_own_takes_one_step_at_a_time() -> None:
     x = keras.Input((5, 3))
     wanted, got, _ = answers(keras.Model(x, layers.TimeDistributed(Centered())(x)), random(3, 5, 3))
     assert_same(wanted, got)
+
+
+class Own(layers.GRU):
+    """A layer of the user's own, which is no operator."""
+
+
+@pytest.mark.parametrize("layer", [lambda: layers.LSTM(4), lambda: Own(4)], ids=["stock", "own"])
+def test_cudnns_operator_is_not_exported(layer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = random(5, 6, 3)
+    model = zoo.lively(keras.Model(x := keras.Input((6, 3)), layer()(x)))
+    wanted = model.predict_on_batch(data)
+    # What Keras asks TensorFlow before it takes cuDNN's; a graph with that can be written without a GPU, and not run.
+    monkeypatch.setattr(sys.modules["keras.src.backend.tensorflow.rnn"], "_is_gpu_available", lambda: True)
+    graph = tf.function(model, autograph=False).get_concrete_function(data).graph
+    assert "CudnnRNNV3" in {one.type for one in graph.get_operations()}
+    result = export(model)
+    session = onnxruntime.InferenceSession(result.onnx, providers=["CPUExecutionProvider"])
+    assert_same([wanted], session.run(None, {result.signature.inputs[0].name: data}))
