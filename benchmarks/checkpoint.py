@@ -68,9 +68,10 @@ class Watch:
             during = []
             while seen and seen[0][0] < after:
                 during.append(seen.popleft()[1])
-            for what in during or ["nothing seen"]:
-                lasted[what] += (after - before) / max(len(during), 1)
-                cost[what] += (after - before - usual) / max(len(during), 1)
+            during = during or ["nothing seen"]
+            for what in during:
+                lasted[what] += (after - before) / len(during)
+                cost[what] += (after - before - usual) / len(during)
         dearest = sorted(cost, key=cost.__getitem__, reverse=True)[:20]
         return [{"in": what, "s": round(lasted[what], 3), "added_s": round(cost[what], 3)} for what in dearest]
 
@@ -162,14 +163,8 @@ def main() -> None:
     rows: list[dict[str, Any]] = []
     for build in ("", *chosen.build):
         with tempfile.TemporaryDirectory() as folder:
-            command = [
-                sys.executable,
-                __file__,
-                *sys.argv[1:],
-                "--run",
-                folder,
-                *(["--engines", build] if build else []),
-            ]
+            engines = ["--engines", build] if build else []
+            command = [sys.executable, __file__, *sys.argv[1:], "--run", folder, *engines]
             done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
         rows.append({"callback": f"EngineCheckpoint too, built in a {build}" if build else "ModelCheckpoint"})
         rows[-1] |= json.loads(done.stdout.splitlines()[-1])

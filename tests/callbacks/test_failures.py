@@ -137,8 +137,8 @@ def test_an_interrupted_training_leaves_the_last_good_engine(with_: signal.Signa
 def _end(child: subprocess.Popen[bytes], with_: signal.Signals) -> None:
     """Send a signal until a process has ended: of the Ctrl-C's that come while it collects garbage, some are lost.
 
-    They come out of finalizers of TensorFlow and JAX, from where Python cannot raise them: in `fit` with batches of a
-    millisecond 2 to 3 of 100, with or without callbacks.
+    They come in finalizers of TensorFlow and JAX, from where Python cannot raise them: 2 to 3 of 100 in a `fit` of tiny
+    batches without any callback.
     """
     for _ in range(10):
         child.send_signal(with_)
