@@ -53,7 +53,9 @@ def build(chosen: argparse.Namespace, name: str, engine: str) -> None:
         model.export(path, format="onnx", verbose=False)
     else:
         keras_trt.export_onnx(model, path)
-    (given,) = onnx.load(path).graph.input
+    given, *leaked = onnx.load(path).graph.input
+    if leaked:
+        raise SystemExit(f"its graph has inputs that the model has not: {', '.join(one.name for one in leaked)}")
     shapes = ShapeRange(*((rows, *model.input_shape[1:]) for rows in (1, max(BATCHES), max(BATCHES))))
     spec = BuildSpec(chosen.precision, OptimizationProfile({given.name: shapes}), chosen.optimization_level)
     plan_of(chosen, name, engine).write_bytes(TensorRTBackend("tensorrt", (0,)).build(path.read_bytes(), spec))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.metadata
 
 from .._version import __version__
@@ -14,6 +15,7 @@ def versions() -> dict[str, str]:
     return {"keras_trt": __version__, "tensorflow": tensorflow, **found}
 
 
+@functools.cache  # a path with many packages takes a tenth of a second, and what is imported stays what it was
 def _version(distribution: str) -> str:
     try:
         return importlib.metadata.version(distribution)

@@ -47,10 +47,8 @@ class Watch:
 
     def settle(self) -> None:
         """Take the model as it is now for what it is compared with from here on."""
-        self.close()
         self._weights = list(self._model.weights)
-        for weight in self._weights if on_tensorflow() else ():
-            self._hook(weight.value)
+        self._hook([weight.value for weight in self._weights] if on_tensorflow() else [])
         self._change: Change | None = None
         layers = list(self._model._flatten_layers())
         self._sequentials = [layer for layer in layers if hasattr(layer, "_functional")]
@@ -81,13 +79,7 @@ class Watch:
 
     def close(self) -> None:
         """Leave the model's variables as they were."""
-        for variable in self._hooked:
-            watches = variable.__dict__[_WATCHES]
-            watches.discard(self)
-            if not watches:
-                for name in (*_WRITES, _WATCHES):
-                    variable.__dict__.pop(name, None)
-        self._hooked = []
+        self._hook([])
 
     def _remember(self) -> None:
         if not on_tensorflow():
@@ -125,13 +117,23 @@ class Watch:
         """Return all of whose objects another engine is needed when one is another."""
         return [*self._replaced(), *(layer for layers in self._holders for layer in layers)]
 
-    def _hook(self, variable: Any) -> None:
-        watches = variable.__dict__.get(_WATCHES)
-        if watches is None:
-            variable.__dict__[_WATCHES] = watches = weakref.WeakSet()
-            variable.__dict__.update(_noticing(variable, watches))
-        watches.add(self)
-        self._hooked.append(variable)
+    def _hook(self, variables: list[Any]) -> None:
+        """Learn of what is written to these variables, and of no other: those that it knows are left as they are."""
+        kept = {id(variable) for variable in variables}
+        for variable in self._hooked:
+            if id(variable) not in kept:
+                watches = variable.__dict__[_WATCHES]
+                watches.discard(self)
+                if not watches:
+                    for name in (*_WRITES, _WATCHES):
+                        variable.__dict__.pop(name, None)
+        for variable in variables:
+            watches = variable.__dict__.get(_WATCHES)
+            if watches is None:
+                variable.__dict__[_WATCHES] = watches = weakref.WeakSet()
+                variable.__dict__.update(_noticing(variable, watches))
+            watches.add(self)
+        self._hooked = variables
 
 
 def _same(ones: list[Any], others: list[Any]) -> bool:

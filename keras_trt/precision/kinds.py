@@ -10,6 +10,11 @@ import numpy as np
 #: Where the time goes: these start computing in half, whatever the type of what they read.
 _ANCHORS = frozenset(("Conv", "ConvTranspose", "Einsum", "GRU", "Gemm", "LSTM", "MatMul", "RNN"))
 
+#: Places of what is added to a product: an operator, and which of its inputs.
+_BIASES = frozenset((
+    ("Conv", 2), ("ConvTranspose", 2), ("GRU", 3), ("Gemm", 2), ("LSTM", 3), ("RNN", 3),
+))  # fmt: skip
+
 # fmt: off
 #: What adds up many numbers, or whose results or needed exactness leave the range of float16 for ordinary arguments.
 #: LayerNormalization takes its statistics in float32 by itself (`stash_type`), but Myelin of TensorRT 8.6 cannot
@@ -32,7 +37,8 @@ def halves(nodes: Collection[Any], low: Any, opset: int, keep: Collection[str]) 
     """Return the nodes that compute in half precision.
 
     - A node stays in float32 where its operator has no form in half at this opset, is one of those that need float32,
-      has a constant that half cannot hold (an epsilon, a mask of -1e9), or is named in `keep`.
+      has a constant that half cannot hold (an epsilon, a mask of -1e9), or is named in `keep`. A bias may be too small
+      for half: what is added to a product is off by no more than the sum in half is.
     - Between such nodes and the graph's inputs all stays in float32 up to the first product or convolution: inputs may
       have any scale, and what comes out of a float32 node is rounded only where it is needed in half.
     - Arithmetic that only float32 nodes read is float32 too.
@@ -47,13 +53,16 @@ def halves(nodes: Collection[Any], low: Any, opset: int, keep: Collection[str]) 
     free, found = set(), set()
     for node in nodes:
         slots = list(low_slots(node, low, opset))
-        constants = [value for _, value in slots if value.const_value is not None]
+        constants = [(place, value) for place, value in slots if value.const_value is not None]
         if (
             output_in_half(node, low, opset)
             and node.op_type not in _FULL
             and node.name not in keep
             and not _refused_by_tensorrt(node, low)
-            and all(_fits(value.const_value.numpy(), low) for value in constants)
+            and all(
+                (_stays_finite if _is_bias(node, place, value) else _fits)(value.const_value.numpy(), low)
+                for place, value in constants
+            )
         ):
             found.add(node)
             if node.op_type not in _ANCHORS:
@@ -136,6 +145,25 @@ def _refused_by_tensorrt(node: Any, low: Any) -> bool:
     """
     lengths = node.op_type in ("LSTM", "GRU", "RNN") and len(node.inputs) > 4 and node.inputs[4] is not None
     return lengths or (node.op_type in ("ConvTranspose", "GRU") and low.name == "BFLOAT16")
+
+
+def _is_bias(node: Any, place: int, constant: Any) -> bool:
+    if (node.op_type, place) in _BIASES:
+        return True
+    # A single number may be an epsilon.
+    producers = [value.producer() for value in node.inputs if value is not constant]
+    return (
+        node.op_type == "Add"
+        and constant.const_value.size > 1
+        and all(producer is not None and producer.op_type in _ANCHORS for producer in producers)
+    )
+
+
+def _stays_finite(array: Any, low: Any) -> bool:
+    """Tell whether no number of a constant becomes infinite in half."""
+    with np.errstate(over="ignore"):  # it is what is looked for
+        rounded = array.astype(low.numpy())
+    return bool(np.array_equal(np.isfinite(rounded), np.isfinite(array)))
 
 
 def _fits(array: Any, low: Any) -> bool:

@@ -134,18 +134,56 @@ def test_a_layer_normalization_is_float32_between_products() -> None:
         (np.float32(3.4028e38), "float32", "float32"),
         (np.float32(-np.inf), "float16", "bfloat16"),
         (np.float32(0), "float16", "bfloat16"),
-        (np.full(4, 1e-7, "float32"), "float32", "bfloat16"),
+        (np.full(4, 1e-7, "float32"), "float16", "bfloat16"),
         (np.array([1, 1e-7, 1e-3, 0], "float32"), "float16", "bfloat16"),
     ],
     ids=["mask", "large", "epsilon", "largest", "infinity", "zero", "small", "some-small"],
 )
 def test_a_constant_that_does_not_fit_keeps_its_node_in_float32(constant: Any, fp16: str, bf16: str) -> None:
-    # The array is a bias; behind the addition stands a product, so that only the constant decides.
+    # An array is a bias here; behind the addition stands a product, so that only the constant decides.
     graph = chain(
         [node("MatMul", "x w", "h"), node("Add", "h c", "a"), node("MatMul", "a w", "y")], {"w": EYE, "c": constant}
     )
     assert types_of(graph)["a"] == fp16
     assert types_of(graph, "bf16")["a"] == bf16
+
+
+@pytest.mark.parametrize(
+    ("operator", "constant", "kind"),
+    [
+        ("Conv", np.full(4, 1e-8, "float32"), "float16"),
+        ("Conv", np.full(4, 7e4, "float32"), "float32"),
+        ("Gemm", np.full(4, 1e-8, "float32"), "float16"),
+        ("Mul", np.full(4, 1e-8, "float32"), "float32"),
+        ("Max", np.full(4, 1e-8, "float32"), "float32"),
+    ],
+)
+def test_a_small_bias_may_vanish_and_a_small_factor_may_not(operator: str, constant: Any, kind: str) -> None:
+    inputs = {"Conv": "i k c", "Gemm": "h w c"}.get(operator, "h c")
+    graph = chain(
+        [
+            node("MatMul", "x w", "h"),
+            node("Reshape", "h columns", "i"),
+            node(operator, inputs, "a"),
+            node("Reshape", "a rows", "b"),
+            node("MatMul", "b w", "y"),
+        ],
+        {"w": EYE, "k": EYE[..., None], "c": constant, "columns": np.array([-1, 4, 1]), "rows": np.array([-1, 4])},
+    )
+    assert types_of(graph)["a"] == kind
+
+
+@given(st.lists(st.floats(-6e4, 6e4, width=32), min_size=4, max_size=4), st.integers(-30, 3), st.integers(0, 99))
+def test_a_bias_in_half_is_off_by_no_more_than_what_it_is_added_to(row: list[float], power: int, seed: int) -> None:
+    # So small a bias may vanish: the sum, rounded to half, is off by half of its last place and that of the bias.
+    bias = (np.random.default_rng(seed).standard_normal(4) * 2.0**power).astype("float32")
+    x = np.array([row], "float32")
+    graph = chain([node("MatMul", "x w", "h"), node("Add", "h c", "y")], {"w": EYE, "c": bias})
+    assert types_of(graph)["y/float16"] == "float16"
+    wanted, h = x.astype("float16").astype("float64") + bias, x.astype("float16")
+    last = np.spacing(np.maximum(np.abs(wanted), np.abs(h)).astype("float16")).astype("float64")
+    small = np.spacing(np.abs(bias).astype("float16")).astype("float64")
+    assert (np.abs(exactly(typed(graph, "fp16"), x) - wanted) <= (last + small) / 2).all()
 
 
 def test_a_masked_softmax_is_float32_with_what_leads_up_to_it() -> None:
