@@ -4,7 +4,8 @@ python benchmarks/checkpoint.py [--backend auto] [--model MobileNetV2] [--epochs
 
 Each training starts in a process of its own, on the same seeded images and labels, with a checkpoint at each epoch. Of
 `fit` two times are told: until its last epoch ends, and until it returns, when the last engine is saved too. `beside`
-tells what the making of engines did meanwhile: for how long, and by how much the training's steps took longer then.
+tells what the making of engines did meanwhile: for how long, and by how much the training's steps took longer then. The
+first steps of an epoch take longer in any case, as in the training without engines.
 """
 
 from __future__ import annotations
@@ -57,9 +58,13 @@ class Watch:
                     self._seen.append((time.perf_counter(), where(sys._current_frames().get(thread.ident))))
 
     def beside(self) -> list[dict[str, Any]]:
-        """Return, by what was done, how long it took and what that cost the training, in seconds."""
+        """Return, by what was done, how long it took and what that cost the training, in seconds.
+
+        The longest step is told of those in which nothing else was seen, as of what holds the interpreter lock.
+        """
         lasted: dict[str, float] = collections.defaultdict(float)
         cost: dict[str, float] = collections.defaultdict(float)
+        longest: dict[str, float] = collections.defaultdict(float)
         usual = statistics.median(after - before for before, after in itertools.pairwise(self._steps))
         seen = collections.deque(self._seen)
         for before, after in itertools.pairwise(self._steps):
@@ -72,16 +77,18 @@ class Watch:
             for what in during:
                 lasted[what] += (after - before) / len(during)
                 cost[what] += (after - before - usual) / len(during)
+                longest[what] = max(longest[what], after - before if len(during) == 1 else 0.0)
         dearest = sorted(cost, key=cost.__getitem__, reverse=True)[:20]
-        return [{"in": what, "s": round(lasted[what], 3), "added_s": round(cost[what], 3)} for what in dearest]
+        figures = {"s": lasted, "added_s": cost, "longest_step_s": longest}
+        return [{"in": what, **{name: round(by[what], 3) for name, by in figures.items()}} for what in dearest]
 
 
 def where(frame: FrameType | None) -> str:
-    """Return the innermost module of keras_trt that a thread is in."""
+    """Return the innermost function of keras_trt that a thread is in."""
     while frame is not None:
         name: str = frame.f_globals.get("__name__", "")
         if name.startswith("keras_trt."):
-            return name
+            return f"{name}.{frame.f_code.co_name}"
         frame = frame.f_back
     return "elsewhere"
 

@@ -3,8 +3,7 @@
     python benchmarks/precision.py [--folder F]    # measures here, and writes benchmarks/results/precision-DATE.json
     python benchmarks/precision.py --table         # writes docs/precision.md from all results
 
-Trained models and engines are kept in the folder. `--only-build fp16 …` builds the engines of these precisions and
-measures nothing, so that several may be built at once; `--only-build` alone trains.
+Trained models and engines are kept in the folder, so that a run that was cut off goes on where it was.
 
 On a GPU TensorRT runs what it has; what it has not is emulated: ONNX's reference evaluator rounds each result as the
 typed graph says. Without a GPU the engine is ONNX Runtime.
@@ -54,24 +53,18 @@ def rows_of(trained: Trained, folder: Path) -> Iterator[dict[str, Any]]:
             yield {"precision": precision, **emulated(trained, precision, wanted)}
 
 
-def engine_of(trained: Trained, precision: Precision, folder: Path) -> Any:
-    """Return an engine. It is not verified: what a precision does is what is looked for, and the table shows it."""
+def executed(trained: Trained, precision: Precision, wanted: Array, folder: Path) -> dict[str, Any]:
+    """Measure an engine. It is not verified: what a precision does is what is looked for, and the table shows it."""
     eight_bits: dict[str, Any] = {"calibration_data": trained.calibration} if precision in ("int8", "fp8") else {}
-    sizes = (1, BATCH, 128)
-    return keras_trt.accelerate(
+    with keras_trt.accelerate(
         trained.model,
         precision=precision,
         verify=False,
         cache=folder / "cache",
-        batch_sizes=sizes,
+        batch_sizes=(1, BATCH, 128),
         verbose=0,
         **eight_bits,
-    )
-
-
-def executed(trained: Trained, precision: Precision, wanted: Array, folder: Path) -> dict[str, Any]:
-    """Measure an engine."""
-    with engine_of(trained, precision, folder) as fast:
+    ) as fast:
         got = fast.predict(trained.x, verbose=0)
         batch = trained.x[np.arange(BATCH) % len(trained.x)]
         taken = np.median(times(lambda: fast.predict_on_batch(batch), 100, warm_up=10)) * 1e3
@@ -163,7 +156,6 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--table", action="store_true", help="write docs/precision.md from all results")
     parser.add_argument("--folder", type=Path)
-    parser.add_argument("--only-build", nargs="*", choices=get_args(Precision), metavar="PRECISION")
     asked = parser.parse_args()
     if asked.table:
         table()
@@ -171,14 +163,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         folder = asked.folder or Path(temporary)
         folder.mkdir(parents=True, exist_ok=True)
-        if asked.only_build is None:
-            print(measure(folder))
-            return
-        for make in MODELS:
-            one = kept(make, folder)
-            for precision in asked.only_build:
-                with engine_of(one, precision, folder) as fast:
-                    print(f"{one.name}, {precision}: {fast.precision}, {fast.report().origin}", flush=True)
+        print(measure(folder))
 
 
 if __name__ == "__main__":

@@ -5,7 +5,6 @@ python benchmarks/predict.py ResNet50 [--precisions fp16 tf32] [--batches 1 8 32
 
 Each engine runs in a process of its own, in the interpreter that has it, on the same arrays and weights; their answers
 are compared. What is done is kept in a folder, so that a run that was cut off goes on where it was (`--folder`).
-`--only-build` builds the engines, several of which may be built at once, and measures nothing.
 
 "Batch b" is an engine whose largest batch is b, and the user's batch_size b; at batch 1 the user gives one row a call.
 An engine that would take long over all rows is given fewer.
@@ -55,7 +54,6 @@ def main() -> None:
     parser.add_argument("--engines", nargs="+", choices=ENGINES, default=list(ENGINES))
     parser.add_argument("--python", nargs="+", default=[], metavar="ENGINE=INTERPRETER")
     parser.add_argument("--folder", type=Path)
-    parser.add_argument("--only-build", action="store_true")
     parser.add_argument("--child", choices=(*ENGINES, "make"), help=argparse.SUPPRESS)
     asked = parser.parse_args()
     if asked.child:
@@ -67,8 +65,6 @@ def main() -> None:
         folder.mkdir(parents=True, exist_ok=True)
         if not (folder / f"{asked.model}.keras").exists():
             start(asked, folder, "make", sys.executable)
-        if asked.only_build:
-            sys.exit(not start(asked, folder, "keras_trt", sys.executable, "--only-build"))
         for engine in asked.engines:
             if not all(path.exists() for path in results(asked, folder, engine)):
                 start(asked, folder, engine, pythons.get(engine, sys.executable))
@@ -96,17 +92,16 @@ def result(folder: Path, asked: Any, engine: str, precision: str, batch: int) ->
     return folder / f"{asked.model}-{engine}-{precision}-{batch}.json"
 
 
-def start(asked: Any, folder: Path, engine: str, python: str, *more: str) -> bool:
-    """Run one engine in a process of its own, and return whether it ran; a batch size that cannot leaves no result."""
+def start(asked: Any, folder: Path, engine: str, python: str) -> None:
+    """Run one engine in a process of its own; a batch size that cannot leaves no result."""
     command = [python, __file__, asked.model, "--rows", str(asked.rows), "--folder", str(folder), "--child", engine]
-    command += ["--precisions", *asked.precisions, "--batches", *map(str, asked.batches), *more]
+    command += ["--precisions", *asked.precisions, "--batches", *map(str, asked.batches)]
     backend = engine.split("-")[1] if engine in KERAS else "tensorflow"
     done = subprocess.run(command, env={**os.environ, "KERAS_BACKEND": backend}, check=False)
     if done.returncode:
         print(f"{engine} cannot run here (exit status {done.returncode})")
         if engine == "make":
             sys.exit(1)
-    return done.returncode == 0
 
 
 def child(asked: Any) -> None:
@@ -123,7 +118,7 @@ def child(asked: Any) -> None:
         half = models.MODELS[asked.model]()
         half.set_weights(model.get_weights())
         model = half
-    alone = asked.only_build or asked.child in ("tensorrt-bare", "limit-pcie")  # these read nothing but sizes of rows
+    alone = asked.child in ("tensorrt-bare", "limit-pcie")  # these read nothing but sizes of rows
     rows = models.rows_for(model, max(asked.batches) if alone else asked.rows if max(asked.batches) > 1 else CALLS)
     for precision, batch in product(precision_of(asked.child, asked), asked.batches):
         path = result(asked.folder, asked, asked.child, precision, batch)
@@ -136,8 +131,7 @@ def child(asked: Any) -> None:
             row |= pcie(rows[:batch].nbytes, batch)
         else:
             row |= accelerated(model, rows, row, asked, path)
-        if not asked.only_build:
-            path.write_text(json.dumps(row))
+        path.write_text(json.dumps(row))
 
 
 def accelerated(model: Any, rows: np.ndarray, row: dict[str, Any], asked: Any, path: Path) -> dict[str, Any]:
@@ -154,9 +148,6 @@ def accelerated(model: Any, rows: np.ndarray, row: dict[str, Any], asked: Any, p
         verbose=0,
     ) as fast:
         about = {"precision": fast.precision, "runs": f"{fast.report().title} on {fast.report().device_name}"}
-        if asked.only_build:
-            print(f"{asked.model}, {fast.precision}, batch {batch}: {fast.report().origin}", flush=True)
-            return about
         if asked.child == "tensorrt-bare":
             return about | bare(fast, batch)
         found = about | measured(fast, rows, batch, path)

@@ -90,7 +90,7 @@ class GpuRunner:
         """Run a single batch, with as little as can be between the rows and the GPU."""
         slot = self._pool.take(self._shapes(feeds, batch), wait=True)
         try:
-            slot.stage(feeds, results.targets(batch, wanted))
+            slot.stage(feeds, results.targets(batch, wanted), alone=True)
             slot.launch()
             slot.wait()
             outputs = slot.outputs

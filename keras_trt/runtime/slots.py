@@ -18,8 +18,9 @@ from . import copying
 
 _logger = logging.getLogger("keras_trt")
 
-#: Bytes that are copied at once, in some µs, and not while another batch is waited for.
-AT_ONCE = 1 << 16
+#: Bytes that are copied at once, in some µs, and not while another batch is waited for; and those that a single thread
+#: copies, whenever that is.
+AT_ONCE, ONE_THREADS = 1 << 16, 2 * copying.PIECE - 1
 
 # While one thread captures a graph, what another does with contexts and memory may be illegal (it may wait for the
 # whole device) and break both.
@@ -57,7 +58,11 @@ class Slot:
             undo.pop_all()
 
     def stage(
-        self, feeds: Mapping[str, Array | cuda.DeviceArray], targets: Mapping[str, cuda.DeviceArray] | None = None
+        self,
+        feeds: Mapping[str, Array | cuda.DeviceArray],
+        targets: Mapping[str, cuda.DeviceArray] | None = None,
+        *,
+        alone: bool = False,
     ) -> None:
         """Begin to bring in the rows of one inference. `launch` and `wait` must follow; after an error `wait` alone.
 
@@ -65,6 +70,7 @@ class Slot:
             feeds: an array for each input, on the host or on a GPU. One with fewer rows than its shape is padded by
                 its last.
             targets: where on a GPU the rows of an output go; all others go to the host.
+            alone: whether no other batch is waited for meanwhile, so that what one thread copies is copied at once.
         """
         self._given = {name: one for name, one in feeds.items() if isinstance(one, cuda.DeviceArray)}
         self._targets = targets or {}
@@ -72,7 +78,7 @@ class Slot:
             self._check_types()
         for name, array in feeds.items():
             if not isinstance(array, cuda.DeviceArray):
-                self._buffers[name].begin(name, array)
+                self._buffers[name].begin(name, array, ONE_THREADS if alone else AT_ONCE)
 
     def launch(self) -> None:
         """Put the inference on the stream, once its rows are there."""
@@ -229,8 +235,8 @@ class _Buffer:
             self.pinned.grow(size)
         self.array = self.pinned.array[:size].view(self._dtype).reshape(shape)
 
-    def begin(self, name: str, source: Array) -> None:
-        """Begin to copy rows to pinned memory."""
+    def begin(self, name: str, source: Array, at_once: int) -> None:
+        """Begin to copy rows to pinned memory; up to so many bytes are copied at once."""
         if source.dtype.kind in "iu" and source.size and not np.can_cast(source.dtype, self._dtype):
             # TensorRT 8.6 has no int64: the engine's input is int32.
             limits = np.iinfo(self._dtype)
@@ -244,7 +250,7 @@ class _Buffer:
                 )
         self._rows = len(source)
         target = self.array[: self._rows]
-        if target.nbytes <= AT_ONCE:
+        if target.nbytes <= at_once:
             self.copy = None  # there is one where a second Ctrl-C kept it from being finished
             target[...] = source
         else:

@@ -136,7 +136,8 @@ def test_ctrl_c_in_front_of_a_wait_leaves_nothing_running(
 def test_ctrl_c_in_front_of_the_end_of_a_copy_leaves_nothing_copying(
     host_cuda: HostCuda, monkeypatch: pytest.MonkeyPatch, rows: int
 ) -> None:
-    monkeypatch.setattr("keras_trt.runtime.slots.AT_ONCE", 0)  # however few rows there are
+    for name in ("AT_ONCE", "ONE_THREADS"):  # however few rows there are
+        monkeypatch.setattr(f"keras_trt.runtime.slots.{name}", 0)
     one = session(HostEngineOnDevice(host_cuda))
     assert_right(one, inputs(rows))
     finish, unfinished = copying.Copy.finish, set[int]()
@@ -167,7 +168,8 @@ def test_an_alarm_during_a_copy_is_raised_once_and_leaves_nothing_copying(
     host_cuda: HostCuda, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As of a handler that raises TimeoutError: later calls raised it again, and the other input was still copied."""
-    monkeypatch.setattr("keras_trt.runtime.slots.AT_ONCE", 100)
+    for name in ("AT_ONCE", "ONE_THREADS"):
+        monkeypatch.setattr(f"keras_trt.runtime.slots.{name}", 100)
     monkeypatch.setattr(copying, "PIECE", 1)
     monkeypatch.setattr(copying, "threads", lambda: 2)
     one = session(HostEngineOnDevice(host_cuda), largest=64, costs=one_by_one({64: 1.0}))
@@ -199,7 +201,8 @@ def test_an_alarm_during_a_copy_is_raised_once_and_leaves_nothing_copying(
 def test_rows_of_a_call_that_was_interrupted_twice_do_not_come_back(
     host_cuda: HostCuda, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("keras_trt.runtime.slots.AT_ONCE", 100)
+    for name in ("AT_ONCE", "ONE_THREADS"):
+        monkeypatch.setattr(f"keras_trt.runtime.slots.{name}", 100)
     one = session(HostEngineOnDevice(host_cuda), largest=64, costs=one_by_one({64: 1.0}))
     finish, left = copying.Copy.finish, 2
 

@@ -1,0 +1,189 @@
+"""Where the time of `predict` goes, and what more threads, more slots or other memory would give.
+
+python benchmarks/pipeline.py [--models ResNet50 MobileNetV2] [--batch 32] [--precision fp16] [--rows 8192] [--folder F]
+
+Each way runs `predict` of the same rows on the same engine, and is told as a share of the engine alone:
+
+- `engine alone`: graphs of an inference on data that lies on the GPU, on as many slots as the pipeline has;
+- `with copies`: the same with the copies from and to page-locked memory, which nobody writes to meanwhile;
+- `as it is`; `N threads` that copy; `N slots`; page-locked memory that is `write-combined`;
+- `nothing copied`: the pipeline without the copies of rows on the host, which leaves what the loop itself takes.
+
+Beside it, the microseconds of a batch that the calling thread spends on each part.
+"""
+
+from __future__ import annotations
+
+import argparse
+import collections
+import ctypes
+import json
+import os
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).parent))
+sys.path.insert(1, str(Path(__file__).parent.parent))
+
+import environment
+import models
+from predict import prepared, times
+
+from keras_trt import cuda
+from keras_trt.cuda.runtime import bindings, check
+from keras_trt.runtime import MAX_SLOTS, copying, pool, results, slots
+
+#: What the calling thread does for a batch: how it is told, and where it is.
+PARTS = (
+    ("begins the copy", slots._Buffer, "begin"),
+    ("waits for the copy", slots._Buffer, "fill"),
+    ("launches", cuda.Graph, "launch"),
+    ("waits for the GPU", cuda.Stream, "synchronize"),
+    ("gives the results", results.Results, "put"),
+)
+THREADS, SLOTS = (1, 2, 4, 8, 16), (2, 3, 6, 8)
+
+
+def ways() -> Iterator[tuple[str, list[Any]]]:
+    """Yield what is tried: its name, and what is another way of doing things in it."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    yield "as it is", []
+    for count in THREADS:
+        if count <= cores:
+            yield f"{count} threads", [mock.patch.object(copying, "threads", lambda count=count: count)]
+    for count in SLOTS:
+        yield f"{count} slots", [mock.patch.object(pool, "MAX_SLOTS", count)]
+    yield "write-combined", [mock.patch.multiple(cuda.PinnedMemory, grow=grow_write_combined)]
+    for count in THREADS[2:]:
+        if count <= cores:
+            both = [mock.patch.object(copying, "threads", lambda count=count: count)]
+            both += [mock.patch.multiple(cuda.PinnedMemory, grow=grow_write_combined)]
+            yield f"write-combined, {count} threads", both
+
+
+def grow_write_combined(memory: cuda.PinnedMemory, size_bytes: int) -> None:
+    """Do as `PinnedMemory.grow`, with memory that the processor writes past its caches and reads slowly."""
+    if size_bytes > memory.size_bytes:
+        memory.close()
+        cudart = bindings()
+        memory.address = int(check(cudart.cudaHostAlloc(size_bytes, cudart.cudaHostAllocWriteCombined)))
+        memory.size_bytes = size_bytes
+        memory.array = np.ctypeslib.as_array((ctypes.c_ubyte * size_bytes).from_address(memory.address))
+
+
+@contextmanager
+def watched(seconds: dict[str, float]) -> Iterator[None]:
+    """Add up what each of `PARTS` takes in this thread; parts within parts count for both."""
+
+    def timed(part: str, method: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*arguments: Any, **keywords: Any) -> Any:
+            began = time.perf_counter()
+            try:
+                return method(*arguments, **keywords)
+            finally:
+                seconds[part] += time.perf_counter() - began
+
+        return call
+
+    with ExitStack() as patches:
+        for part, owner, name in PARTS:
+            patches.enter_context(mock.patch.object(owner, name, timed(part, getattr(owner, name))))
+        yield
+
+
+def replayed(fast: Any, batch: int, *, copies: bool) -> float:
+    """Return rows a second of graphs on all slots, without or with the copies from and to page-locked memory."""
+    made = [prepared(fast, batch) for _ in range(MAX_SLOTS)]
+    works = [one._enqueue if copies else partial(one._context.enqueue, one._stream.address) for one in made]
+    graphs = [cuda.capture(one._stream, work) for one, work in zip(made, works, strict=True)]
+
+    def launch() -> None:
+        for i in range(200):
+            graphs[i % MAX_SLOTS].launch(made[i % MAX_SLOTS]._stream)
+        for one in made:
+            one._stream.synchronize()
+
+    found = 200 * batch / statistics.median(times(launch, 5))
+    for one in (*graphs, *made):
+        one.close()
+    return found
+
+
+def piped(open_engine: Callable[[], Any], rows: np.ndarray, batch: int, *, copies: bool = True) -> dict[str, Any]:
+    """Return rows a second of `predict`, the best of four as others may use the memory too, and where the time goes."""
+
+    def nothing(buffer: slots._Buffer, name: str, source: np.ndarray, at_once: int) -> None:  # noqa: ARG001
+        buffer._rows = len(source)
+
+    with open_engine() as fast, ExitStack() as patches:
+        if not copies:
+            patches.enter_context(mock.patch.object(slots._Buffer, "begin", nothing))
+
+        def run() -> float:
+            began = time.perf_counter()
+            fast.predict(rows, batch_size=batch, verbose=0)
+            return time.perf_counter() - began
+
+        run()
+        best, parts = min(run() for _ in range(4)), collections.defaultdict[str, float](float)
+        with watched(parts):
+            run()
+    each = {part: round(1e6 * total * batch / len(rows), 1) for part, total in parts.items()}
+    return {"rows_per_s": len(rows) / best, "us_per_batch": each}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--models", nargs="+", default=["ResNet50", "MobileNetV2"], choices=models.MODELS)
+    parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--precision", default="fp16")
+    parser.add_argument("--rows", type=int, default=8192)
+    parser.add_argument("--folder", type=Path, help="of `predict.py`, whose models and engines are used")
+    chosen = parser.parse_args()
+    import keras
+
+    import keras_trt
+
+    table: list[dict[str, Any]] = []
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = chosen.folder or Path(temporary)
+        for name in chosen.models:
+            path = folder / f"{name}.keras"
+            model: Any = keras.saving.load_model(path, compile=False) if path.exists() else models.make(name)
+            rows = models.rows_for(model, chosen.rows)
+            sizes, cache = (1, chosen.batch, chosen.batch), folder / "cache"
+            open_engine = partial(
+                keras_trt.accelerate, model, precision=chosen.precision, batch_sizes=sizes, cache=cache, verbose=0
+            )
+            with open_engine() as fast:
+                print(f"{name}, {fast.precision}: {fast.report().title}, {copying.threads()} threads copy", flush=True)
+                alone, copied = (replayed(fast, chosen.batch, copies=copies) for copies in (False, True))
+
+            def tell(way: str, figures: dict[str, Any], name: str = name, alone: float = alone) -> None:
+                about = {"model": name, "precision": chosen.precision, "batch": chosen.batch, "way": way}
+                table.append({**about, **figures, "ratio": figures["rows_per_s"] / alone})
+                print(json.dumps(table[-1]), flush=True)
+
+            tell("engine alone", {"rows_per_s": alone})
+            tell("with copies", {"rows_per_s": copied})
+            tell("nothing copied", piped(open_engine, rows, chosen.batch, copies=False))
+            for way, patches in ways():
+                with ExitStack() as stack:
+                    for patch in patches:
+                        stack.enter_context(patch)
+                    tell(way, piped(open_engine, rows, chosen.batch))
+    print("written:", environment.write("pipeline", {**environment.describe("pipeline.py"), "rows": table}))
+
+
+if __name__ == "__main__":
+    main()
