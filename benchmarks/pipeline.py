@@ -60,15 +60,19 @@ def ways() -> Iterator[tuple[str, list[Any]]]:
     yield "as it is", []
     for count in THREADS:
         if count <= cores:
-            yield f"{count} threads", [mock.patch.object(copying, "threads", lambda count=count: count)]
+            yield f"{count} threads", copied_by(count)
     for count in SLOTS:
         yield f"{count} slots", [mock.patch.object(pool, "MAX_SLOTS", count)]
     yield "write-combined", [mock.patch.multiple(cuda.PinnedMemory, grow=grow_write_combined)]
     for count in THREADS[2:]:
         if count <= cores:
-            both = [mock.patch.object(copying, "threads", lambda count=count: count)]
-            both += [mock.patch.multiple(cuda.PinnedMemory, grow=grow_write_combined)]
+            both = [*copied_by(count), mock.patch.multiple(cuda.PinnedMemory, grow=grow_write_combined)]
             yield f"write-combined, {count} threads", both
+
+
+def copied_by(count: int) -> list[Any]:
+    """Return what lets so many threads copy a batch, however little each has to do."""
+    return [mock.patch.object(copying, "threads", return_value=count), mock.patch.object(copying, "FEW", count)]
 
 
 def grow_write_combined(memory: cuda.PinnedMemory, size_bytes: int) -> None:

@@ -38,6 +38,23 @@ def test_copies_in_pieces(rows: int, width: int, pieces: int) -> None:
     np.testing.assert_array_equal(again, source)
 
 
+@pytest.mark.parametrize(
+    ("mib", "threads", "pieces"),
+    [(1, 16, 1), (3, 16, 3), (5, 16, 4), (19, 16, 4), (40, 16, 10), (77, 16, 16), (77, 8, 8)],
+)
+def test_more_than_a_few_threads_copy_where_each_has_much_to_do(
+    monkeypatch: pytest.MonkeyPatch, mib: int, threads: int, pieces: int
+) -> None:
+    monkeypatch.setattr(copying, "threads", lambda: threads)
+    target, begun = np.empty((64, mib << 14), np.uint8), list[int]()
+    monkeypatch.setattr(copying, "_help_with", lambda _, count: begun.append(count))
+    one = copying.Copy(target, np.ones(target.shape, np.uint8))
+    one.begin()
+    one.finish()
+    assert (begun or [1]) == [pieces]
+    assert target.all()
+
+
 def test_scalars_and_errors_of_a_copy() -> None:
     target = np.zeros((), "float32")
     copying.copy(target, np.array(3))
