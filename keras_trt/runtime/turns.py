@@ -16,12 +16,30 @@ LOST = 1.0
 
 
 class _Waiting:
-    __slots__ = ("again", "thread", "turn", "woken")
+    """One who waits.
+
+    Attributes:
+        again: whether it came at once after its turn before.
+        turn: whether its turn has come.
+        on_guard: whether it looks, each `QUANTUM`, if whoever is expected to come again has done so.
+    """
+
+    __slots__ = ("_woken", "again", "on_guard", "thread", "turn")
 
     def __init__(self, thread: int, again: bool) -> None:
-        self.thread, self.again, self.turn = thread, again, False
-        self.woken = threading.Lock()
-        self.woken.acquire()
+        self.thread, self.again = thread, again
+        self.turn = self.on_guard = False
+        self._woken = threading.Lock()
+        self._woken.acquire()
+
+    def sleep(self) -> bool:
+        """Wait until woken, and return whether that was so."""
+        return self._woken.acquire(timeout=QUANTUM if self.on_guard else LOST)
+
+    def wake(self) -> None:
+        """Let it see what is said of it. Who calls holds the lock of all turns, so that no other wakes it meanwhile."""
+        if self._woken.locked():  # else it is about to see
+            self._woken.release()
 
 
 class Turns:
@@ -31,9 +49,9 @@ class Turns:
     short call takes: a thread that comes again at once, call after call, may do so until the first has been that for
     `QUANTUM` (as WebKit's locks are fair in the end: https://webkit.org/blog/6161/locking-in-webkit/).
 
-    Who waits is not woken before its turn. To wake, it needs the interpreter lock, and gets it late from a thread that
-    lets go of it only for moments; until then each of those moments costs that thread a system call or two, which made
-    its calls up to twice as long.
+    Who waits is woken as seldom as can be: at its turn, and as the first where somebody is expected to come again, who
+    may not. To wake, it needs the interpreter lock, and gets it late from a thread that lets go of it only for moments;
+    until then each of those moments costs that thread a system call or two, which made its calls up to twice as long.
     """
 
     def __init__(self) -> None:
@@ -68,15 +86,12 @@ class Turns:
                     self._since = time.monotonic()
                 if self._holder is None:
                     self._next(time.monotonic())  # who left before that was due did not come again
-                before = len(self._queue)
             while not waiting.turn:
-                # Its turn comes sooner, if nobody leaves and does not come again, or is interrupted.
-                if not waiting.woken.acquire(timeout=(before + 1) * QUANTUM):
+                if not waiting.sleep():
                     with self._lock:
                         now = time.monotonic()
                         if self._queue and (self._holder is None or now - self._since > LOST):
                             self._next(now)
-                        before = len(self._queue)
         except BaseException:  # Ctrl-C
             with self._lock:
                 if waiting.turn:
@@ -84,6 +99,8 @@ class Turns:
                 elif waiting in self._queue:
                     self._queue.remove(waiting)
                     self._since = time.monotonic()
+                    if self._queue and self._holder is None:  # who was on guard may have been this one
+                        self._next(self._since)
             raise
 
     def _leave(self, thread: int, now: float) -> None:
@@ -91,8 +108,11 @@ class Turns:
         if self._holder == thread:  # else it was taken for lost
             if self._queue and (not self._again or self._due(now)):
                 self._next(now)
-            else:
-                self._holder = None
+                return
+            self._holder = None
+            if self._queue and not self._queue[0].on_guard:
+                self._queue[0].on_guard = True
+                self._queue[0].wake()
 
     def _due(self, now: float) -> bool:
         return now - self._since >= QUANTUM
@@ -103,4 +123,4 @@ class Turns:
         del self._queue[0]
         waiting.turn, self._holder, self._again = True, waiting.thread, waiting.again
         self._since = now
-        waiting.woken.release()
+        waiting.wake()

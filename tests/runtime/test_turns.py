@@ -89,6 +89,28 @@ def test_the_first_does_not_wait_for_one_that_does_not_come_back(monkeypatch: py
         pass
 
 
+def test_who_came_behind_many_is_on_guard_once_it_is_the_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It must not sleep for as long as so many turns could have taken."""
+    monkeypatch.setattr("keras_trt.runtime.turns.QUANTUM", 1.0)
+    monkeypatch.setattr("keras_trt.runtime.turns.LOST", 1000.0)
+    turns, got = Turns(), threading.Event()
+
+    def wait(last: bool) -> None:
+        with turns:
+            if last:
+                got.set()
+
+    threads = [threading.Thread(target=wait, args=(index == 12,), daemon=True) for index in range(13)]
+    with turns:
+        for index, thread in enumerate(threads):
+            thread.start()
+            until(lambda index=index: len(turns._queue) == index + 1)  # type: ignore[misc]
+        turns._queue[11].again = True  # but does not come again
+    assert got.wait(10)
+    for thread in threads:
+        thread.join(20)
+
+
 def test_an_error_ends_a_turn() -> None:
     turns = Turns()
     with pytest.raises(ValueError, match="no"), turns:
@@ -115,7 +137,7 @@ def test_whoever_is_interrupted_leaves_its_place(place: int) -> None:
             threads[-1].start()
             until(lambda index=index: len(turns._queue) == index + 1)  # type: ignore[misc]
         interrupt(threads[place])
-        if place == 0:  # the first wakes again and again to look, and so hears of it
+        if place == 0:  # a thread hears of it when it wakes
             until(lambda: bool(errors))
     for thread in threads:
         thread.join(20)
