@@ -122,7 +122,7 @@ def test_close_lets_a_call_of_many_batches_end(model: Any, method: str, own_thre
     np.testing.assert_allclose(found[0], expected, rtol=1e-5, atol=1e-6)
     if not own_thread:
         closes.closer.join(60)
-    assert session._closed
+    assert session._life._closed
     with pytest.raises(RuntimeError, match="closed"):
         fast.predict_on_batch(x)
 
@@ -199,4 +199,4 @@ def test_an_engine_is_freed_where_a_warning_is_an_error(
         monkeypatch.setattr(f"keras_trt.{module}.Predictor", warns)
         with pytest.raises(FallbackWarning):
             make()
-        assert opened.pop()._closed
+        assert opened.pop()._life._closed

@@ -19,6 +19,7 @@ from ..errors import CudaError, FallbackWarning, PlanError
 from ..specs import Cost, OptimizationProfile, Signature
 from .gpu import GpuRunner, Usage
 from .host import HostRunner
+from .lifetime import Lifetime, Use
 from .plan import USUAL_SIZES, Batch, BatchPlan
 from .replicas import Replicas
 from .results import Results, RowsDependError, deliver
@@ -85,12 +86,9 @@ class Session:
         self._costs = dict(costs or {}) if rows_independent else {}
         self._plan = BatchPlan(self._smallest, self._largest, self._costs)
         self._rows_before = 0
-        self._users = self._blocks = 0
-        self._closed = self._cut_short = self._retired = False
-        self._lock = threading.RLock()  # entered itself: its condition's `with` may keep it after Ctrl-C
-        self._changed = threading.Condition(self._lock)
+        self._life = Lifetime(self._runner.close)
         self._turns = Turns()
-        self._own = threading.local()  # how often the thread uses the engine
+        self._halving = threading.Lock()
         self.profile = profile
         self.rows_independent = rows_independent
 
@@ -115,7 +113,7 @@ class Session:
         Raises:
             EngineLoadError: if it cannot be written as one.
         """
-        with self.in_use(block=False):
+        with self._life.use(block=False):
             return None if isinstance(self._runner, HostRunner) else self._runner.plan()
 
     def usage(self) -> list[Usage]:
@@ -174,7 +172,7 @@ class Session:
         # Rows are written while others, or the same once more, are still to be read.
         if out and (written := [array for array in out if isinstance(array, np.ndarray)]):
             inputs = [_apart(array, written) for array in inputs]
-        use = self.in_use(block=False)
+        use = self._life.use(block=False)
         try:
             with use:
                 return self._run(inputs, onwards, out)
@@ -204,7 +202,7 @@ class Session:
 
     def _take_turns(self, plan: BatchPlan, batches: Sequence[Batch], progress: Callable[[int], None] | None) -> bool:
         # Who is alone need not; who comes meanwhile may run beside it, once.
-        if self._users - self._blocks <= 1 or len(batches) > 1:
+        if self._life.calls <= 1 or len(batches) > 1:
             return False
         # A report of progress, as to a terminal, may take any time, and is not to keep others waiting. Of several GPUs
         # all short calls, one after the other, would run on the first.
@@ -291,7 +289,7 @@ class Session:
             plan: by which there was too little memory; where another call has halved it meanwhile, that is enough.
             tried: the largest batch of it that was run.
         """
-        with self._lock:
+        with self._halving:
             if self._plan is not plan:
                 return True
             if not self.rows_independent or tried <= self._smallest:
@@ -301,13 +299,17 @@ class Session:
         warn(f"The GPU's memory does not suffice for {tried} rows: running {largest} at a time.", FallbackWarning)
         return True
 
+    def in_use(self) -> Use:
+        """Return a context in which the engine stays open: for all that runs in it, in any thread.
+
+        Raises:
+            RuntimeError: on entering, if it is closed.
+        """
+        return self._life.use()
+
     def retire(self) -> None:
         """Close once no call is under way: now, or when the last one ends. Does not wait."""
-        with self._lock:
-            self._retired = True
-            last = self._ends()
-        if last:
-            self._runner.close()
+        self._life.retire()
 
     def close(self, *, cut_short: bool = False) -> None:
         """Free the engine and all memory that its calls used, after the calls under way.
@@ -318,31 +320,7 @@ class Session:
             cut_short: whether a block of `in_use` may run nothing more, so that only what runs now is waited for, and
                 not the end of the block.
         """
-        if getattr(self._own, "uses", 0):
-            self.retire()
-            return
-        with self._lock:
-            self._closed = True
-            self._cut_short |= cut_short
-            self._changed.wait_for(lambda: self._users == (self._blocks if cut_short else 0))
-        self._runner.close()
-
-    def in_use(self, *, block: bool = True) -> _Use:
-        """Return a context in which the engine stays open: for all that runs in it, in any thread.
-
-        Args:
-            block: `False` for what may be part of such a block.
-
-        Raises:
-            RuntimeError: on entering, if it is closed.
-        """
-        return _Use(self, block)
-
-    def _ends(self) -> bool:
-        """Close if it is retired and idle, and return whether the engine is to be freed now. Needs the lock."""
-        last = self._retired and self._users == 0 and not self._closed
-        self._closed |= last
-        return last
+        self._life.close(cut_short=cut_short)
 
 
 _NOTHING = nullcontext()
@@ -358,45 +336,6 @@ class _Onwards:
         if done > self._reported:
             self._reported = done
             self._progress(done)
-
-
-class _Use:
-    """One user of a session: a class, as a generator would double what it costs at each call."""
-
-    __slots__ = ("_block", "_counted", "_session")
-
-    def __init__(self, session: Session, block: bool) -> None:
-        self._session, self._block, self._counted = session, block, False
-
-    def __enter__(self) -> None:
-        session, block = self._session, self._block
-        uses = getattr(session._own, "uses", 0)
-        try:
-            with session._lock:
-                if session._closed and (block or not session._blocks or session._cut_short):
-                    raise RuntimeError("This engine is closed.")
-                # Without a call in between, after which Ctrl-C could come.
-                session._users += 1
-                session._blocks += block
-                session._own.uses = uses + 1
-                self._counted = True
-        except BaseException:
-            self.__exit__()
-            raise
-
-    def __exit__(self, *exception: object) -> None:
-        session = self._session
-        with session._lock:
-            if self._counted:
-                session._own.uses -= 1
-                session._users -= 1
-                session._blocks -= self._block
-                self._counted = False
-            last = session._retired and session._ends()
-            if session._closed:
-                session._changed.notify_all()
-        if last:
-            session._runner.close()
 
 
 def _apart(array: Array | DeviceArray, others: Sequence[Array]) -> Array | DeviceArray:

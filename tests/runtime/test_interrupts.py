@@ -11,7 +11,7 @@ import pytest
 from keras_trt.cuda import graph
 from keras_trt.cuda import runtime as cuda_runtime
 from keras_trt.model import call as call_module
-from keras_trt.runtime import gpu, session, slots, turns
+from keras_trt.runtime import gpu, lifetime, session, slots, turns
 from keras_trt.runtime import pool as pool_module
 from keras_trt.runtime.pool import SlotPool
 
@@ -22,7 +22,7 @@ from .host_engine import HostEngineOnDevice
 from .interrupts import interrupted_at
 from .test_pool import SHAPES, Waiter, ended
 
-MODULES = (gpu, pool_module, session, slots, turns, threading, cuda_runtime)
+MODULES = (gpu, lifetime, pool_module, session, slots, turns, threading, cuda_runtime)
 
 
 @pytest.fixture(autouse=True)
@@ -92,8 +92,9 @@ def test_the_beginning_of_a_call_of_a_model() -> None:
         model = SimpleNamespace(_session=one, _changing=threading.RLock(), **parts)
         for moment in itertools.count():
             call = call_module.Call(model)  # type: ignore[arg-type]
-            if not interrupted_at(moment, call.__enter__, call_module, session):
+            if not interrupted_at(moment, call.__enter__, call_module, lifetime, session):
                 break
-            assert (one._users, one._blocks, one._own.__dict__.get("uses", 0)) == (0, 0, 0)
+            life = one._life
+            assert (life._users, life._blocks, life._own.__dict__.get("uses", 0)) == (0, 0, 0)
         call.__exit__()
         one.close()

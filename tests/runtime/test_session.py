@@ -191,8 +191,9 @@ def test_retire_while_another_thread_closes() -> None:
 
     engine = NumpyEngine(1, 8)
     one = session(engine)
-    one._lock = Interrupted(one._lock)  # type: ignore[assignment]
-    one._lock.then = one.close  # type: ignore[attr-defined]
+    life = one._life
+    life._lock = Interrupted(life._lock)  # type: ignore[assignment]
+    life._lock.then = one.close  # type: ignore[attr-defined]
     one.retire()
     assert engine.closed
 
@@ -204,7 +205,7 @@ def test_what_a_block_runs_is_run_before_the_engine_is_closed() -> None:
     with one.in_use():
         closer = threading.Thread(target=one.close, daemon=True)
         closer.start()
-        while not one._closed:
+        while not one._life._closed:
             pass
         np.testing.assert_array_equal(one.run([a, b])[0], 3 * a + b)
         with pytest.raises(RuntimeError, match="closed"), one.in_use():
@@ -220,7 +221,7 @@ def test_a_block_that_is_cut_short_runs_nothing_more() -> None:
     with one.in_use():
         closer = threading.Thread(target=one.close, kwargs={"cut_short": True}, daemon=True)
         closer.start()
-        while not one._closed:
+        while not one._life._closed:
             pass
         with pytest.raises(RuntimeError, match="closed"):
             one.run(rows_of_inputs(3))

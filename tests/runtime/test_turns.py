@@ -206,9 +206,9 @@ def test_only_short_calls_on_one_gpu_take_turns(host_cuda: HostCuda, seconds: fl
     one._run_batches = met  # type: ignore[method-assign, assignment]
     in_threads([lambda: one.run(inputs(8)) and None] * 3)
     assert most == at_once
-    one._users = 2
+    one._life._users = 2
     assert not one._take_turns(one._plan, [Batch(0, 8, 8), Batch(8, 16, 8)], None)
-    one._users = 0
+    one._life._users = 0
     one.close()
 
 
