@@ -7,7 +7,8 @@ Each way runs `predict` of the same rows on the same engine, and is told as a sh
 - `engine alone`: graphs of an inference on data that lies on the GPU, on as many slots as the pipeline has;
 - `with copies`: the same with the copies from and to page-locked memory, which nobody writes to meanwhile;
 - `as it is`; `N threads` that copy; `N slots`; page-locked memory that is `write-combined`;
-- `nothing copied`: the pipeline without the copies of rows on the host, which leaves what the loop itself takes.
+- `nothing copied`: the pipeline without the copies of rows on the host, which leaves what the loop itself takes;
+- `rows page-locked`: rows that the caller has put there, which are not copied either.
 
 Beside it, the microseconds of a batch that the calling thread spends on each part.
 """
@@ -181,6 +182,12 @@ def main() -> None:
             tell("engine alone", {"rows_per_s": alone})
             tell("with copies", {"rows_per_s": copied})
             tell("nothing copied", piped(open_engine, rows, chosen.batch, copies=False))
+            with cuda.current_device(0):
+                locked = cuda.PinnedMemory(rows.nbytes)
+            there = locked.array.view(rows.dtype).reshape(rows.shape)
+            there[...] = rows
+            tell("rows page-locked", piped(open_engine, there, chosen.batch))
+            locked.close()
             for way, patches in ways():
                 with ExitStack() as stack:
                     for patch in patches:

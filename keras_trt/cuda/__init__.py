@@ -8,6 +8,7 @@ from __future__ import annotations
 from .arrays import DeviceArray, is_on_gpu, wait_for_owner
 from .graph import Graph, capture
 from .memory import DeviceMemory, PinnedMemory, copy_to_device, copy_to_host
+from .pinned import PinnedArray, in_pinned_memory
 from .runtime import DeviceInfo, Stream, current_device, device_count, device_info, free_memory, wait_for_default_stream
 
 __all__ = [
@@ -15,6 +16,7 @@ __all__ = [
     "DeviceInfo",
     "DeviceMemory",
     "Graph",
+    "PinnedArray",
     "PinnedMemory",
     "Stream",
     "capture",
@@ -24,6 +26,7 @@ __all__ = [
     "device_count",
     "device_info",
     "free_memory",
+    "in_pinned_memory",
     "is_on_gpu",
     "wait_for_default_stream",
     "wait_for_owner",

@@ -7,18 +7,20 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 
+import numpy as np
+
 from .. import cuda
 from ..backends.base import Array, DeviceEngine
 from .plan import Batch
 from .pool import SlotPool
 from .results import Results
-from .slots import Shapes, Slot
+from .slots import AT_ONCE, InPlace, Shapes, Slot
 
 #: Rows are copied, on their way or computed, and copied back: a call of a few batches that has so many slots lets the
 #: others keep their shapes. To change them takes longer than it gains, also for whose shapes they were.
 ENOUGH, FEW = 3, 8
 
-Feeds = Mapping[str, Array | cuda.DeviceArray]
+Feeds = Mapping[str, Array | InPlace]
 
 
 @dataclass(frozen=True)
@@ -68,7 +70,8 @@ class GpuRunner:
         """Run batches of rows: while the GPU computes one, the next is copied in, and the one before copied out.
 
         Args:
-            feeds: all rows of each input, on the host or on a GPU.
+            feeds: all rows of each input, on the host or on a GPU. What lies there or in page-locked memory is not
+                copied on the host.
             batches: which rows run together; their shapes must lie in the engine's profile.
             order: places in `output_names` of the outputs that are wanted.
             results: takes them.
@@ -79,6 +82,7 @@ class GpuRunner:
         """
         wanted = [self.output_names[place] for place in order]
         with cuda.current_device(self._engine.device):
+            feeds = {name: self._in_place(name, array) for name, array in feeds.items()}
             if isinstance(batches, list) and len(batches) == 1:
                 self._run_one(feeds, batches[0], order, wanted, results)
             else:
@@ -145,6 +149,12 @@ class GpuRunner:
 
     def _slot_for(self, feeds: Feeds, batch: Batch, held: int, *, few: bool) -> Slot | None:
         return self._pool.take(self._shapes(feeds, batch), wait=not held, change=not few or held < ENOUGH)
+
+    def _in_place(self, name: str, array: Array | InPlace) -> Array | InPlace:
+        """Return an array as what the GPU reads where it lies, if that is possible; small ones are copied faster."""
+        if isinstance(array, np.ndarray) and array.nbytes > AT_ONCE and array.dtype == self._engine.dtype(name):
+            return cuda.PinnedArray(array) if cuda.in_pinned_memory(array) else array
+        return array
 
     def _shapes(self, feeds: Feeds, batch: Batch) -> Shapes:
         return tuple([(name, (batch.size, *feeds[name].shape[1:])) for name in self.input_names])

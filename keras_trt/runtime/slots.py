@@ -27,6 +27,8 @@ AT_ONCE, ONE_THREADS = 1 << 16, 2 * copying.PIECE - 1
 _exclusive = threading.RLock()
 
 Shapes = tuple[tuple[str, tuple[int, ...]], ...]
+#: What the GPU reads where it lies.
+InPlace = cuda.DeviceArray | cuda.PinnedArray
 
 
 class Slot:
@@ -46,7 +48,7 @@ class Slot:
         self._graph: cuda.Graph | None = None
         self._can_record = True
         self._on_gpu: Set[str] = frozenset()
-        self._given: Mapping[str, cuda.DeviceArray] = {}
+        self._given: Mapping[str, InPlace] = {}
         self._targets: Mapping[str, cuda.DeviceArray] = {}
         self._runs = 0
         with _exclusive, ExitStack() as undo:
@@ -59,7 +61,7 @@ class Slot:
 
     def stage(
         self,
-        feeds: Mapping[str, Array | cuda.DeviceArray],
+        feeds: Mapping[str, Array | InPlace],
         targets: Mapping[str, cuda.DeviceArray] | None = None,
         *,
         alone: bool = False,
@@ -67,17 +69,16 @@ class Slot:
         """Begin to bring in the rows of one inference. `launch` and `wait` must follow; after an error `wait` alone.
 
         Args:
-            feeds: an array for each input, on the host or on a GPU. One with fewer rows than its shape is padded by
-                its last.
+            feeds: an array for each input. One with fewer rows than its shape is padded by its last.
             targets: where on a GPU the rows of an output go; all others go to the host.
             alone: whether no other batch is waited for meanwhile, so that what one thread copies is copied at once.
         """
-        self._given = {name: one for name, one in feeds.items() if isinstance(one, cuda.DeviceArray)}
+        self._given = {name: one for name, one in feeds.items() if isinstance(one, InPlace)}
         self._targets = targets or {}
         if self._given or self._targets:
             self._check_types()
         for name, array in feeds.items():
-            if not isinstance(array, cuda.DeviceArray):
+            if not isinstance(array, InPlace):
                 self._buffers[name].begin(name, array, ONE_THREADS if alone else AT_ONCE)
 
     def launch(self) -> None:

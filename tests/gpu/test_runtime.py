@@ -84,6 +84,21 @@ def test_batches_are_pipelined(made: Any) -> None:
     assert use.buffer_bytes >= rows[:32].nbytes
 
 
+def test_rows_in_page_locked_memory_are_read_where_they_lie(made: Any) -> None:
+    fast, rows, wanted = made
+    memory = cuda.PinnedMemory(rows.nbytes)
+    given = memory.array[: rows.nbytes].view(rows.dtype).reshape(rows.shape)
+    given[...] = rows
+    own = [slot._buffers[fast._session._names[0]].pinned.array for slot in fast._session._runner._pool._idle]
+    for array in own:
+        array[:] = 0xFF
+    for _ in range(3):
+        assert_right(fast.predict(given, batch_size=32, verbose=0), wanted)
+    assert own
+    assert all((array == 0xFF).all() for array in own)
+    memory.close()
+
+
 def test_costs_are_measured_and_kept(made: Any) -> None:
     fast, _, _ = made
     costs = fast._session.costs

@@ -22,7 +22,18 @@ import numpy as np
 import pytest
 
 from .host_arrays import view_of
-from .host_parts import Capture, Copy, GraphHandle, IllegalAccessError, Memory, Status, StreamHandle, Work
+from .host_parts import (
+    Attributes,
+    Capture,
+    Copy,
+    GraphHandle,
+    IllegalAccessError,
+    Kind,
+    Memory,
+    Status,
+    StreamHandle,
+    Work,
+)
 
 NEW, FREED = 0xCB, 0xDD
 
@@ -44,6 +55,7 @@ class HostCuda:
     cudaError_t = Status  # noqa: N815
     cudaStreamCaptureMode = Capture  # noqa: N815
     cudaMemcpyKind = Copy  # noqa: N815
+    cudaMemoryType = Kind  # noqa: N815
 
     def __init__(self, devices: int = 2) -> None:
         self.devices = devices
@@ -89,12 +101,13 @@ class HostCuda:
     def view(self, address: int, size: int, kind: str) -> np.ndarray[Any, Any]:
         """Return live memory as bytes; raises `IllegalAccessError` where there is none of that kind."""
         with self._lock:
-            for start, memory in self.memory.items():
-                if start <= address and address + size <= start + memory.size:
-                    if memory.freed or memory.kind != kind:
-                        raise IllegalAccessError(f"{size} bytes of {memory.kind} memory, freed: {memory.freed}")
-                    offset = address - start
-                    return np.ctypeslib.as_array(memory.raw)[offset : offset + size]
+            # No bytes at all may also be at the end of what lies in front.
+            found = [(at, one) for at, one in self.memory.items() if at <= address and address + size <= at + one.size]
+        for start, memory in found:
+            if memory.kind == kind and not memory.freed:
+                return np.ctypeslib.as_array(memory.raw)[address - start : address - start + size]
+        for _, memory in found:
+            raise IllegalAccessError(f"{size} bytes of {memory.kind} memory, freed: {memory.freed}")
         raise IllegalAccessError(f"{size} bytes at {address:#x}, where nothing is")
 
     def put(self, stream_address: int, work: Work) -> None:
@@ -153,6 +166,14 @@ class HostCuda:
 
     def cudaFreeHost(self, address: int) -> tuple[Any, ...]:  # noqa: N802
         return self._free("cudaFreeHost", "pinned", address)
+
+    def cudaPointerGetAttributes(self, address: int) -> tuple[Any, ...]:  # noqa: N802
+        kinds = {"device": Kind.cudaMemoryTypeDevice, "pinned": Kind.cudaMemoryTypeHost}
+        with self._lock:
+            within = [
+                kinds[one.kind] for at, one in self.memory.items() if at <= address < at + one.size and not one.freed
+            ]
+        return Status.cudaSuccess, Attributes(within[0] if within else Kind.cudaMemoryTypeUnregistered)
 
     def cudaMemcpyAsync(self, to: int, source: int, size: int, kind: Copy, stream: StreamHandle) -> tuple[Any, ...]:  # noqa: N802
         if status := self._begin("cudaMemcpyAsync"):
@@ -354,11 +375,11 @@ class HostCuda:
 @contextlib.contextmanager
 def installed() -> Iterator[HostCuda]:
     """Put keras_trt.cuda on host memory; at the end everything must be freed."""
-    from keras_trt.cuda import arrays, graph, memory, runtime
+    from keras_trt.cuda import arrays, graph, memory, pinned, runtime
 
     cuda = HostCuda()
     with pytest.MonkeyPatch.context() as monkeypatch:
-        for module in (runtime, memory, graph):
+        for module in (runtime, memory, graph, pinned):
             monkeypatch.setattr(module, "bindings", lambda: cuda)
         monkeypatch.setattr(runtime, "require", lambda *_, **__: cuda)
         monkeypatch.setattr(arrays, "_view", view_of)

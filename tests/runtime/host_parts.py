@@ -36,6 +36,17 @@ class Copy(enum.IntEnum):
     cudaMemcpyDefault = 4  # noqa: N815
 
 
+class Kind(enum.IntEnum):
+    cudaMemoryTypeUnregistered = 0  # noqa: N815
+    cudaMemoryTypeHost = 1  # noqa: N815
+    cudaMemoryTypeDevice = 2  # noqa: N815
+
+
+@dataclass
+class Attributes:
+    type: Kind
+
+
 @dataclass
 class Memory:
     kind: str
