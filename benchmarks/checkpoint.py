@@ -60,7 +60,7 @@ class Watch:
     def beside(self) -> list[dict[str, Any]]:
         """Return, by what was done, how long it took and what that cost the training, in seconds.
 
-        The longest step is told of those in which nothing else was seen, as of what holds the interpreter lock.
+        The longest step is told of those in which it was seen once and nothing else: it held the interpreter lock.
         """
         lasted: dict[str, float] = collections.defaultdict(float)
         cost: dict[str, float] = collections.defaultdict(float)

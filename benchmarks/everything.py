@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -51,7 +52,7 @@ def single(script: str, *arguments: str) -> Job:
 def jobs() -> list[Job]:
     """Return what is measured, by what is asked first."""
     # TensorFlow at the end: XLA compiles each batch size of a large model for minutes.
-    keras, ours = "keras-jax keras-torch keras-tensorflow", "keras_trt tensorrt-bare limit-pcie"
+    keras, ours = "keras-jax keras-torch keras-tensorflow", "keras_trt tensorrt-bare limit-pcie onnxruntime"
     start = ("--backend", "tensorrt", "--models", "ResNet50", "--folder", "{folder}/start", "--repeats", "5")
     return [
         single("pipeline", "--folder", "{folder}/predict"),
@@ -61,7 +62,7 @@ def jobs() -> list[Job]:
         single("checkpoint", "--epochs", "20", "--rows", "16384", "--build", "thread", "process"),
         single("precision", "--folder", "{folder}/precision"),
         single("plans", "--folder", "{folder}/plans"),
-        predict("MLP", f"{ours} onnxruntime {keras}"),
+        predict("MLP", f"{ours} {keras}"),
         single("load"),
         predict("MobileNetV2-uint8", f"{ours} keras-tensorflow", "1 32 128"),
         *(predict(model, f"{ours} {keras}") for model in ("LSTM", "BERT", "EfficientNetB0", "ConvNeXtTiny")),
@@ -85,12 +86,14 @@ def run(job: Job, asked: argparse.Namespace, ends: float) -> None:
             command.append(part.format(folder=asked.folder))
     began = time.monotonic()
     with (asked.folder / f"{job.name}.log").open("a") as log:
+        process = subprocess.Popen(
+            [sys.executable, FOLDER / command[0], *command[1:]],
+            stdout=log, stderr=subprocess.STDOUT, env=environment.of_children(), start_new_session=True,
+        )  # fmt: skip
         try:
-            done = subprocess.run(
-                [sys.executable, FOLDER / command[0], *command[1:]],
-                stdout=log, stderr=subprocess.STDOUT, env=environment.of_children(), timeout=left, check=False,
-            ).returncode  # fmt: skip
+            done = process.wait(left)
         except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)  # with all that it has started
             done = -1
     if done == 0:
         mark.touch()

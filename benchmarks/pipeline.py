@@ -76,9 +76,12 @@ def copied_by(count: int) -> list[Any]:
     return [mock.patch.object(copying, "threads", return_value=count), mock.patch.object(copying, "FEW", count)]
 
 
-def grow_write_combined(memory: cuda.PinnedMemory, size_bytes: int) -> None:
-    """Do as `PinnedMemory.grow`, with memory that the processor writes past its caches and reads slowly."""
-    if size_bytes > memory.size_bytes:
+def grow_write_combined(memory: cuda.PinnedMemory, size_bytes: int, usual: Any = cuda.PinnedMemory.grow) -> None:
+    """Do as `PinnedMemory.grow`, with memory that the processor writes past its caches, and reads so slowly that it is
+    for rows alone, not for the few bytes of answers."""
+    if size_bytes < 1 << 20:
+        usual(memory, size_bytes)
+    elif size_bytes > memory.size_bytes:
         memory.close()
         cudart = bindings()
         memory.address = int(check(cudart.cudaHostAlloc(size_bytes, cudart.cudaHostAllocWriteCombined)))
@@ -155,6 +158,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=8192)
     parser.add_argument("--folder", type=Path, help="of `predict.py`, whose models and engines are used")
     chosen = parser.parse_args()
+    os.environ.setdefault("TF_FORCE_GPU_ALLOW_GROWTH", "true")  # TensorFlow is beside TensorRT
     import keras
 
     import keras_trt
@@ -164,7 +168,10 @@ def main() -> None:
         folder = chosen.folder or Path(temporary)
         for name in chosen.models:
             path = folder / f"{name}.keras"
-            model: Any = keras.saving.load_model(path, compile=False) if path.exists() else models.make(name)
+            if not path.exists():  # the same weights in each run, which `predict.py` finds too
+                path.parent.mkdir(parents=True, exist_ok=True)
+                models.make(name).save(path)
+            model: Any = keras.saving.load_model(path, compile=False)
             rows = models.rows_for(model, chosen.rows)
             sizes, cache = (1, chosen.batch, chosen.batch), folder / "cache"
             open_engine = partial(

@@ -100,7 +100,7 @@ def start(asked: Any, folder: Path, engine: str, python: str) -> None:
     done = subprocess.run(command, env={**os.environ, "KERAS_BACKEND": backend}, check=False)
     if done.returncode:
         print(f"{engine} cannot run here (exit status {done.returncode})")
-        if engine == "make":
+        if engine in ("make", "keras_trt"):
             sys.exit(1)
 
 

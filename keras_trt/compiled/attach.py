@@ -129,8 +129,8 @@ class _Following:
             )
         if self._policy == "keras":
             return False
-        self._watch.settle()  # first: what is written while the engine is made is noticed
         try:
+            self._watch.settle()  # first: what is written while the engine is made is noticed
             renew(fast, self._model, self._options, change, refit=self._policy == "refit")
         except BaseException:
             self._watch.distrust()

@@ -120,18 +120,20 @@ class Watch:
     def _hook(self, variables: list[Any]) -> None:
         """Learn of what is written to these variables, and of no other: those that it knows are left as they are."""
         kept = {id(variable) for variable in variables}
-        for variable in self._hooked:
-            if id(variable) not in kept:
-                watches = variable.__dict__[_WATCHES]
-                watches.discard(self)
-                if not watches:
-                    for name in (*_WRITES, _WATCHES):
-                        variable.__dict__.pop(name, None)
+        left = [variable for variable in self._hooked if id(variable) not in kept]
+        # Those that are left are known until they are as they were, as Ctrl-C may leave that to the next.
+        self._hooked = [*left, *variables]
+        for variable in left:
+            watches = variable.__dict__.get(_WATCHES, weakref.WeakSet())
+            watches.discard(self)
+            if not watches:
+                for name in (*_WRITES, _WATCHES):
+                    variable.__dict__.pop(name, None)
         for variable in variables:
             watches = variable.__dict__.get(_WATCHES)
             if watches is None:
-                variable.__dict__[_WATCHES] = watches = weakref.WeakSet()
-                variable.__dict__.update(_noticing(variable, watches))
+                watches = weakref.WeakSet()
+                variable.__dict__.update({**dict(_noticing(variable, watches)), _WATCHES: watches})
             watches.add(self)
         self._hooked = variables
 

@@ -11,8 +11,11 @@ import numpy as np
 _ANCHORS = frozenset(("Conv", "ConvTranspose", "Einsum", "GRU", "Gemm", "LSTM", "MatMul", "RNN"))
 
 #: Places of what is added to a product: an operator, and which of its inputs.
-_BIASES = frozenset((
-    ("Conv", 2), ("ConvTranspose", 2), ("GRU", 3), ("Gemm", 2), ("LSTM", 3), ("RNN", 3),
+_BIASES = frozenset((("Conv", 2), ("ConvTranspose", 2), ("Gemm", 2)))
+#: What makes much of a small number, or of whether it is 0.
+_AMPLIFYING = frozenset((
+    "Div", "GroupNormalization", "InstanceNormalization", "LayerNormalization", "Log", "LpNormalization",
+    "MeanVarianceNormalization", "Pow", "Reciprocal", "Sqrt",
 ))  # fmt: skip
 
 # fmt: off
@@ -38,7 +41,7 @@ def halves(nodes: Collection[Any], low: Any, opset: int, keep: Collection[str]) 
 
     - A node stays in float32 where its operator has no form in half at this opset, is one of those that need float32,
       has a constant that half cannot hold (an epsilon, a mask of -1e9), or is named in `keep`. A bias may be too small
-      for half: what is added to a product is off by no more than the sum in half is.
+      for half, if nothing up to the next products makes much of it: it is off by no more than the sum in half is.
     - Between such nodes and the graph's inputs all stays in float32 up to the first product or convolution: inputs may
       have any scale, and what comes out of a float32 node is rounded only where it is needed in half.
     - Arithmetic that only float32 nodes read is float32 too.
@@ -59,10 +62,7 @@ def halves(nodes: Collection[Any], low: Any, opset: int, keep: Collection[str]) 
             and node.op_type not in _FULL
             and node.name not in keep
             and not _refused_by_tensorrt(node, low)
-            and all(
-                (_stays_finite if _is_bias(node, place, value) else _fits)(value.const_value.numpy(), low)
-                for place, value in constants
-            )
+            and all(_may_be_half(node, place, value, low) for place, value in constants)
         ):
             found.add(node)
             if node.op_type not in _ANCHORS:
@@ -147,16 +147,39 @@ def _refused_by_tensorrt(node: Any, low: Any) -> bool:
     return lengths or (node.op_type in ("ConvTranspose", "GRU") and low.name == "BFLOAT16")
 
 
+def _may_be_half(node: Any, place: int, constant: Any, low: Any) -> bool:
+    array = constant.const_value.numpy()
+    if _fits(array, low):
+        return True
+    return _is_bias(node, place, constant) and _stays_finite(array, low) and not _is_amplified(node)
+
+
 def _is_bias(node: Any, place: int, constant: Any) -> bool:
     if (node.op_type, place) in _BIASES:
-        return True
-    # A single number may be an epsilon.
-    producers = [value.producer() for value in node.inputs if value is not constant]
-    return (
-        node.op_type == "Add"
-        and constant.const_value.size > 1
-        and all(producer is not None and producer.op_type in _ANCHORS for producer in producers)
-    )
+        return node.op_type != "Gemm" or "beta" not in node.attributes or node.attributes["beta"].as_float() == 1
+    if node.op_type != "Add" or constant.const_value.size == 1:  # a single number may be an epsilon
+        return False
+    (other,) = (value for i, value in enumerate(node.inputs) if i != place)
+    return other.producer() is not None and other.producer().op_type in _ANCHORS
+
+
+def _is_amplified(node: Any) -> bool:
+    """Tell whether what a node gives is read, up to the next products, by what makes much of small numbers.
+
+    What is given back is: what becomes of it is not known.
+    """
+    seen, waiting = set(), list(node.outputs)
+    while waiting:
+        value = waiting.pop()
+        if value.is_graph_output():
+            return True
+        for reader, _ in value.uses():
+            if reader.op_type in _AMPLIFYING:
+                return True
+            if reader.op_type not in _ANCHORS and reader not in seen:
+                seen.add(reader)
+                waiting.extend(reader.outputs)
+    return False
 
 
 def _stays_finite(array: Any, low: Any) -> bool:

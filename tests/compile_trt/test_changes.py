@@ -9,7 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from keras_trt.compiled.watch import _WRITES
+from keras_trt import fingerprint
+from keras_trt.compiled import watch as watch_module
+from keras_trt.compiled.watch import _WATCHES, _WRITES, Watch
 
 from ..models import keras, kl, same, tf
 from .helpers import QUIET, Engine, X, Y, assign, by_keras, network
@@ -284,3 +286,87 @@ def test_check_weights_by_content_sees_any_write() -> None:
     model.compile_trt(**QUIET, check_weights="content")
     silently()
     same(by_keras(model), model.predict(X, verbose=0))
+
+
+def test_ctrl_c_while_a_change_is_taken_in_loses_no_change(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = network()
+    model.compile_trt(**QUIET)
+    before, key, calls = model.predict(X, verbose=0), fingerprint.weights_key, 0
+
+    def interrupted(of: Any) -> str:
+        nonlocal calls
+        calls += 1
+        if calls == 2:  # the first tells that there is a change
+            raise KeyboardInterrupt
+        return key(of)
+
+    assign(model)
+    with monkeypatch.context() as patch:
+        patch.setattr(fingerprint, "weights_key", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            model.predict(X, verbose=0)
+    expected = by_keras(model)
+    assert np.abs(expected - before).max() > 1e-3
+    same(expected, model.predict(X, verbose=0))
+
+
+def watched(model: Any) -> list[bool]:
+    """Tell of each variable whether what writes to it is watched; all of it, or nothing."""
+    found = []
+    for weight in model.weights:
+        names = {*_WRITES, _WATCHES} & set(vars(weight.value))
+        assert not names or names >= {"assign", "assign_add", _WATCHES}
+        found.append(bool(names))
+    return found
+
+
+@pytest.mark.parametrize("moment", range(6))
+def test_ctrl_c_while_a_variable_is_taken_up_leaves_none_half_watched(
+    moment: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = keras.Sequential([keras.Input((4,)), kl.Dense(8), kl.Dense(3)])
+    watch = Watch(model)
+    for size in (5, 2):
+        model.add(kl.Dense(size))
+    noticing, left = watch_module._noticing, moment
+
+    def interrupted(*arguments: Any) -> Any:
+        nonlocal left
+        for pair in noticing(*arguments):
+            if left == 0:
+                raise KeyboardInterrupt
+            yield pair
+        left -= 1
+
+    with monkeypatch.context() as patch:
+        patch.setattr(watch_module, "_noticing", interrupted)
+        if moment < 4:
+            with pytest.raises(KeyboardInterrupt):
+                watch.settle()
+        else:  # there are four new variables
+            watch.settle()
+    assert watched(model)[:4] == [True] * 4
+    again = Watch(model)
+    assert watched(model) == [True] * 8
+    model.layers[-1].kernel.assign(np.ones((5, 2)))
+    assert again.change() == "weights"
+    for one in (watch, again):
+        one.close()
+    assert watched(model) == [False] * 8
+
+
+def test_what_leaves_the_model_is_left_as_it_was() -> None:
+    model = keras.Sequential([keras.Input((4,)), kl.Dense(8), kl.Dense(3)])
+    watch, other = Watch(model), Watch(model)
+    gone = model.pop()
+    watch.settle()
+    assert watched(model) == [True, True]
+    assert watched(gone) == [True, True]  # by the other
+    other.settle()
+    assert watched(model) == [True, True]
+    assert watched(gone) == [False, False]
+    other.close()
+    model.layers[0].kernel.assign(np.ones((4, 8)))
+    assert watch.change() == "weights"
+    watch.close()
+    assert watched(model) == [False, False]

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import keras
 import numpy as np
 import onnx
-import onnxruntime
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -15,6 +15,7 @@ from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
 from keras_trt.backends import BuildSpec
+from keras_trt.backends.onnxruntime import OnnxRuntimeBackend
 from keras_trt.backends.tensorrt.builder import PlanBuilder
 from keras_trt.backends.tensorrt.flavor import flavor
 from keras_trt.export import export
@@ -37,9 +38,7 @@ def run(graph: bytes, inputs: dict[str, Any], precision: str) -> list[Any]:
     """Run by ONNX Runtime; it has no bfloat16 on a CPU, where ONNX's reference rounds each result instead."""
     if precision == "bf16":
         return list(ReferenceEvaluator(onnx.load_from_string(graph)).run(None, inputs))
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    return list(onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"]).run(None, inputs))
+    return list(OnnxRuntimeBackend()._session(graph).run(None, inputs))
 
 
 @pytest.mark.parametrize("precision", list(HALF))
@@ -148,29 +147,55 @@ def test_a_constant_that_does_not_fit_keeps_its_node_in_float32(constant: Any, f
     assert types_of(graph, "bf16")["a"] == bf16
 
 
+SMALL, LARGE = np.full(4, 1e-8, "float32"), np.full(4, 7e4, "float32")
+
+
 @pytest.mark.parametrize(
-    ("operator", "constant", "kind"),
+    ("operator", "constant", "behind", "kind"),
     [
-        ("Conv", np.full(4, 1e-8, "float32"), "float16"),
-        ("Conv", np.full(4, 7e4, "float32"), "float32"),
-        ("Gemm", np.full(4, 1e-8, "float32"), "float16"),
-        ("Mul", np.full(4, 1e-8, "float32"), "float32"),
-        ("Max", np.full(4, 1e-8, "float32"), "float32"),
+        ("Conv", SMALL, "Relu", "float16"),
+        ("ConvTranspose", SMALL, "Relu", "float16"),
+        ("Gemm", SMALL, "Relu", "float16"),
+        ("Add", SMALL, "Relu", "float16"),
+        ("Add", SMALL, "ReduceMean", "float16"),
+        ("Conv", LARGE, "Relu", "float32"),
+        ("Mul", SMALL, "Relu", "float32"),
+        ("Max", SMALL, "Relu", "float32"),
+        *((operator, SMALL, behind, "float32") for operator in ("Conv", "Add") for behind in ("Log", "Sqrt", "Pow")),
     ],
 )
-def test_a_small_bias_may_vanish_and_a_small_factor_may_not(operator: str, constant: Any, kind: str) -> None:
-    inputs = {"Conv": "i k c", "Gemm": "h w c"}.get(operator, "h c")
+def test_a_small_bias_may_vanish_where_nothing_makes_much_of_it(
+    operator: str, constant: Any, behind: str, kind: str
+) -> None:
+    inputs = {"Conv": "i k c", "ConvTranspose": "i k c", "Gemm": "h w c"}.get(operator, "h c")
+    more: dict[str, Any] = {"ReduceMean": {"axes": [1]}}.get(behind, {})
     graph = chain(
         [
             node("MatMul", "x w", "h"),
             node("Reshape", "h columns", "i"),
             node(operator, inputs, "a"),
             node("Reshape", "a rows", "b"),
-            node("MatMul", "b w", "y"),
+            node("Relu", "b", "r"),
+            node(behind, "r two" if behind == "Pow" else "r", "s", **more),
+            node("MatMul", "s v" if more else "s w", "y"),
         ],
-        {"w": EYE, "k": EYE[..., None], "c": constant, "columns": np.array([-1, 4, 1]), "rows": np.array([-1, 4])},
-    )
+        {
+            "w": EYE, "k": EYE[..., None], "c": constant, "v": EYE[:1], "two": np.float32(2),
+            "columns": np.array([-1, 4, 1]), "rows": np.array([-1, 4]),
+        },
+    )  # fmt: skip
     assert types_of(graph)["a"] == kind
+
+
+@pytest.mark.parametrize(("beta", "kind"), [(1.0, "float16"), (1e8, "float32")])
+def test_what_a_factor_makes_large_is_no_small_bias(beta: float, kind: str) -> None:
+    nodes = [node("Gemm", "x w c", "h", beta=beta), node("MatMul", "h w", "y")]
+    assert types_of(chain(nodes, {"w": EYE, "c": SMALL}))["h"] == kind
+
+
+def test_a_small_bias_of_what_is_given_back_stays_as_it_is() -> None:
+    graph = chain([node("MatMul", "x w", "h"), node("Add", "h c", "y")], {"w": EYE, "c": SMALL})
+    np.testing.assert_array_equal(exactly(typed(graph, "fp16"), np.zeros((1, 4), "float32")), SMALL[None])
 
 
 @given(st.lists(st.floats(-6e4, 6e4, width=32), min_size=4, max_size=4), st.integers(-30, 3), st.integers(0, 99))
@@ -178,12 +203,30 @@ def test_a_bias_in_half_is_off_by_no_more_than_what_it_is_added_to(row: list[flo
     # So small a bias may vanish: the sum, rounded to half, is off by half of its last place and that of the bias.
     bias = (np.random.default_rng(seed).standard_normal(4) * 2.0**power).astype("float32")
     x = np.array([row], "float32")
-    graph = chain([node("MatMul", "x w", "h"), node("Add", "h c", "y")], {"w": EYE, "c": bias})
-    assert types_of(graph)["y/float16"] == "float16"
+    graph = chain(
+        [node("MatMul", "x w", "h"), node("Add", "h c", "a"), node("MatMul", "a w", "y")], {"w": EYE, "c": bias}
+    )
+    assert types_of(graph)["a"] == "float16"
     wanted, h = x.astype("float16").astype("float64") + bias, x.astype("float16")
     last = np.spacing(np.maximum(np.abs(wanted), np.abs(h)).astype("float16")).astype("float64")
     small = np.spacing(np.abs(bias).astype("float16")).astype("float64")
     assert (np.abs(exactly(typed(graph, "fp16"), x) - wanted) <= (last + small) / 2).all()
+
+
+@pytest.mark.parametrize("layer", ["LSTM", "GRU"])
+def test_inputs_that_are_left_out(layer: str) -> None:
+    """As the lengths of a recurrent layer that has a first state."""
+    make = getattr(keras.layers, layer)
+    words, more = keras.Input((5, 3)), keras.Input((4, 3))
+    _, *states = make(4, return_state=True)(words)
+    answers = make(4, return_sequences=True)(more, initial_state=states)
+    exported = export(keras.Model([words, more], keras.layers.Dense(2)(answers)))
+    specs = exported.signature.inputs
+    inputs = dict(zip((spec.name for spec in specs), zoo.random_inputs(specs, 4, seed=3), strict=True))
+    for wanted, got in zip(
+        run(exported.onnx, inputs, "fp32"), run(typed(exported.onnx, "fp16"), inputs, "fp16"), strict=True
+    ):
+        assert 0 < zoo.relative_l2(wanted, got) < LIMITS["fp16"]
 
 
 def test_a_masked_softmax_is_float32_with_what_leads_up_to_it() -> None:

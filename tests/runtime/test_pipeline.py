@@ -400,3 +400,22 @@ def test_the_next_rows_are_copied_while_the_last_ones_are_waited_for(
     assert_right(one, inputs(30))
     one.close()
     assert seen == ["stage", "stage", "launch", "stage", "launch", "stage", "launch", "launch"]
+
+
+@pytest.mark.parametrize(("rows", "begun"), [([8], 0), ([8, 8], 2)])
+def test_what_one_thread_copies_is_copied_at_once_only_where_no_other_batch_is_waited_for(
+    host_cuda: HostCuda, monkeypatch: pytest.MonkeyPatch, rows: list[int], begun: int
+) -> None:
+    monkeypatch.setattr("keras_trt.runtime.slots.AT_ONCE", 100)  # bytes; each batch has 160 of `x`
+    begin, count = copying.Copy.begin, 0
+
+    def counted(copy: copying.Copy) -> None:
+        nonlocal count
+        count += 1
+        begin(copy)
+
+    monkeypatch.setattr(copying.Copy, "begin", counted)
+    one = session(HostEngineOnDevice(host_cuda))
+    assert_right(one, inputs(sum(rows)))
+    assert count == begun
+    one.close()

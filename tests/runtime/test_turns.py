@@ -111,6 +111,36 @@ def test_who_came_behind_many_is_on_guard_once_it_is_the_first(monkeypatch: pyte
         thread.join(20)
 
 
+def test_whoever_is_interrupted_on_guard_is_followed_by_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("keras_trt.runtime.turns.QUANTUM", 1000.0)
+    monkeypatch.setattr("keras_trt.runtime.turns.LOST", 1000.0)
+    turns, got, errors = Turns(), threading.Event(), list[BaseException]()
+
+    def wait(first: bool) -> None:
+        try:
+            with turns:
+                got.set()
+        except KeyboardInterrupt as error:
+            assert first
+            errors.append(error)
+
+    threads = [threading.Thread(target=wait, args=(index == 0,), daemon=True) for index in range(2)]
+    with turns:
+        for index, thread in enumerate(threads):
+            thread.start()
+            until(lambda index=index: len(turns._queue) == index + 1)  # type: ignore[misc]
+        turns._again = True  # but does not come again
+    guard = turns._queue[0]
+    assert guard.on_guard
+    interrupt(threads[0])
+    with turns._lock:
+        guard.wake()  # a thread hears of it when it wakes
+    assert got.wait(20)
+    for thread in threads:
+        thread.join(20)
+    assert errors
+
+
 def test_an_error_ends_a_turn() -> None:
     turns = Turns()
     with pytest.raises(ValueError, match="no"), turns:
