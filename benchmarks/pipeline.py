@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import argparse
 import collections
-import ctypes
 import json
 import os
 import statistics
@@ -41,7 +40,7 @@ import models
 from predict import prepared, times
 
 from keras_trt import cuda
-from keras_trt.cuda.runtime import bindings, check
+from keras_trt.cuda.runtime import bindings
 from keras_trt.runtime import MAX_SLOTS, copying, pool, results, slots
 
 #: What the calling thread does for a batch: how it is told, and where it is.
@@ -64,10 +63,10 @@ def ways() -> Iterator[tuple[str, list[Any]]]:
             yield f"{count} threads", copied_by(count)
     for count in SLOTS:
         yield f"{count} slots", [mock.patch.object(pool, "MAX_SLOTS", count)]
-    yield "write-combined", [mock.patch.multiple(cuda.PinnedMemory, grow=grow_write_combined)]
+    yield "write-combined", [write_combined()]
     for count in THREADS[2:]:
         if count <= cores:
-            both = [*copied_by(count), mock.patch.multiple(cuda.PinnedMemory, grow=grow_write_combined)]
+            both = [*copied_by(count), write_combined()]
             yield f"write-combined, {count} threads", both
 
 
@@ -76,17 +75,18 @@ def copied_by(count: int) -> list[Any]:
     return [mock.patch.object(copying, "threads", return_value=count), mock.patch.object(copying, "FEW", count)]
 
 
-def grow_write_combined(memory: cuda.PinnedMemory, size_bytes: int, usual: Any = cuda.PinnedMemory.grow) -> None:
-    """Do as `PinnedMemory.grow`, with memory that the processor writes past its caches, and reads so slowly that it is
-    for rows alone, not for the few bytes of answers."""
-    if size_bytes < 1 << 20:
-        usual(memory, size_bytes)
-    elif size_bytes > memory.size_bytes:
-        memory.close()
-        cudart = bindings()
-        memory.address = int(check(cudart.cudaHostAlloc(size_bytes, cudart.cudaHostAllocWriteCombined)))
-        memory.size_bytes = size_bytes
-        memory.array = np.ctypeslib.as_array((ctypes.c_ubyte * size_bytes).from_address(memory.address))
+def write_combined() -> Any:
+    """Return what gives page-locked memory that the processor writes past its caches.
+
+    It reads it so slowly that it is for rows alone, not for the few bytes of answers.
+    """
+    cudart = bindings()
+    usual, combined = cudart.cudaHostAlloc, cudart.cudaHostAllocWriteCombined
+
+    def allocate(size: int, flags: int) -> Any:
+        return usual(size, flags if size < 1 << 20 else combined)
+
+    return mock.patch.object(cudart, "cudaHostAlloc", allocate)
 
 
 @contextmanager

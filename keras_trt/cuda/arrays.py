@@ -11,7 +11,7 @@ import numpy as np
 
 from .._require import require
 from ..errors import InputError
-from .memory import DeviceMemory, copy_between, to_device, to_host
+from .memory import DeviceMemory, copy_between, copy_padded, to_device, to_host
 from .runtime import Stream, current_device
 
 #: DLPack's number for CUDA's device memory.
@@ -110,10 +110,7 @@ class DeviceArray:
 
     def copy_to(self, target: DeviceMemory, rows: int, stream: Stream) -> None:
         """Put a copy to device memory on a stream, with the last row again and again up to `rows` rows."""
-        copy_between(target.address, self.address, self.nbytes, stream)
-        row = self.nbytes // len(self)
-        for place in range(len(self), rows):
-            copy_between(target.address + place * row, self.address + self.nbytes - row, row, stream)
+        copy_padded(copy_between, target, self.address, self.nbytes, stream, count=len(self), rows=rows)
 
     def copy_from(self, source: DeviceMemory, stream: Stream) -> None:
         """Put a copy from device memory on a stream."""

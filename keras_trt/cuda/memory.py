@@ -7,6 +7,7 @@ gone, and a call into CUDA then crashes.
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -116,6 +117,23 @@ def copy_between(target: int, source: int, size_bytes: int, stream: Stream) -> N
     cudart = bindings()
     kind = cudart.cudaMemcpyKind.cudaMemcpyDefault  # where each lies follows from its address
     check(cudart.cudaMemcpyAsync(target, source, size_bytes, kind, stream.handle))
+
+
+def copy_padded(
+    copy: Callable[[int, int, int, Stream], None],
+    target: DeviceMemory,
+    source: int,
+    size_bytes: int,
+    stream: Stream,
+    *,
+    count: int,
+    rows: int,
+) -> None:
+    """Put a copy of `count` rows on a stream by `copy`, with the last one again and again up to `rows` rows."""
+    copy(target.address, source, size_bytes, stream)
+    row = size_bytes // count
+    for place in range(count, rows):
+        copy(target.address + place * row, source + size_bytes - row, row, stream)
 
 
 def to_host(target: np.ndarray[Any, Any], source: int) -> None:

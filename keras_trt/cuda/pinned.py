@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from .memory import DeviceMemory, copy_from_pinned
+from .memory import DeviceMemory, copy_from_pinned, copy_padded
 from .runtime import Stream, bindings, check
 
 
@@ -35,10 +35,8 @@ class PinnedArray:
 
     def copy_to(self, target: DeviceMemory, rows: int, stream: Stream) -> None:
         """Put a copy to device memory on a stream, with the last row again and again up to `rows` rows."""
-        copy_from_pinned(target.address, self._array.ctypes.data, self.nbytes, stream)
-        row = self.nbytes // len(self)
-        for place in range(len(self), rows):
-            copy_from_pinned(target.address + place * row, self._array.ctypes.data + self.nbytes - row, row, stream)
+        source = self._array.ctypes.data
+        copy_padded(copy_from_pinned, target, source, self.nbytes, stream, count=len(self), rows=rows)
 
 
 def in_pinned_memory(array: np.ndarray[Any, Any]) -> bool:

@@ -12,6 +12,7 @@ import pytest
 from keras_trt import cuda
 
 from .helpers import inputs, session
+from .host_arrays import GpuArray
 from .host_cuda import NEW, HostCuda
 from .host_engine import HostEngineOnDevice, expected
 
@@ -59,6 +60,23 @@ def test_rows_are_read_where_they_lie(host_cuda: HostCuda, pinned: Any, rows: in
     assert untouched(one, "x")
     assert not untouched(one, "k")
     assert host_cuda.executables
+    one.close()
+
+
+@pytest.mark.parametrize("where", ["page-locked", "on the GPU"])
+def test_behind_the_last_row_it_is_repeated(host_cuda: HostCuda, pinned: Any, where: str) -> None:
+    """A real row cannot overflow where the others do not."""
+    one = session(HostEngineOnDevice(host_cuda), smallest=8)
+    x, k = inputs(3)
+    there = GpuArray(host_cuda, x)
+    for _ in range(3):
+        y, _ = one.run([pinned(x) if where == "page-locked" else cuda.DeviceArray(there), k])
+        np.testing.assert_array_equal(y, expected({"x": x, "k": k})[1])
+        (slot,) = one._runner._pool._idle  # type: ignore[union-attr]
+        memory = slot._buffers["x"].device
+        held = host_cuda.view(memory.address, 8 * x[0].nbytes, "device").view("float32").reshape(8, -1)
+        np.testing.assert_array_equal(held, x[[0, 1, 2, 2, 2, 2, 2, 2]])
+    there.free()
     one.close()
 
 
