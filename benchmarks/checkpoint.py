@@ -1,9 +1,11 @@
 """What `EngineCheckpoint` adds to the time of a training, side by side with `ModelCheckpoint` alone.
 
-python benchmarks/checkpoint.py [--backend auto] [--model MobileNetV2] [--epochs 5] [--rows 2048] [--build thread]
+python benchmarks/checkpoint.py [--backend auto] [--model MobileNetV2] [--epochs 5] [--steps 64] [--build thread]
+    [--gpus 0 1]
 
-Each training starts in a process of its own, on the same seeded images and labels, with a checkpoint at each epoch. Of
-`fit` two times are told: until its last epoch ends, and until it returns, when the last engine is saved too. `beside`
+Each training starts in a process of its own, on the same seeded images and labels, with a checkpoint at each epoch: one
+after the other, or all at once on a GPU each, so that what else the host does hits all of them. Of `fit` two times are
+told: until its last epoch ends, and until it returns, when the last engine is saved too. `beside`
 tells what the making of engines did meanwhile: for how long, and by how much the training's steps took longer then. The
 first steps of an epoch take longer in any case, as in the training without engines.
 """
@@ -14,12 +16,14 @@ import argparse
 import collections
 import itertools
 import json
+import os
 import statistics
 import subprocess
 import sys
 import tempfile
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -105,12 +109,15 @@ def train(chosen: argparse.Namespace, folder: Path) -> dict[str, Any]:
         tf.config.experimental.set_memory_growth(device, enable=True)
     keras.utils.set_random_seed(0)
     generator = np.random.default_rng(0)
-    images = generator.random((chosen.rows, chosen.size, chosen.size, 3), np.float32)
-    labels = generator.integers(0, 1000, chosen.rows)
     shape = (chosen.size, chosen.size, 3)
+    images = generator.integers(0, 256, (1024, *shape), np.uint8)
+    labels = generator.integers(0, 1000, len(images))
+    with tf.device("CPU"):
+        data = tf.data.Dataset.from_tensor_slices((images, labels)).repeat().batch(32, drop_remainder=True)
+        data = data.map(lambda x, y: (tf.cast(x, "float32") / 255, y), tf.data.AUTOTUNE).prefetch(tf.data.AUTOTUNE)
     model = getattr(keras.applications, chosen.model)(weights=None, input_shape=shape, classifier_activation=None)
     model.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
-    model.fit(images[:32], labels[:32], verbose=0)  # traces, outside of what is timed
+    model.fit(data, steps_per_epoch=2, verbose=0)  # traces, outside of what is timed
 
     ends: list[float] = []
     written: list[int] = []
@@ -131,13 +138,15 @@ def train(chosen: argparse.Namespace, folder: Path) -> dict[str, Any]:
         callbacks.insert(
             1,
             keras_trt.EngineCheckpoint(
-                folder / "{epoch}.ktrt", backend=chosen.backend, batch_sizes=sizes, cache=cache, sample=images[:32],
-                build=chosen.engines,
+                folder / "{epoch}.ktrt", backend=chosen.backend, batch_sizes=sizes, cache=cache, build=chosen.engines,
+                sample=images[:32].astype("float32") / 255,
             ),
         )  # fmt: skip
     start = time.perf_counter()
     with watch:
-        history = model.fit(images, labels, epochs=chosen.epochs, callbacks=callbacks, verbose=0).history
+        history = model.fit(
+            data, steps_per_epoch=chosen.steps, epochs=chosen.epochs, callbacks=callbacks, verbose=0
+        ).history
     end = time.perf_counter()
     files = sorted(path.name for path in folder.glob("*.ktrt"))
     figures = {
@@ -153,30 +162,39 @@ def train(chosen: argparse.Namespace, folder: Path) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def run(build: str, gpu: str | None) -> dict[str, Any]:
+    """Train in a process of its own, which sees one GPU, or all of them."""
+    seen = {} if gpu is None else {"CUDA_VISIBLE_DEVICES": gpu}
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, __file__, *sys.argv[1:], "--run", folder, *(["--engines", build] if build else [])]
+        done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env={**os.environ, **seen})
+    name = f"EngineCheckpoint too, built in a {build}" if build else "ModelCheckpoint"
+    return {"callback": name, **json.loads(done.stdout.splitlines()[-1])}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--backend", default="auto")
     parser.add_argument("--model", default="MobileNetV2")
     parser.add_argument("--epochs", type=int, default=5)
-    parser.add_argument("--rows", type=int, default=2048)
+    parser.add_argument("--steps", type=int, default=64, help="batches of 32 in an epoch")
     parser.add_argument("--size", type=int, default=224, help="pixels of a side")
     parser.add_argument("--build", nargs="+", choices=("thread", "process"), default=["thread"])
+    parser.add_argument("--gpus", nargs="+", help="run all at once, on these; the first trains without engines")
     parser.add_argument("--run", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--engines", help=argparse.SUPPRESS)
     chosen = parser.parse_args()
     if chosen.run:
         print(json.dumps(train(chosen, chosen.run)))
         return
-    rows: list[dict[str, Any]] = []
-    for build in ("", *chosen.build):
-        with tempfile.TemporaryDirectory() as folder:
-            engines = ["--engines", build] if build else []
-            command = [sys.executable, __file__, *sys.argv[1:], "--run", folder, *engines]
-            done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
-        rows.append({"callback": f"EngineCheckpoint too, built in a {build}" if build else "ModelCheckpoint"})
-        rows[-1] |= json.loads(done.stdout.splitlines()[-1])
+    builds = ("", *chosen.build)
+    if chosen.gpus and len(chosen.gpus) != len(builds):
+        parser.error(f"`--gpus` names one GPU for each of {len(builds)} trainings.")
+    with ThreadPoolExecutor(len(builds) if chosen.gpus else 1) as pool:
+        rows = list(pool.map(run, builds, chosen.gpus or [None] * len(builds)))
+    for row in rows:
         for name in ("until_last_epoch_s", "fit_s"):
-            rows[-1][f"added_{name}"] = rows[-1][name] / rows[0][name] - 1
+            row[f"added_{name}"] = row[name] / rows[0][name] - 1
     results = {**environment.describe("checkpoint.py"), "model": chosen.model, "rows": rows}
     print(json.dumps(results, indent=1))
     print(environment.write("checkpoint", results))

@@ -30,7 +30,7 @@ import environment
 
 from keras_trt import cuda
 from keras_trt.cuda.runtime import bindings, check
-from keras_trt.runtime import MAX_SLOTS
+from keras_trt.runtime import SLOTS
 from keras_trt.runtime.copying import Copy
 
 ROWS = 32  # of a batch, which is cut between rows
@@ -41,12 +41,12 @@ Buffers = list["np.ndarray[Any, Any]"]
 def buffers(kind: str, size: int) -> Iterator[Buffers]:
     """Yield as many buffers of bytes as a pipeline has slots."""
     if kind == "plain":
-        yield [np.ones(size, np.uint8) for _ in range(MAX_SLOTS)]
+        yield [np.ones(size, np.uint8) for _ in range(SLOTS)]
         return
     cudart = bindings()
     flags = cudart.cudaHostAllocWriteCombined if kind == "write-combined" else cudart.cudaHostAllocDefault
     with cuda.current_device(0):
-        addresses = [int(check(cudart.cudaHostAlloc(size, flags))) for _ in range(MAX_SLOTS)]
+        addresses = [int(check(cudart.cudaHostAlloc(size, flags))) for _ in range(SLOTS)]
         yield [np.ctypeslib.as_array((ctypes.c_ubyte * size).from_address(address)) for address in addresses]
         for address in addresses:
             check(cudart.cudaFreeHost(address))

@@ -4,9 +4,10 @@ python benchmarks/pipeline.py [--models ResNet50 MobileNetV2] [--batch 32] [--pr
 
 Each way runs `predict` of the same rows on the same engine, and is told as a share of the engine alone:
 
-- `engine alone`: graphs of an inference on data that lies on the GPU, on as many slots as the pipeline has;
+- `engine alone`: graphs of an inference on data that lies on the GPU, on as many slots as the pipeline has, or others;
 - `with copies`: the same with the copies from and to page-locked memory, which nobody writes to meanwhile;
-- `as it is`; `N threads` that copy; `N slots`; page-locked memory that is `write-combined`;
+- `as it is`; `copied in the graph`, where the GPU's own work waits for rows; `N slots, M threads`; page-locked memory
+  that is `write-combined`;
 - `nothing copied`: the pipeline without the copies of rows on the host, which leaves what the loop itself takes;
 - `rows page-locked`: rows that the caller has put there, which are not copied either.
 
@@ -41,7 +42,9 @@ from predict import prepared, times
 
 from keras_trt import cuda
 from keras_trt.cuda.runtime import bindings
-from keras_trt.runtime import MAX_SLOTS, copying, pool, results, slots
+from keras_trt.runtime import SLOTS, copying, results, slots
+from keras_trt.runtime.gpu import GpuRunner
+from keras_trt.specs import Pipelining
 
 #: What the calling thread does for a batch: how it is told, and where it is.
 PARTS = (
@@ -51,28 +54,25 @@ PARTS = (
     ("waits for the GPU", cuda.Stream, "synchronize"),
     ("gives the results", results.Results, "put"),
 )
-THREADS, SLOTS = (1, 2, 4, 8, 16), (2, 3, 6, 8)
+#: How many threads copy, and how many batches are under way.
+THREADS, DEPTHS = (2, 4, 8, 12), (3, 4, 5, 6, 8)
 
 
 def ways() -> Iterator[tuple[str, list[Any]]]:
     """Yield what is tried: its name, and what is another way of doing things in it."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     yield "as it is", []
-    for count in THREADS:
-        if count <= cores:
-            yield f"{count} threads", copied_by(count)
-    for count in SLOTS:
-        yield f"{count} slots", [mock.patch.object(pool, "MAX_SLOTS", count)]
+    yield "copied in the graph", [mock.patch.object(slots, "AHEAD", sys.maxsize)]
+    for depth in DEPTHS:
+        for count in THREADS:
+            if count <= copying.cores():
+                yield f"{depth} slots, {count} threads", pipelined(depth, count)
     yield "write-combined", [write_combined()]
-    for count in THREADS[2:]:
-        if count <= cores:
-            both = [*copied_by(count), write_combined()]
-            yield f"write-combined, {count} threads", both
 
 
-def copied_by(count: int) -> list[Any]:
-    """Return what lets so many threads copy a batch, however little each has to do."""
-    return [mock.patch.object(copying, "threads", return_value=count), mock.patch.object(copying, "FEW", count)]
+def pipelined(depth: int, threads: int) -> list[Any]:
+    """Return what lets an engine have so many batches under way, each copied by so many threads."""
+    use, how = GpuRunner.pipeline, Pipelining(depth, threads)
+    return [mock.patch.object(GpuRunner, "pipeline", lambda runner, _: use(runner, how))]
 
 
 def write_combined() -> Any:
@@ -109,15 +109,15 @@ def watched(seconds: dict[str, float]) -> Iterator[None]:
         yield
 
 
-def replayed(fast: Any, batch: int, *, copies: bool) -> float:
-    """Return rows a second of graphs on all slots, without or with the copies from and to page-locked memory."""
-    made = [prepared(fast, batch) for _ in range(MAX_SLOTS)]
+def replayed(fast: Any, batch: int, count: int, *, copies: bool) -> float:
+    """Return rows a second of graphs on so many slots, without or with the copies from and to page-locked memory."""
+    made = [prepared(fast, batch) for _ in range(count)]
     works = [one._enqueue if copies else partial(one._context.enqueue, one._stream.address) for one in made]
     graphs = [cuda.capture(one._stream, work) for one, work in zip(made, works, strict=True)]
 
     def launch() -> None:
         for i in range(200):
-            graphs[i % MAX_SLOTS].launch(made[i % MAX_SLOTS]._stream)
+            graphs[i % count].launch(made[i % count]._stream)
         for one in made:
             one._stream.synchronize()
 
@@ -178,8 +178,15 @@ def main() -> None:
                 keras_trt.accelerate, model, precision=chosen.precision, batch_sizes=sizes, cache=cache, verbose=0
             )
             with open_engine() as fast:
-                print(f"{name}, {fast.precision}: {fast.report().title}, {copying.threads()} threads copy", flush=True)
-                alone, copied = (replayed(fast, chosen.batch, copies=copies) for copies in (False, True))
+                print(
+                    f"{name}, {fast.precision}: {fast.report().title}, {fast._session.measured.pipelining}", flush=True
+                )
+                alone = replayed(fast, chosen.batch, SLOTS, copies=False)
+                others = {
+                    f"{way}, {count} slots": replayed(fast, chosen.batch, count, copies=copies)
+                    for way, copies in (("engine alone", False), ("with copies", True))
+                    for count in (1, *DEPTHS)
+                }
 
             def tell(way: str, figures: dict[str, Any], name: str = name, alone: float = alone) -> None:
                 about = {"model": name, "precision": chosen.precision, "batch": chosen.batch, "way": way}
@@ -187,7 +194,8 @@ def main() -> None:
                 print(json.dumps(table[-1]), flush=True)
 
             tell("engine alone", {"rows_per_s": alone})
-            tell("with copies", {"rows_per_s": copied})
+            for way, found in others.items():
+                tell(way, {"rows_per_s": found})
             tell("nothing copied", piped(open_engine, rows, chosen.batch, copies=False))
             with cuda.current_device(0):
                 locked = cuda.PinnedMemory(rows.nbytes)

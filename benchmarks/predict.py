@@ -209,14 +209,14 @@ def prepared(fast: Any, batch: int) -> Any:
 def bare(fast: Any, batch: int) -> dict[str, Any]:
     """Time the engine alone: graphs of an inference on data that lies on the GPU, on as many slots as `predict` has."""
     from keras_trt import cuda
-    from keras_trt.runtime import MAX_SLOTS
+    from keras_trt.runtime import SLOTS
 
-    slots = [prepared(fast, batch) for _ in range(MAX_SLOTS)]
+    slots = [prepared(fast, batch) for _ in range(SLOTS)]
     graphs = [cuda.capture(slot._stream, partial(slot._context.enqueue, slot._stream.address)) for slot in slots]
 
     def launch(count: int) -> None:
         for i in range(count):
-            graphs[i % MAX_SLOTS].launch(slots[i % MAX_SLOTS]._stream)
+            graphs[i % SLOTS].launch(slots[i % SLOTS]._stream)
         for slot in slots[:count]:
             slot._stream.synchronize()
 

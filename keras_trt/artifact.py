@@ -34,7 +34,7 @@ from ._files import replacing
 from .cache import documents
 from .errors import ArtifactError
 from .options import Precision, range_of
-from .specs import Cost, OptimizationProfile, Signature, costs_in, listed_costs
+from .specs import Measured, OptimizationProfile, Signature
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -52,12 +52,12 @@ class Plan:
     Attributes:
         identity: what it depends on, as `Backend.identity` says it.
         data: the plan.
-        costs: what a batch takes there, by its size; empty where that was not measured.
+        measured: what was found out about it there.
     """
 
     identity: Mapping[str, Any]
     data: bytes
-    costs: Mapping[int, Cost] = field(default_factory=dict)
+    measured: Measured = field(default_factory=Measured)
 
 
 @dataclass(frozen=True)
@@ -124,7 +124,7 @@ def write(path: str | os.PathLike[str], contents: Contents, key: bytes | None = 
         "rows_independent": contents.rows_independent,
         "versions": dict(contents.versions),
         "golden": {kind: [[a.dtype.name, list(a.shape)] for a in values] for kind, values in arrays.items()},
-        "plans": [{"identity": plan.identity, "costs": listed_costs(plan.costs)} for plan in contents.plans],
+        "plans": [{"identity": plan.identity, "measured": plan.measured.to_json()} for plan in contents.plans],
         "members": {name: [hashlib.sha256(data).hexdigest(), len(data)] for name, data in members.items()},
     }
     sealed = documents.seal(documents.plain(manifest, "manifest"))
@@ -174,7 +174,7 @@ class Artifact:
             self.rows_independent: bool = self._manifest["rows_independent"]
             self.versions: dict[str, str] = dict(self._manifest["versions"])
             self.identities: list[dict[str, Any]] = [plan["identity"] for plan in self._manifest["plans"]]
-            self._costs = [costs_in(plan["costs"]) for plan in self._manifest["plans"]]
+            self._measured = [Measured.from_json(plan["measured"]) for plan in self._manifest["plans"]]
             self._check()
         except _MALFORMED as error:
             raise ArtifactError(f"'{self.path}' cannot be loaded: {_why(error)}. Save the model again.") from error
@@ -224,7 +224,7 @@ class Artifact:
         return [self._plan(i) for i in range(len(self.identities))]
 
     def _plan(self, i: int) -> Plan:
-        return Plan(self.identities[i], self._member(f"plans/{i}"), self._costs[i])
+        return Plan(self.identities[i], self._member(f"plans/{i}"), self._measured[i])
 
     def _check(self) -> None:
         """Raise a `ValueError` if what the manifest says does not fit together."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from contextlib import ExitStack
+from functools import partial
 from typing import Any, Literal, cast
 
 from . import artifact, backends
@@ -149,10 +150,11 @@ def _engine(file: Artifact, backend: Backend, options: BuildOptions) -> tuple[En
         host = backend.name == "onnxruntime"  # its plan is the graph itself
         plan = artifact.Plan(backend.identity(), file.graph()) if host and stored is None else stored
         if plan is not None:
-            independent, costs = file.rows_independent, plan.costs or None
+            known = plan.measured if plan.measured.costs else None
+            load_plan = partial(engines.load, rows_independent=file.rows_independent, measured=known)
             try:
                 with engines.timed("load"):
-                    session = engines.load(plan.data, file.signature, ranges, rows_independent=independent, costs=costs)
+                    session = load_plan(plan.data, file.signature, ranges)
                 return engines, Made("", session, "cache", engines.checked(session, check), file.graph), "artifact"
             except (PlanError, VerificationError) as error:
                 if stored is None:
@@ -172,7 +174,7 @@ def _contents(file: Artifact, backend: Backend, session: Session) -> artifact.Co
     plans = file.plans()
     own = session.plan()
     if own is not None and backend.identity() not in file.identities:
-        plans.append(artifact.Plan(backend.identity(), own, session.costs))
+        plans.append(artifact.Plan(backend.identity(), own, session.measured))
     return artifact.Contents(
         name=file.name,
         signature=file.signature,

@@ -6,8 +6,8 @@ Everything here can be written as JSON and read again without Keras: it is store
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 #: A nested structure whose leaves are replaced by their position in the flat list, as JSON: an integer is a
@@ -79,8 +79,8 @@ class ShapeRange:
     max: tuple[int, ...]
 
     def __post_init__(self) -> None:
-        for field in ("min", "opt", "max"):
-            object.__setattr__(self, field, tuple(int(axis) for axis in getattr(self, field)))
+        for name in ("min", "opt", "max"):
+            object.__setattr__(self, name, tuple(int(axis) for axis in getattr(self, name)))
         same_rank = len(self.min) == len(self.opt) == len(self.max)
         if not same_rank or not all(
             0 <= low <= usual <= high for low, usual, high in zip(self.min, self.opt, self.max, strict=True)
@@ -249,21 +249,59 @@ class Cost(NamedTuple):
     further: float
 
 
-def listed_costs(costs: Mapping[int, Cost]) -> list[list[float]]:
-    """Return costs as JSON takes them."""
-    return [[size, *cost] for size, cost in costs.items()]
+class Pipelining(NamedTuple):
+    """How many batches and threads are under way at once.
 
-
-def costs_in(listed: Iterable[Sequence[float]]) -> dict[int, Cost]:
-    """Return what `listed_costs` was given.
-
-    Raises:
-        TypeError, ValueError: if it is not that.
+    Attributes:
+        slots: how many batches, each with an execution context.
+        threads: how many copy the rows of one.
     """
-    costs: dict[int, Cost] = {}
-    for size, alone, further in listed:
-        times = all(isinstance(time, float) and 0 < time < math.inf for time in (alone, further))
-        if not isinstance(size, int) or isinstance(size, bool) or size < 1 or not times:
-            raise ValueError(f"a batch of {size!r} rows cannot take {alone!r} and {further!r}")
-        costs[size] = Cost(alone, further)
-    return costs
+
+    slots: int
+    threads: int
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What was found out about an engine on a machine.
+
+    Attributes:
+        costs: what a batch takes, by its size. Empty where that is not measured, as on the host.
+        pipelining: what is enough; `None` where nothing but the usual is tried.
+    """
+
+    costs: Mapping[int, Cost] = field(default_factory=dict)
+    pipelining: Pipelining | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """Return it as JSON takes it."""
+        return {
+            "costs": [[size, *cost] for size, cost in self.costs.items()],
+            "pipelining": self.pipelining and list(self.pipelining),
+        }
+
+    @classmethod
+    def from_json(cls, document: Any) -> Measured:
+        """Return what `to_json` was called on.
+
+        Raises:
+            KeyError, TypeError, ValueError: if it is not that.
+        """
+        costs: dict[int, Cost] = {}
+        for size, alone, further in document["costs"]:
+            times = all(isinstance(time, float) and 0 < time < math.inf for time in (alone, further))
+            if not _is_count(size) or not times:
+                raise ValueError(f"a batch of {size!r} rows cannot take {alone!r} and {further!r}")
+            costs[size] = Cost(alone, further)
+        pipelining = None if document["pipelining"] is None else Pipelining(*document["pipelining"])
+        if pipelining is not None and not all(_is_count(one) and one <= _MANY for one in pipelining):
+            raise ValueError(f"a pipeline cannot have {pipelining}")
+        return cls(costs, pipelining)
+
+
+#: More batches or threads than any pipeline has.
+_MANY = 1000
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1

@@ -27,7 +27,7 @@ from ..errors import (
 from ..options import BuildOptions
 from ..progress import Progress
 from ..runtime import Session
-from ..specs import Cost, ShapeRange, Signature, costs_in, listed_costs
+from ..specs import Measured, ShapeRange, Signature
 from ..verification.verify import Difference
 from .timings import CachedTimings
 from .wanted import Wanted, graph_key, profile
@@ -141,8 +141,8 @@ class Engines:
 
     def _keep(self, key: str, family: str | None, wanted: Wanted, new: _New, manifest: Mapping[str, Any]) -> bool:
         """Store a new engine and its graph, and return whether both are in the cache."""
-        costs = listed_costs(new.session.costs)
-        about = {**manifest, "graph": wanted.graph_sha256, "origin": new.origin, "costs": costs}
+        measured = new.session.measured.to_json()
+        about = {**manifest, "graph": wanted.graph_sha256, "origin": new.origin, "measured": measured}
         kept = self.store(lambda cache: cache.put(key, new.plan, about))
         if new.plan != wanted.graph:  # where they are one, as with ONNX Runtime, it is there now
             at = graph_key(wanted.graph_sha256)
@@ -179,10 +179,10 @@ class Engines:
         Raises:
             EngineLoadError, CudaError: if there is no memory for it, which is no fault of its own.
         """
-        costs = costs_of(entry)
+        known = measured(entry)
         try:
             with self.timed("load"):
-                return self.load(entry.payload, signature, ranges, rows_independent=rows_independent, costs=costs)
+                return self.load(entry.payload, signature, ranges, rows_independent=rows_independent, measured=known)
         except PlanError as error:
             _logger.warning("An engine in the cache cannot be loaded and is built anew: %s", error)
             self.store(lambda cache: cache.discard(key))
@@ -206,16 +206,16 @@ class Engines:
         try:
             with self.timed("refit"):
                 plan = self.backend.refit(base.payload, wanted.graph, wanted.weights)
-            session = self._load(plan, wanted, costs_of(base))  # other weights take no other time
+            session = self._load(plan, wanted, measured(base))  # other weights take no other time
             return _New(plan, session, "refitted", self.checked(session, check))
         except (BuildError, EngineLoadError, CudaError, VerificationError) as error:
             _logger.warning("An engine could not be refitted, and is built: %s", error)
             return None
 
-    def _load(self, plan: bytes, wanted: Wanted, costs: Mapping[int, Cost] | None = None) -> Session:
+    def _load(self, plan: bytes, wanted: Wanted, known: Measured | None = None) -> Session:
         independent = wanted.rows_independent
         with self.timed("load"):
-            return self.load(plan, wanted.signature, wanted.ranges, rows_independent=independent, costs=costs)
+            return self.load(plan, wanted.signature, wanted.ranges, rows_independent=independent, measured=known)
 
     def _plan(self, graph: bytes, spec: BuildSpec) -> bytes:
         self.backend.preflight(len(graph))  # here also for a child, which does not see what this process holds
@@ -245,7 +245,7 @@ class Engines:
         ranges: Sequence[ShapeRange],
         *,
         rows_independent: bool,
-        costs: Mapping[int, Cost] | None = None,
+        measured: Measured | None = None,
     ) -> Session:
         """Load a plan and take the memory that its largest batch needs.
 
@@ -254,7 +254,7 @@ class Engines:
             signature: inputs and outputs of the engine.
             ranges: the shapes that it was built for.
             rows_independent: whether batches may be regrouped.
-            costs: what batches cost, where it was measured before. Defaults to `None`: it is measured now.
+            measured: what was found out before. Defaults to `None`: it is measured now.
 
         Raises:
             EngineLoadError, CudaError: if it cannot be used here.
@@ -263,14 +263,14 @@ class Engines:
         engines = self.backend.load(plan)
         shapes = profile(signature, ranges)
         try:
-            session = Session(engines, signature, shapes, rows_independent=rows_independent, costs=costs)
+            session = Session(engines, signature, shapes, rows_independent=rows_independent, measured=measured)
         except PlanError:
             for engine in engines:
                 engine.close()
             raise
         try:
             session.reserve()  # want of memory shows here, where something else can still run the model
-            if costs is None:
+            if measured is None:
                 session.measure()
         except BaseException:
             session.close()
@@ -345,10 +345,10 @@ def cache_of(options: BuildOptions) -> EngineCache | None:
         return None
 
 
-def costs_of(entry: Entry) -> dict[int, Cost] | None:
-    """Return what batches of a stored engine cost, or `None` where it was not measured."""
-    costs = entry.manifest.get("costs")
+def measured(entry: Entry) -> Measured | None:
+    """Return what was found out about a stored engine, or `None` where it was not measured."""
+    document = entry.manifest.get("measured")
     try:
-        return None if costs is None else costs_in(costs)
-    except (TypeError, ValueError):  # as an earlier version wrote them: they are measured again
+        return None if document is None else Measured.from_json(document)
+    except (KeyError, TypeError, ValueError):  # as another version wrote it: it is measured again
         return None

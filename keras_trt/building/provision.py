@@ -378,7 +378,7 @@ class _Provision:
             graph=made.graph(),
             inputs=rows,
             outputs=made.session.run(rows),
-            plans=[] if plan is None else [artifact.Plan(self.backend.identity(), plan, made.session.costs)],
+            plans=[] if plan is None else [artifact.Plan(self.backend.identity(), plan, made.session.measured)],
         )
 
     def _store_record(self, key: str, record: Mapping[str, Any]) -> None:

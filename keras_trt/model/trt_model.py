@@ -22,7 +22,7 @@ from ..graph_source import GraphSource
 from ..inputs import standardize_out
 from ..report.measure import Measurement
 from ..report.report import Report
-from ..runtime import MAX_SLOTS, Session, Usage, deliver
+from ..runtime import SLOTS, Session, Usage, deliver
 from ..source import own
 from ..specs import TensorSpec, flatten
 from .call import Call
@@ -216,7 +216,7 @@ class TRTModel(KerasFace):
         with self._changing:
             if self._workers is None:
                 # One more than slots: while the others wait for the GPU, it brings the next rows into shape.
-                self._workers = ThreadPoolExecutor(MAX_SLOTS + 1, thread_name_prefix="keras_trt-submit")
+                self._workers = ThreadPoolExecutor(SLOTS + 1, thread_name_prefix="keras_trt-submit")
             return self._workers.submit(self.predict_on_batch, x)
 
     async def predict_async(self, x: Any) -> Any:

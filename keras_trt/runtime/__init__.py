@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from .gpu import Usage
-from .pool import MAX_SLOTS
+from .pool import SLOTS
 from .results import RowsDependError, deliver
 from .session import Session
 
-__all__ = ["MAX_SLOTS", "RowsDependError", "Session", "Usage", "deliver"]
+__all__ = ["SLOTS", "RowsDependError", "Session", "Usage", "deliver"]

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import functools
 import itertools
 import os
 import threading
-import time
 from contextlib import suppress
 from queue import SimpleQueue
 from typing import Any
@@ -19,11 +17,17 @@ Array = np.ndarray[Any, np.dtype[Any]]
 
 #: Bytes below which a further thread costs more than it saves: about 100 µs of copying.
 PIECE = 1 << 20
-#: More than a few threads pay only where each has more bytes, as each waits for the interpreter lock, and others for
-#: it. Batches of 19 MB came to a GPU at 23 GB/s in 4 pieces, at 21 in 8 and at 14 in 16 (H100, 16 cores).
-FEW, LARGE_PIECE = 4, 4 << 20
-#: Bytes of a batch, and of many, that the speed of copying is measured on.
-_MEASURED, _READ = 32 << 20, 192 << 20
+
+
+def cores() -> int:
+    """Return how many threads this process may run at once."""
+    affinity = getattr(os, "sched_getaffinity", None)
+    return len(affinity(0)) if affinity else os.cpu_count() or 1
+
+
+#: How many threads copy where it was not measured what is best (see `Session.measure`): more of them wait for the
+#: interpreter lock and for memory.
+THREADS = min(4, cores())
 
 
 def copy(target: Array, source: Array) -> None:
@@ -72,16 +76,12 @@ class Copy:
 
     Args:
         target, source: arrays of one shape.
-        pieces: into how many it is cut, of at least one row. Defaults to `None`: as many as there are threads that pay.
+        threads: how many do it at most, each a piece of at least one row and of `PIECE` bytes.
     """
 
-    def __init__(self, target: Array, source: Array, pieces: int | None = None) -> None:
+    def __init__(self, target: Array, source: Array, threads: int = THREADS) -> None:
         self._target, self._source = target, source
-        if pieces is None:
-            size = target.nbytes
-            pieces = min(size // PIECE, max(FEW, size // LARGE_PIECE), len(target)) if target.ndim else 0
-            pieces = min(pieces, threads()) if pieces > 1 else 1
-        self._count = pieces
+        self._count = max(min(target.nbytes // PIECE, len(target), threads), 1) if target.ndim else 1
         self._pieces: list[_Piece] = []
         self._taking = threading.Lock()
 
@@ -138,25 +138,6 @@ class Copy:
                 return False
         piece.run()
         return True
-
-
-@functools.cache
-def threads() -> int:
-    """Return how many threads copy fastest here: the fewest that come within 5 % of the best, measured once."""
-    affinity = getattr(os, "sched_getaffinity", None)
-    cores = len(affinity(0)) if affinity else os.cpu_count() or 1
-    # More is read than a cache holds, as of many rows.
-    source, target = np.ones((_READ // _MEASURED, _MEASURED), np.uint8), np.ones(_MEASURED, np.uint8)
-    rates: dict[int, float] = {}
-    for count in (1, 2, 4, 8, 16) * 2:  # twice: the first copies by so many start their threads
-        if count <= cores:
-            began = time.perf_counter()
-            for rows in source:
-                under_way = Copy(target, rows, count)
-                under_way.begin()
-                under_way.finish()
-            rates[count] = max(rates.get(count, 0.0), 1 / (time.perf_counter() - began))
-    return min(count for count, rate in rates.items() if rate >= 0.95 * max(rates.values()))
 
 
 _starting = threading.Lock()

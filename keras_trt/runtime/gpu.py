@@ -11,6 +11,8 @@ import numpy as np
 
 from .. import cuda
 from ..backends.base import Array, DeviceEngine
+from ..specs import Pipelining
+from . import copying
 from .plan import Batch
 from .pool import SlotPool
 from .results import Results
@@ -59,6 +61,7 @@ class GpuRunner:
         self.output_names = engine.output_names
         self._engine = engine
         self._pool = SlotPool(engine)
+        self._threads = copying.THREADS
 
     def run(
         self,
@@ -94,7 +97,7 @@ class GpuRunner:
         """Run a single batch, with as little as can be between the rows and the GPU."""
         slot = self._pool.take(self._shapes(feeds, batch), wait=True)
         try:
-            slot.stage(feeds, results.targets(batch, wanted), alone=True)
+            slot.stage(feeds, results.targets(batch, wanted), threads=self._threads, alone=True)
             slot.launch()
             slot.wait()
             outputs = slot.outputs
@@ -110,18 +113,26 @@ class GpuRunner:
         """Run batches over as many slots as can be had: of each, rows are copied while others are waited for."""
         under_way: deque[tuple[Slot, Batch]] = deque()
         staged: Slot | None = None
+        sent: Slot | None = None
         few = isinstance(batches, list) and len(batches) <= FEW
 
-        def launch() -> None:
-            nonlocal staged
+        def advance() -> None:
+            """Launch what is on the GPU, and send there what is staged; what takes no time to send is launched too."""
+            nonlocal staged, sent
+            if sent is not None:
+                slot, sent = sent, None
+                slot.launch()
             if staged is not None:
                 slot, staged = staged, None
-                slot.launch()
+                if slot.send():
+                    sent = slot
+                else:
+                    slot.launch()
 
         def finish() -> None:
             slot, batch = under_way[0]
-            if slot is staged:
-                launch()
+            while slot in (staged, sent):
+                advance()
             slot.wait()
             outputs = slot.outputs
             results.put(batch, [outputs[place] for place in order])
@@ -135,10 +146,11 @@ class GpuRunner:
                     finish()
                 under_way.append((slot, batch))
                 rows = {name: feeds[name][batch.start : batch.stop] for name in self.input_names}
-                slot.stage(rows, results.targets(batch, wanted))
-                launch()
+                slot.stage(rows, results.targets(batch, wanted), threads=self._threads)
+                advance()
                 staged = slot
-            launch()
+            while staged or sent:
+                advance()
             while under_way:
                 finish()
         except BaseException:
@@ -158,6 +170,12 @@ class GpuRunner:
 
     def _shapes(self, feeds: Feeds, batch: Batch) -> Shapes:
         return tuple([(name, (batch.size, *feeds[name].shape[1:])) for name in self.input_names])
+
+    def pipeline(self, how: Pipelining) -> None:
+        """Run pipelines so from now on."""
+        self._threads = how.threads
+        with cuda.current_device(self._engine.device):
+            self._pool.resize(how.slots)
 
     def reserve(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
         """Take now what a call with these shapes will need, so that want of memory shows now.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections import deque
+from contextlib import ExitStack
 from typing import Literal, overload
 
 from ..backends.base import DeviceEngine
@@ -15,7 +16,7 @@ _logger = logging.getLogger("keras_trt")
 
 #: Execution contexts of one engine. Each holds TensorRT's activation memory for the largest batch, so few of them:
 #: enough for the batch sizes in use (the largest, the tail's, 1) or for as many threads.
-MAX_SLOTS = 4
+SLOTS = 4
 
 
 class _Turn:
@@ -39,7 +40,7 @@ class _Turn:
 
 
 class SlotPool:
-    """Up to `MAX_SLOTS` slots of an engine, made when they are needed. Safe to use from many threads.
+    """Up to `SLOTS` slots of an engine, or as many as it is told, made when they are needed. Safe for many threads.
 
     A slot that comes back is handed to whoever has waited longest, and nobody else is woken: where all were, many
     threads spent their time on waking for nothing, and some never got a slot.
@@ -56,7 +57,7 @@ class SlotPool:
         self._idle: list[Slot] = []
         self._queue: deque[_Turn] = deque()
         self._made = 0
-        self._limit = MAX_SLOTS
+        self._limit = SLOTS
         self._closed = False
         self._lock = threading.Lock()
         self._quiet = threading.Condition(self._lock)
@@ -116,6 +117,17 @@ class SlotPool:
                 slot.wait()
         finally:
             self.give(slot)
+
+    def resize(self, limit: int) -> None:
+        """Have so many slots at most from now on. What is idle beyond that is freed."""
+        with self._lock:
+            self._limit = limit
+            count = min(max(self._made - limit, 0), len(self._idle))
+            surplus, self._idle[:count] = self._idle[:count], []
+            self._made -= count
+        with ExitStack() as closing:
+            for slot in surplus:
+                closing.callback(slot.close)
 
     def held(self) -> tuple[int, int, int]:
         """Return how many slots there are, and what they take on the GPU and on the host.

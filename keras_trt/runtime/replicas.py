@@ -11,6 +11,7 @@ from itertools import chain, islice
 from .._interrupts import deferred
 from ..backends.base import Array
 from ..cuda import DeviceArray
+from ..specs import Pipelining
 from .gpu import GpuRunner, Usage
 from .plan import Batch
 from .results import Results
@@ -69,6 +70,11 @@ class Replicas:
                 wait(begun)  # all of them, before anyone may use the results
         for other in begun:
             other.result()
+
+    def pipeline(self, how: Pipelining) -> None:
+        """Run pipelines so from now on, on each GPU."""
+        for runner in self._runners:
+            runner.pipeline(how)
 
     def reserve(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
         """Take what a call with these shapes will need on each GPU.

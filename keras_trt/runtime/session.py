@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import logging
 import threading
-import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -16,7 +16,8 @@ from .._warn import warn
 from ..backends.base import Array, DeviceEngine, HostEngine
 from ..cuda import DeviceArray
 from ..errors import CudaError, FallbackWarning, PlanError
-from ..specs import Cost, OptimizationProfile, Signature
+from ..specs import Measured, OptimizationProfile, Signature
+from . import measuring
 from .gpu import GpuRunner, Usage
 from .host import HostRunner
 from .lifetime import Lifetime, Use
@@ -56,8 +57,7 @@ class Session:
         rows_independent: whether a row's answer does not depend on the other rows of its batch. Where it does,
             batches are run as they come, never cut or padded. An output that has not one row for each of its batch
             shows it too.
-        costs: what a batch takes by its size, as another session of the engine has measured it. Defaults to `None`:
-            not known.
+        measured: what another session of the engine has found out. Defaults to `None`: nothing is known.
 
     Raises:
         PlanError: if the engine has other inputs or outputs.
@@ -70,7 +70,7 @@ class Session:
         profile: OptimizationProfile,
         *,
         rows_independent: bool,
-        costs: Mapping[int, Cost] | None = None,
+        measured: Measured | None = None,
     ) -> None:
         self._runner = _runner(engines)
         self._inputs = signature.inputs
@@ -83,7 +83,10 @@ class Session:
             raise PlanError(f"The engine has inputs {sorted(wanted)} and outputs {order}: it is not one of this model.")
         self._order = [order.index(spec.name) for spec in signature.outputs]
         self._smallest, _, self._largest = profile.batch
-        self._costs = dict(costs or {}) if rows_independent else {}
+        self._costs = dict(measured.costs) if measured and rows_independent else {}
+        self._pipelining = measured.pipelining if measured else None
+        if self._pipelining and not isinstance(self._runner, HostRunner):
+            self._runner.pipeline(self._pipelining)
         self._plan = BatchPlan(self._smallest, self._largest, self._costs)
         self._rows_before = 0
         self._life = Lifetime(self._runner.close)
@@ -211,43 +214,30 @@ class Session:
         return (plan.seconds(batches[0].size) or SHORT) < SHORT
 
     @property
-    def costs(self) -> dict[int, Cost]:
-        """What a batch takes, by its size; empty where it was not measured."""
-        return dict(self._costs)
+    def measured(self) -> Measured:
+        """What was found out about the engine here."""
+        return Measured(dict(self._costs), self._pipelining)
 
     def measure(self) -> None:
-        """Find out how long batches take, and cut rows by that from now on.
+        """Find out how long batches take, and how pipelines of them run best, and go by that from now on.
 
-        Batches of zeros are run with the smallest, the usual and the largest size, each five times alone and five times
-        two at once. The least of the last three counts, which CUDA graphs run: others may use the GPU too. Without a
-        GPU nothing is measured: no graph, and no size, is better prepared there.
+        Batches of zeros are run, with the smallest, the usual and the largest size. Without a GPU nothing is measured:
+        no graph, and no size, is better prepared there.
         """
         if isinstance(self._runner, HostRunner) or not self.rows_independent:
             return
         sizes = {self._smallest, *USUAL_SIZES, self._largest}
-        for size in sorted(size for size in sizes if self._smallest <= size <= self._largest):
-            shapes = [self.profile.shapes[spec.name].opt for spec in self._inputs]
-            zeros = [
-                np.zeros((2 * size, *shape[1:]), spec.dtype) for spec, shape in zip(self._inputs, shapes, strict=True)
-            ]
-            batches = [Batch(0, size, size), Batch(size, 2 * size, size)]
-            try:
-                alone = self._least_seconds([array[:size] for array in zeros], batches[:1])
-                both = self._least_seconds(zeros, batches)
-            except RowsDependError as error:
-                self._depend(error)
-                return
-            # It cannot be less: the slowest of bringing in, computing and bringing out takes a third of it at least.
-            self._costs[size] = Cost(alone, max(both - alone, alone / 3))
+        sizes = {size for size in sizes if self._smallest <= size <= self._largest}
+        shapes = [self.profile.shapes[spec.name].opt[1:] for spec in self._inputs]
+        zeros = partial(measuring.zeros, shapes, [np.dtype(spec.dtype) for spec in self._inputs])
+        run = partial(self._run_batches, regrouped=True)
+        try:
+            self._costs = measuring.costs(run, zeros, sorted(sizes))
+            self._pipelining = measuring.pipelining(run, zeros, self._runner.pipeline, self._costs)
+        except RowsDependError as error:
+            self._depend(error)
+            return
         self._plan = BatchPlan(self._smallest, self._largest, self._costs)
-
-    def _least_seconds(self, inputs: Sequence[Array], batches: Sequence[Batch]) -> float:
-        seconds = []
-        for _ in range(5):
-            began = time.perf_counter()
-            self._run_batches(inputs, batches, regrouped=True)
-            seconds.append(time.perf_counter() - began)
-        return min(seconds[2:])
 
     def _batches(self, plan: BatchPlan, inputs: Sequence[Array | DeviceArray]) -> list[Batch]:
         rows = len(inputs[0])

@@ -23,7 +23,7 @@ import pytest
 
 import keras_trt
 from keras_trt import cuda
-from keras_trt.runtime import MAX_SLOTS
+from keras_trt.runtime import SLOTS
 from keras_trt.verification.verify import LIMITS
 
 from ..test_quickstart import REPOSITORY, assert_agrees, child_environment, run_quickstart
@@ -186,7 +186,7 @@ def test_threads(accelerated: Any, count: int) -> None:
     assert not any(thread.is_alive() for thread in threads)
     if failures:
         raise failures[0]
-    assert runner_of(one.fast)._pool._made <= MAX_SLOTS
+    assert runner_of(one.fast)._pool._made <= SLOTS
 
 
 def test_integers_that_the_engine_does_not_have(accelerated: Any) -> None:

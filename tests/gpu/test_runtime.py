@@ -11,7 +11,7 @@ import pytest
 
 import keras_trt
 from keras_trt import cuda
-from keras_trt.runtime import MAX_SLOTS
+from keras_trt.runtime import SLOTS
 
 from . import models
 
@@ -79,7 +79,7 @@ def test_batches_are_pipelined(made: Any) -> None:
     for _ in range(3):
         assert_right(fast.predict(rows, batch_size=32, verbose=0), wanted)
     (use,) = fast.memory()
-    assert use.slots == MAX_SLOTS
+    assert use.slots == SLOTS
     assert use.context_bytes > 0
     assert use.buffer_bytes >= rows[:32].nbytes
 
@@ -101,7 +101,7 @@ def test_rows_in_page_locked_memory_are_read_where_they_lie(made: Any) -> None:
 
 def test_costs_are_measured_and_kept(made: Any) -> None:
     fast, _, _ = made
-    costs = fast._session.costs
+    costs = fast._session.measured.costs
     assert set(costs) == {1, 8, 32}
     assert all(cost.further > 0 and 0 < cost.alone < 1 for cost in costs.values())
 

@@ -25,7 +25,7 @@ def engine(host_cuda: HostCuda) -> HostEngineOnDevice:
 @pytest.fixture
 def one_slot(monkeypatch: pytest.MonkeyPatch) -> None:
     """Runners that are made after this have one slot."""
-    monkeypatch.setattr("keras_trt.runtime.pool.MAX_SLOTS", 1)
+    monkeypatch.setattr("keras_trt.runtime.pool.SLOTS", 1)
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ import numpy as np
 from hypothesis import strategies as st
 
 from keras_trt.runtime import Session
-from keras_trt.specs import Cost, OptimizationProfile, ShapeRange, Signature, TensorSpec
+from keras_trt.specs import Cost, Measured, OptimizationProfile, ShapeRange, Signature, TensorSpec
 
 from .host_engine import expected
 
@@ -31,7 +31,13 @@ INPUTS = (TensorSpec("x", (None, None), "float32"), TensorSpec("k", (None,), "in
 OUTPUTS = (TensorSpec("y", (None, None), "float32"), TensorSpec("sums", (None,), "float32"))
 
 
-def session(*engines: Any, smallest: int = 1, largest: int = 8, costs: dict[int, Cost] | None = None) -> Session:
+def session(
+    *engines: Any,
+    smallest: int = 1,
+    largest: int = 8,
+    costs: dict[int, Cost] | None = None,
+    measured: Measured | None = None,
+) -> Session:
     profile = OptimizationProfile(
         {
             "x": ShapeRange((smallest, 1), (largest, 5), (largest, 64)),
@@ -39,7 +45,8 @@ def session(*engines: Any, smallest: int = 1, largest: int = 8, costs: dict[int,
         }
     )
     signature = Signature(INPUTS, OUTPUTS, {"list": [0, 1]}, {"list": [0, 1]})
-    return Session(engines, signature, profile, rows_independent=True, costs=costs)
+    measured = measured or Measured(costs or {})
+    return Session(engines, signature, profile, rows_independent=True, measured=measured)
 
 
 def inputs(rows: int, width: int = 5, seed: int = 0) -> list[Array]:

@@ -38,17 +38,11 @@ def test_copies_in_pieces(rows: int, width: int, pieces: int) -> None:
     np.testing.assert_array_equal(again, source)
 
 
-@pytest.mark.parametrize(
-    ("mib", "threads", "pieces"),
-    [(1, 16, 1), (3, 16, 3), (5, 16, 4), (19, 16, 4), (40, 16, 10), (77, 16, 16), (77, 8, 8)],
-)
-def test_more_than_a_few_threads_copy_where_each_has_much_to_do(
-    monkeypatch: pytest.MonkeyPatch, mib: int, threads: int, pieces: int
-) -> None:
-    monkeypatch.setattr(copying, "threads", lambda: threads)
+@pytest.mark.parametrize(("mib", "threads", "pieces"), [(1, 16, 1), (3, 16, 3), (19, 4, 4), (19, 16, 16)])
+def test_each_thread_has_something_to_do(monkeypatch: pytest.MonkeyPatch, mib: int, threads: int, pieces: int) -> None:
     target, begun = np.empty((64, mib << 14), np.uint8), list[int]()
     monkeypatch.setattr(copying, "_help_with", lambda _, count: begun.append(count))
-    one = copying.Copy(target, np.ones(target.shape, np.uint8))
+    one = copying.Copy(target, np.ones(target.shape, np.uint8), threads)
     one.begin()
     one.finish()
     assert (begun or [1]) == [pieces]
@@ -61,16 +55,17 @@ def test_scalars_and_errors_of_a_copy() -> None:
     assert target == 3
     with pytest.raises(ValueError, match="broadcast"):
         copying.copy(np.zeros((4, 1 << 20), "float32"), np.zeros((4, 3), "float32"))
-    assert copying.threads() >= 1
+    assert copying.THREADS >= 1
 
 
 def test_a_source_that_does_not_fit_is_refused_before_anything_is_copied(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(copying, "threads", lambda: 2)
     target = np.zeros((4, 2))
-    for source in (np.ones((8, 2)), np.ones(2), np.ones((4, 1))):
-        one = copying.Copy(target, source, 4)
-        with pytest.raises(ValueError, match="does not fit"):
-            one.begin()
+    with monkeypatch.context() as patch:
+        patch.setattr(copying, "PIECE", 1)
+        for source in (np.ones((8, 2)), np.ones(2), np.ones((4, 1))):
+            one = copying.Copy(target, source, 4)
+            with pytest.raises(ValueError, match="does not fit"):
+                one.begin()
     assert not target.any()
     large = np.zeros((4, copying.PIECE), np.uint8)
     with pytest.raises(ValueError, match="does not fit"):
@@ -93,7 +88,6 @@ def test_ctrl_c_during_a_copy_waits_for_all_its_threads(monkeypatch: pytest.Monk
 
     monkeypatch.setattr(copying._Piece, "run", late)
     monkeypatch.setattr(copying, "PIECE", 1)
-    monkeypatch.setattr(copying, "threads", lambda: 2)
     source, target = np.array([1.0, 2.0]), np.zeros(2)
     with pytest.raises(KeyboardInterrupt):
         copying.copy(target, source)
@@ -102,6 +96,7 @@ def test_ctrl_c_during_a_copy_waits_for_all_its_threads(monkeypatch: pytest.Monk
 
 def test_a_handler_that_raises_loses_no_piece(monkeypatch: pytest.MonkeyPatch) -> None:
     """As of SIGTERM, which may come just before a piece is copied: who finishes again does it, and does not wait."""
+    monkeypatch.setattr(copying, "PIECE", 1)
     monkeypatch.setattr(copying, "_help_with", lambda *_: None)
     run = copying._Piece.run
 
@@ -124,7 +119,6 @@ def test_a_thread_that_outlives_the_main_one_still_copies() -> None:
     code = """
 import threading, numpy as np
 from keras_trt.runtime import copying
-copying.threads = lambda: 2
 def late():
     threading.main_thread().join()
     source, target = np.ones((8, 1 << 20), "float32"), np.zeros((8, 1 << 20), "float32")
@@ -140,6 +134,7 @@ def test_without_further_threads_one_copies_all_and_nothing_is_kept(monkeypatch:
     def refuses(_: threading.Thread) -> None:
         raise RuntimeError("can't start new thread")
 
+    monkeypatch.setattr(copying, "PIECE", 1)
     monkeypatch.setattr(copying, "_started", [])
     monkeypatch.setattr(threading.Thread, "start", refuses)
     source, target = np.arange(1.0, 5.0), np.zeros(4)
@@ -150,8 +145,9 @@ def test_without_further_threads_one_copies_all_and_nothing_is_kept(monkeypatch:
     assert copying._jobs.empty()
 
 
-def test_a_thread_that_is_late_copies_nothing_again() -> None:
+def test_a_thread_that_is_late_copies_nothing_again(monkeypatch: pytest.MonkeyPatch) -> None:
     """The target may be someone else's by then."""
+    monkeypatch.setattr(copying, "PIECE", 1)
     source, target = np.arange(1.0, 5.0), np.zeros(4)
     one = copying.Copy(target, source, 2)
     one.begin()
@@ -173,6 +169,7 @@ def test_copies_of_threads_that_begin_at_once_are_not_kept(monkeypatch: pytest.M
         return queue
 
     monkeypatch.setattr(copying, "SimpleQueue", slow)
+    monkeypatch.setattr(copying, "PIECE", 1)
     copying._forget()
     sources = [np.ones((4, 8)) for _ in range(4)]
     kept = [weakref.ref(source) for source in sources]

@@ -9,7 +9,7 @@ import pytest
 
 from keras_trt.backends.base import DeviceEngine
 from keras_trt.errors import CudaError, EngineLoadError, InputError
-from keras_trt.runtime import MAX_SLOTS
+from keras_trt.runtime import SLOTS
 from keras_trt.runtime.gpu import GpuRunner
 
 from .host_cuda import HostCuda
@@ -54,25 +54,25 @@ def test_inputs_are_not_changed(runner: GpuRunner) -> None:
 
 def test_a_slot_is_found_by_its_shapes(runner: GpuRunner, engine: HostEngineOnDevice) -> None:
     for round_number in range(3):
-        for rows in range(1, MAX_SLOTS + 1):
+        for rows in range(1, SLOTS + 1):
             assert_right(runner, feeds(rows, seed=round_number))
-    assert [context.shapes_set for context in engine.contexts] == [1] * MAX_SLOTS
+    assert [context.shapes_set for context in engine.contexts] == [1] * SLOTS
 
 
 def test_more_shapes_than_slots(runner: GpuRunner, engine: HostEngineOnDevice) -> None:
     for round_number in range(3):
-        for rows in range(1, MAX_SLOTS + 4):
+        for rows in range(1, SLOTS + 4):
             for _ in range(3):
                 assert_right(runner, feeds(rows, seed=round_number))
-    assert len(engine.contexts) == MAX_SLOTS
+    assert len(engine.contexts) == SLOTS
 
 
 def test_the_slot_that_was_idle_longest_changes_its_shapes(runner: GpuRunner, engine: HostEngineOnDevice) -> None:
-    for rows in range(1, MAX_SLOTS + 1):
+    for rows in range(1, SLOTS + 1):
         assert_right(runner, feeds(rows))
     assert_right(runner, feeds(1))  # now 2 is the one
     assert_right(runner, feeds(100))
-    assert [context.shapes["x"][0] for context in engine.contexts] == [1, 100, *range(3, MAX_SLOTS + 1)]
+    assert [context.shapes["x"][0] for context in engine.contexts] == [1, 100, *range(3, SLOTS + 1)]
 
 
 @pytest.mark.usefixtures("one_slot")
@@ -137,11 +137,11 @@ def test_integers_that_do_not_fit(runner: GpuRunner, engine: Any, value: int) ->
 
 
 def test_a_shape_outside_the_profile(runner: GpuRunner, engine: Any) -> None:
-    for _ in range(MAX_SLOTS + 1):
+    for _ in range(SLOTS + 1):
         with pytest.raises(InputError):
             infer(runner, feeds(3, width=65))
     assert_right(runner, feeds(3))
-    assert len(engine.open_contexts()) <= MAX_SLOTS
+    assert len(engine.open_contexts()) <= SLOTS
 
 
 def test_the_engines_device_is_current_and_put_back(host_cuda: HostCuda) -> None:

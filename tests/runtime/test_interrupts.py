@@ -28,7 +28,7 @@ MODULES = (gpu, lifetime, pool_module, session, slots, turns, threading, cuda_ru
 @pytest.fixture(autouse=True)
 def one_slot(monkeypatch: pytest.MonkeyPatch) -> None:
     """So that one that is lost is missed, and a turn soon."""
-    monkeypatch.setattr("keras_trt.runtime.pool.MAX_SLOTS", 1)
+    monkeypatch.setattr("keras_trt.runtime.pool.SLOTS", 1)
     monkeypatch.setattr("keras_trt.runtime.turns.LOST", 0.01)
 
 

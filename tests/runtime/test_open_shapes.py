@@ -208,7 +208,7 @@ def test_measuring_shows_it(engine: PickingEngine) -> None:
     """No sum of zeros is above 0."""
     session = session_of(engine, independent=True)
     session.measure()
-    assert (session.rows_independent, session.costs) == (False, {})
+    assert (session.rows_independent, session.measured.costs) == (False, {})
     assert_right(session, feeds(50))
     session.close()
 

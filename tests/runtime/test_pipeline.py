@@ -7,6 +7,7 @@ import time
 from collections import Counter
 from types import SimpleNamespace
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -14,11 +15,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from keras_trt.errors import CudaError, EngineLoadError, FallbackWarning, InputError
-from keras_trt.runtime import MAX_SLOTS, copying
+from keras_trt.runtime import SLOTS, copying
 from keras_trt.runtime.plan import Batch
 from keras_trt.runtime.results import Results
 from keras_trt.runtime.slots import Slot
-from keras_trt.specs import Cost
+from keras_trt.specs import Cost, Measured, Pipelining
 
 from .helpers import assert_right, costs, in_threads, inputs, one_by_one, session
 from .host_cuda import HostCuda, installed
@@ -44,7 +45,7 @@ def test_any_rows_come_back_in_order(
         one = session(engine, smallest=smallest, largest=smallest + more, costs=costs)
         for seed, (rows, width) in enumerate(calls):
             assert_right(one, inputs(rows, width, seed))
-        assert len(engine.contexts) <= MAX_SLOTS
+        assert len(engine.contexts) <= SLOTS
         one.close()
 
 
@@ -59,7 +60,7 @@ def test_batches_are_staged_while_others_compute(host_cuda: HostCuda, monkeypatc
 
     monkeypatch.setattr(host_cuda, "cudaStreamSynchronize", watched)
     assert_right(one, inputs(8 * 12))
-    assert max(waits) == MAX_SLOTS
+    assert max(waits) == SLOTS
     one.close()
 
 
@@ -171,7 +172,6 @@ def test_an_alarm_during_a_copy_is_raised_once_and_leaves_nothing_copying(
     for name in ("AT_ONCE", "ONE_THREADS"):
         monkeypatch.setattr(f"keras_trt.runtime.slots.{name}", 100)
     monkeypatch.setattr(copying, "PIECE", 1)
-    monkeypatch.setattr(copying, "threads", lambda: 2)
     one = session(HostEngineOnDevice(host_cuda), largest=64, costs=one_by_one({64: 1.0}))
     run, main, begun, ended = copying._Piece.run, threading.main_thread(), threading.Event(), list[bool]()
 
@@ -267,7 +267,7 @@ def test_threads_with_many_batches_each(host_cuda: HostCuda) -> None:
         return calls
 
     in_threads([work(seed) for seed in range(8)])
-    assert len(engine.contexts) <= MAX_SLOTS
+    assert len(engine.contexts) <= SLOTS
     assert not host_cuda.faults
     one.close()
 
@@ -342,7 +342,7 @@ def test_memory_that_does_not_suffice_for_the_smallest_batch(host_cuda: HostCuda
 def test_costs_are_measured_on_graphs(host_cuda: HostCuda) -> None:
     one = session(HostEngineOnDevice(host_cuda), largest=40)
     one.measure()
-    costs = one.costs
+    costs = one.measured.costs
     assert set(costs) == {1, 8, 32, 40}
     assert all(cost.alone > 0 and cost.further >= cost.alone / 3 for cost in costs.values())
     assert len(host_cuda.executables) == 2 * 4
@@ -369,10 +369,10 @@ def test_costs_are_those_of_a_gpu_that_nobody_shares(host_cuda: HostCuda, monkey
         return context
 
     engine.create_context = create_context  # type: ignore[method-assign]
-    monkeypatch.setattr("keras_trt.runtime.session.time", SimpleNamespace(perf_counter=lambda: now[0]))
+    monkeypatch.setattr("keras_trt.runtime.measuring.time", SimpleNamespace(perf_counter=lambda: now[0]))
     one = session(engine)
     one.measure()
-    assert one.costs == {1: Cost(1, 1), 8: Cost(8, 8)}
+    assert one.measured.costs == {1: Cost(1, 1), 8: Cost(8, 8)}
     one.close()
 
 
@@ -386,9 +386,9 @@ def test_the_next_rows_are_copied_while_the_last_ones_are_waited_for(
     seen: list[str] = []
     stage, launch = Slot.stage, Slot.launch
 
-    def staged(slot: Slot, *arguments: Any) -> None:
+    def staged(slot: Slot, *arguments: Any, **keywords: Any) -> None:
         seen.append("stage")
-        stage(slot, *arguments)
+        stage(slot, *arguments, **keywords)
 
     def launched(slot: Slot) -> None:
         seen.append("launch")
@@ -400,6 +400,44 @@ def test_the_next_rows_are_copied_while_the_last_ones_are_waited_for(
     assert_right(one, inputs(30))
     one.close()
     assert seen == ["stage", "stage", "launch", "stage", "launch", "stage", "launch", "launch"]
+
+
+@given(
+    calls=st.lists(st.tuples(st.integers(1, 70), st.integers(1, 4)), min_size=1, max_size=4), slots=st.integers(1, 7)
+)
+@settings(max_examples=30, deadline=None)
+def test_rows_that_are_sent_ahead_come_back_in_order(calls: list[tuple[int, int]], slots: int) -> None:
+    with installed() as cuda, mock.patch("keras_trt.runtime.slots.AHEAD", 0):
+        engine = HostEngineOnDevice(cuda)
+        one = session(engine, measured=Measured({}, Pipelining(slots, 2)))
+        for seed, (rows, width) in enumerate(calls):
+            assert_right(one, inputs(rows, width, seed))
+        assert len(engine.contexts) <= slots
+        one.close()
+
+
+def test_large_rows_are_on_the_gpu_when_their_batch_is_launched(
+    host_cuda: HostCuda, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else the GPU's work waits for them, and keeps that of other batches from running."""
+    monkeypatch.setattr("keras_trt.runtime.slots.AHEAD", 160)  # bytes: `x` has so many, `k` has less
+    sizes = list[int]()
+    launch = host_cuda.cudaGraphLaunch
+
+    def launched(executable: Any, stream: Any) -> Any:
+        sizes.append(len(stream.pending))
+        return launch(executable, stream)
+
+    monkeypatch.setattr(host_cuda, "cudaGraphLaunch", launched)
+    one = session(HostEngineOnDevice(host_cuda))
+    for seed in range(3):
+        assert_right(one, inputs(8 * 12, seed=seed))
+    assert len(sizes) > 24
+    assert not any(sizes)
+    for seed in range(20):  # batches that are alone have a graph with all copies, beside the other
+        assert_right(one, inputs(8 if seed % 2 else 16, seed=seed))
+    assert len(host_cuda.executables) <= 2 * SLOTS
+    one.close()
 
 
 @pytest.mark.parametrize(("rows", "begun"), [([8], 0), ([8, 8], 2)])

@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from keras_trt.runtime.plan import WORTH, BatchPlan
-from keras_trt.specs import Cost, costs_in, listed_costs
+from keras_trt.specs import Cost, Measured, Pipelining
 
 from .helpers import a_cost, costs, one_by_one
 
@@ -70,7 +70,7 @@ def test_what_is_no_time_is_no_cost(no_time: float) -> None:
     """By it all rows would be run one by one."""
     for cost in (Cost(no_time, 1.0), Cost(1.0, no_time)):
         with pytest.raises(ValueError, match="a batch of 8 rows cannot take"):
-            costs_in(listed_costs({8: cost}))
+            Measured.from_json(Measured({8: cost}).to_json())
 
 
 def test_a_large_batch_is_cut_where_that_is_faster() -> None:
@@ -84,9 +84,16 @@ def test_a_large_batch_is_cut_where_that_is_faster() -> None:
     assert plan.seconds(20) == pytest.approx(1.8)
 
 
-@given(costs=costs)
-def test_costs_are_kept_as_json(costs: dict[int, Cost]) -> None:
-    assert costs_in(json.loads(json.dumps(listed_costs(costs)))) == costs
+@given(costs=costs, pipelining=st.none() | st.builds(Pipelining, st.integers(1, 64), st.integers(1, 64)))
+def test_what_was_measured_is_kept_as_json(costs: dict[int, Cost], pipelining: Pipelining | None) -> None:
+    measured = Measured(costs, pipelining)
+    assert Measured.from_json(json.loads(json.dumps(measured.to_json()))) == measured
+
+
+@pytest.mark.parametrize("counts", [[0, 4], [4, -1], [4, 1.5], [True, 4], [4], [4, 10**9]])
+def test_what_is_no_number_of_slots_and_threads_is_refused(counts: list[float]) -> None:
+    with pytest.raises((TypeError, ValueError)):
+        Measured.from_json({"costs": [], "pipelining": counts})
 
 
 def test_very_large_batches_are_planned_in_little_memory() -> None:

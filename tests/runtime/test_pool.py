@@ -22,7 +22,7 @@ OTHERS = (("x", (4, 5)), ("k", (4,)))
 
 @pytest.fixture
 def pool(engine: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[SlotPool]:
-    monkeypatch.setattr("keras_trt.runtime.pool.MAX_SLOTS", 1)
+    monkeypatch.setattr("keras_trt.runtime.pool.SLOTS", 1)
     pool = SlotPool(engine)
     yield pool
     for slot in pool.close():

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from keras_trt.errors import CudaError, EngineLoadError
-from keras_trt.runtime import MAX_SLOTS
+from keras_trt.runtime import SLOTS
 from keras_trt.runtime.gpu import GpuRunner
 
 from .host_cuda import HostCuda, installed
@@ -81,24 +81,24 @@ def test_an_address_that_is_refused(runner: GpuRunner, engine: Any, passed: int,
 
 @pytest.mark.parametrize("method", ["create_context", "set_shapes"])
 def test_a_context_that_cannot_be_had(runner: GpuRunner, engine: Any, method: str) -> None:
-    for rows in range(1, MAX_SLOTS + 3):
+    for rows in range(1, SLOTS + 3):
         engine.faults[method] = (0, EngineLoadError("no memory"))
         try:
             assert_right(runner, feeds(rows))
         except EngineLoadError:
             assert_right(runner, feeds(rows))
     engine.faults.clear()
-    for rows in range(1, MAX_SLOTS + 1):
+    for rows in range(1, SLOTS + 1):
         assert_right(runner, feeds(rows))
-    assert 1 <= len(engine.open_contexts()) <= MAX_SLOTS
+    assert 1 <= len(engine.open_contexts()) <= SLOTS
 
 
 def test_a_stream_that_cannot_be_had(runner: GpuRunner, host_cuda: HostCuda) -> None:
-    for _ in range(MAX_SLOTS + 1):
+    for _ in range(SLOTS + 1):
         host_cuda.fail("cudaStreamCreateWithFlags", OUT_OF_MEMORY)
         with pytest.raises(CudaError):
             infer(runner, feeds(3))
-    for rows in range(1, MAX_SLOTS + 2):
+    for rows in range(1, SLOTS + 2):
         assert_right(runner, feeds(rows))
 
 
@@ -114,7 +114,7 @@ def test_no_memory_for_another_slot_uses_one_that_is_there(runner: GpuRunner, en
 def test_memory_that_ran_out_comes_back(runner: GpuRunner, host_cuda: HostCuda) -> None:
     assert_right(runner, feeds(3))
     host_cuda.device_limit = 100
-    for _ in range(MAX_SLOTS + 1):
+    for _ in range(SLOTS + 1):
         with pytest.raises(CudaError, match="cudaErrorMemoryAllocation"):
             infer(runner, feeds(50))
     host_cuda.device_limit = 1 << 30
@@ -139,10 +139,10 @@ FAULTS = st.tuples(st.sampled_from(FUNCTIONS + METHODS), st.integers(0, 3))
 
 
 @settings(deadline=None, max_examples=80)
-@given(steps=st.lists(st.one_of(CALLS, FAULTS), max_size=25), slots=st.integers(1, MAX_SLOTS))
+@given(steps=st.lists(st.one_of(CALLS, FAULTS), max_size=25), slots=st.integers(1, SLOTS))
 def test_any_order_of_shapes_and_errors(steps: list[tuple[Any, ...]], slots: int) -> None:
     with pytest.MonkeyPatch.context() as monkeypatch, installed() as host_cuda:
-        monkeypatch.setattr("keras_trt.runtime.pool.MAX_SLOTS", slots)
+        monkeypatch.setattr("keras_trt.runtime.pool.SLOTS", slots)
         engine = HostEngineOnDevice(host_cuda)
         with running(engine) as runner:
             for step in steps:

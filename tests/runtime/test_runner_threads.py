@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from keras_trt.errors import CudaError
-from keras_trt.runtime import MAX_SLOTS
+from keras_trt.runtime import SLOTS
 from keras_trt.runtime.gpu import GpuRunner
 
 from .helpers import in_threads
@@ -58,7 +58,7 @@ def test_eight_threads_of_different_shapes(runner: GpuRunner, engine: Any, host_
         return calls_of_one_thread
 
     in_threads([work(thread) for thread in range(8)])
-    assert len(engine.contexts) <= MAX_SLOTS
+    assert len(engine.contexts) <= SLOTS
     assert host_cuda.executables
     assert not host_cuda.faults
 
@@ -75,7 +75,7 @@ def test_eight_threads_of_one_shape(runner: GpuRunner, engine: Any, host_cuda: H
 
     in_threads([work(thread) for thread in range(8)])
     assert [context.shapes_set for context in engine.contexts] == [1] * len(engine.contexts)
-    assert 1 <= len(engine.contexts) <= MAX_SLOTS
+    assert 1 <= len(engine.contexts) <= SLOTS
     assert len(host_cuda.executables) == len(engine.contexts)
 
 
@@ -130,7 +130,7 @@ class Gate:
         engine.create_context = create_context  # type: ignore[method-assign]
 
 
-@pytest.mark.parametrize("callers", [1, MAX_SLOTS, MAX_SLOTS + 1, 3 * MAX_SLOTS])
+@pytest.mark.parametrize("callers", [1, SLOTS, SLOTS + 1, 3 * SLOTS])
 def test_close_waits_for_the_calls_under_way(host_cuda: HostCuda, callers: int) -> None:
     engine = HostEngineOnDevice(host_cuda)
     runner = GpuRunner(engine)
@@ -147,7 +147,7 @@ def test_close_waits_for_the_calls_under_way(host_cuda: HostCuda, callers: int) 
     threads = [threading.Thread(target=call, daemon=True) for _ in range(callers)]
     for thread in threads:
         thread.start()
-    busy = min(callers, MAX_SLOTS)
+    busy = min(callers, SLOTS)
     for _ in range(busy):
         assert gate.inside.acquire(timeout=30)
     closer = threading.Thread(target=runner.close, daemon=True)

@@ -1,0 +1,82 @@
+"""How many batches and threads a pipeline gets, by a clock of the test's."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from keras_trt.runtime import copying, measuring
+from keras_trt.runtime.pool import SLOTS
+from keras_trt.specs import Cost, Pipelining
+
+from .helpers import assert_right, inputs, session
+from .host_cuda import HostCuda
+from .host_engine import HostEngineOnDevice
+
+Seconds = Callable[[Pipelining], float]
+
+
+class Machine:
+    """A machine on which a pipeline takes what a test says."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, seconds: Seconds, cores: int, row: int = 1 << 20) -> None:
+        self.now, self.tried, self._seconds, self._row = 0.0, list[Pipelining](), seconds, row
+        monkeypatch.setattr(measuring, "time", SimpleNamespace(perf_counter=lambda: self.now))
+        monkeypatch.setattr(copying, "cores", lambda: cores)
+
+    def best(self, further: float = 1e-4) -> Pipelining | None:
+        return measuring.pipelining(self._run, self._zeros, self.tried.append, {8: Cost(1e-3, further)})
+
+    def _run(self, rows: Any, batches: Any) -> None:  # noqa: ARG002
+        self.now += self._seconds(self.tried[-1])
+
+    def _zeros(self, rows: int) -> list[Any]:
+        return [np.zeros((rows, self._row), np.uint8)]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "cores", "best"),
+    [
+        (lambda how: 1 / how.threads, 16, Pipelining(SLOTS, 8)),
+        (lambda how: 1 / how.threads, 6, Pipelining(SLOTS, 6)),
+        (lambda how: float(how.threads), 16, Pipelining(SLOTS, 4)),
+        (lambda how: 1 / how.slots, 2, Pipelining(SLOTS + 2, 2)),
+        (lambda how: 1 / how.slots / how.threads, 16, Pipelining(SLOTS + 2, 8)),
+        (lambda how: 1 - how.slots * how.threads * 1e-4, 16, Pipelining(SLOTS, 4)),
+    ],
+)
+def test_the_fewest_that_are_nearly_as_fast_as_the_best(
+    monkeypatch: pytest.MonkeyPatch, seconds: Seconds, cores: int, best: Pipelining
+) -> None:
+    machine = Machine(monkeypatch, seconds, cores)
+    assert machine.best() == best
+    assert machine.tried[-1] == best  # it is in use
+
+
+@pytest.mark.parametrize(("row", "further"), [(1 << 10, 1e-4), (1 << 20, 1.0), (1 << 26, 1e-4)])
+def test_where_it_does_not_matter_nothing_is_tried(monkeypatch: pytest.MonkeyPatch, row: int, further: float) -> None:
+    """Small rows, a slow model, and rows that would take too long."""
+    machine = Machine(monkeypatch, lambda _: 1.0, 16, row)
+    assert machine.best(further) is None
+    assert not machine.tried
+
+
+def test_a_session_measures_it_and_goes_by_it(host_cuda: HostCuda, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(copying, "PIECE", 32)
+    monkeypatch.setattr(measuring, "_ONE_THREADS", 1.0)
+    engine = HostEngineOnDevice(host_cuda)
+    one = session(engine)
+    one.measure()
+    found = one.measured
+    assert found.pipelining is not None
+    for seed in range(3):
+        assert_right(one, inputs(300, seed=seed))
+    assert sum(not context.closed for context in engine.contexts) <= found.pipelining.slots
+    one.close()
+    again = session(HostEngineOnDevice(host_cuda), measured=found)
+    assert again.measured == found
+    again.close()
