@@ -1,6 +1,7 @@
 """ONNX → better ONNX, pass by pass, on onnx-ir's graphs.
 
-`weights` knows what follows from the weights alone, `layout` removes transposes, `simplify` shapes and products.
+`weights` knows what follows from the weights alone, `layout` removes transposes, `simplify` shapes and products,
+`images` pads.
 """
 
 from __future__ import annotations

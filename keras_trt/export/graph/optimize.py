@@ -10,7 +10,7 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes import common
 
-from . import fold, layout, repair, simplify, weights
+from . import fold, images, layout, repair, simplify, weights
 
 
 @dataclass(frozen=True)
@@ -55,6 +55,8 @@ def optimize(proto: Any, values: Sequence[Any], *, whole: bool = True) -> Optimi
     layout.sink_transposes(graph, weights.fixed_values(graph, given))
     _tidy(model)
     fold.scales_into_convolutions(graph, weights.fixed_values(graph, given))
+    images.pads_into_windows(graph)
+    images.means(graph)
     _tidy(model)
     _fold(model)
     recipe, computed, direct = _put_weights_in(model, given, values)
