@@ -38,11 +38,11 @@ sys.path.insert(1, str(Path(__file__).parent.parent))
 
 import environment
 import models
-from predict import prepared, times
+from predict import depth, prepared, times
 
 from keras_trt import cuda
 from keras_trt.cuda.runtime import bindings
-from keras_trt.runtime import SLOTS, copying, results, slots
+from keras_trt.runtime import copying, results, slots
 from keras_trt.runtime.gpu import GpuRunner
 from keras_trt.specs import Pipelining
 
@@ -55,23 +55,23 @@ PARTS = (
     ("gives the results", results.Results, "put"),
 )
 #: How many threads copy, and how many batches are under way.
-THREADS, DEPTHS = (2, 4, 8, 12), (3, 4, 5, 6, 8)
+THREADS, DEPTHS = (4, 8), (4, 6, 8)
 
 
 def ways() -> Iterator[tuple[str, list[Any]]]:
     """Yield what is tried: its name, and what is another way of doing things in it."""
     yield "as it is", []
     yield "copied in the graph", [mock.patch.object(slots, "AHEAD", sys.maxsize)]
-    for depth in DEPTHS:
-        for count in THREADS:
-            if count <= copying.cores():
-                yield f"{depth} slots, {count} threads", pipelined(depth, count)
+    for count in DEPTHS:
+        for threads in THREADS:
+            if threads <= copying.cores():
+                yield f"{count} slots, {threads} threads", pipelined(count, threads)
     yield "write-combined", [write_combined()]
 
 
-def pipelined(depth: int, threads: int) -> list[Any]:
+def pipelined(count: int, threads: int) -> list[Any]:
     """Return what lets an engine have so many batches under way, each copied by so many threads."""
-    use, how = GpuRunner.pipeline, Pipelining(depth, threads)
+    use, how = GpuRunner.pipeline, Pipelining(count, threads)
     return [mock.patch.object(GpuRunner, "pipeline", lambda runner, _: use(runner, how))]
 
 
@@ -109,9 +109,9 @@ def watched(seconds: dict[str, float]) -> Iterator[None]:
         yield
 
 
-def replayed(fast: Any, batch: int, count: int, *, copies: bool) -> float:
+def replayed(fast: Any, rows: np.ndarray, count: int, *, copies: bool) -> float:
     """Return rows a second of graphs on so many slots, without or with the copies from and to page-locked memory."""
-    made = [prepared(fast, batch) for _ in range(count)]
+    made = [prepared(fast, rows) for _ in range(count)]
     works = [one._enqueue if copies else partial(one._context.enqueue, one._stream.address) for one in made]
     graphs = [cuda.capture(one._stream, work) for one, work in zip(made, works, strict=True)]
 
@@ -121,7 +121,7 @@ def replayed(fast: Any, batch: int, count: int, *, copies: bool) -> float:
         for one in made:
             one._stream.synchronize()
 
-    found = 200 * batch / statistics.median(times(launch, 5))
+    found = 200 * len(rows) / statistics.median(times(launch, 5))
     for one in (*graphs, *made):
         one.close()
     return found
@@ -181,9 +181,9 @@ def main() -> None:
                 print(
                     f"{name}, {fast.precision}: {fast.report().title}, {fast._session.measured.pipelining}", flush=True
                 )
-                alone = replayed(fast, chosen.batch, SLOTS, copies=False)
+                alone = replayed(fast, rows[: chosen.batch], depth(fast), copies=False)
                 others = {
-                    f"{way}, {count} slots": replayed(fast, chosen.batch, count, copies=copies)
+                    f"{way}, {count} slots": replayed(fast, rows[: chosen.batch], count, copies=copies)
                     for way, copies in (("engine alone", False), ("with copies", True))
                     for count in (1, *DEPTHS)
                 }

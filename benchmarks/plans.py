@@ -24,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 sys.path.insert(1, str(Path(__file__).parent.parent))
 
 import environment
-from models import IMAGE
+import models
 from predict import times
 
 MODELS = ("ResNet50", "NASNetMobile", "ConvNeXtTiny")
@@ -36,7 +36,6 @@ ROUNDS = 5
 
 def build(chosen: argparse.Namespace, name: str, engine: str) -> None:
     """Export and build once, in this process."""
-    import keras
     import numpy as np
     import onnx
 
@@ -45,8 +44,7 @@ def build(chosen: argparse.Namespace, name: str, engine: str) -> None:
     from keras_trt.backends.tensorrt import TensorRTBackend
     from keras_trt.specs import OptimizationProfile, ShapeRange
 
-    keras.utils.set_random_seed(0)
-    model = getattr(keras.applications, name)(weights=None, classifier_activation=None)
+    model = models.make(name)  # of zeros, as untrained models have, Keras's export makes nothing
     model(np.zeros((1, *model.input_shape[1:]), "float32"))  # Keras exports only what has been called
     path = chosen.folder / f"{name}-{engine}.onnx"
     if engine == "keras":
@@ -129,7 +127,7 @@ def main() -> None:
         for name in chosen.models:
             plans = {engine: plan_of(chosen, name, engine) for engine in ENGINES if (name, engine) not in refused}
             for batch in BATCHES:
-                found = timed(plans, (batch, *IMAGE))
+                found = timed(plans, (batch, *models.IMAGE))
                 for engine in ENGINES:
                     row: dict[str, Any] = {"model": name, "engine": engine, "batch": batch}
                     if engine in found:

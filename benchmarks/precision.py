@@ -15,7 +15,7 @@ import argparse
 import json
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
@@ -69,7 +69,7 @@ def executed(trained: Trained, precision: Precision, wanted: Array, folder: Path
         batch = trained.x[np.arange(BATCH) % len(trained.x)]
         taken = np.median(times(lambda: fast.predict_on_batch(batch), 100, warm_up=10)) * 1e3
         row = {"engine": fast.report().title, "ran": fast.precision, **judged(trained, wanted, got), "batch": BATCH}
-        alone = {"engine_ms": bare(fast, BATCH)["median_ms"]} if fast.device != "cpu" else {}
+        alone = {"engine_ms": bare(fast, batch)["median_ms"]} if fast.device != "cpu" else {}
         return {**row, "median_ms": float(taken), **alone}
 
 
@@ -100,10 +100,10 @@ def judged(trained: Trained, wanted: Array, got: Array) -> dict[str, float]:
     }
 
 
-def measure(folder: Path) -> Path:
+def measure(folder: Path, names: Sequence[str]) -> Path:
     results = environment.describe("precision.py")
     results["rows"] = []
-    for make in MODELS:
+    for make in (make for make in MODELS if make.__name__ in names):
         one = kept(make, folder)
         for row in rows_of(one, folder):
             results["rows"].append({"model": one.name, **row})
@@ -156,6 +156,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--table", action="store_true", help="write docs/precision.md from all results")
     parser.add_argument("--folder", type=Path)
+    parser.add_argument("--models", nargs="+", default=[make.__name__ for make in MODELS])
     asked = parser.parse_args()
     if asked.table:
         table()
@@ -163,7 +164,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         folder = asked.folder or Path(temporary)
         folder.mkdir(parents=True, exist_ok=True)
-        print(measure(folder))
+        print(measure(folder, asked.models))
 
 
 if __name__ == "__main__":

@@ -149,7 +149,7 @@ def accelerated(model: Any, rows: np.ndarray, row: dict[str, Any], asked: Any, p
     ) as fast:
         about = {"precision": fast.precision, "runs": f"{fast.report().title} on {fast.report().device_name}"}
         if asked.child == "tensorrt-bare":
-            return about | bare(fast, batch)
+            return about | bare(fast, rows[:batch])
         found = about | measured(fast, rows, batch, path)
         return found if asked.child == "onnxruntime" else found | beside_raw(fast, rows[:batch])
 
@@ -194,29 +194,41 @@ def times(call: Callable[[], Any], count: int, seconds: float = 20.0, warm_up: i
     return found
 
 
-def prepared(fast: Any, batch: int) -> Any:
-    """Return a slot of an engine that has run once, as a capture needs."""
+def prepared(fast: Any, rows: np.ndarray) -> Any:
+    """Return a slot of an engine of one input that has run once, as a capture needs, with the rows on the GPU.
+
+    They are real ones: a GPU takes less power, and so less time, for zeros.
+    """
     from keras_trt.runtime.slots import Slot
 
     session = fast._session
     slot = Slot(session._runner._engine)
-    slot.prepare(tuple((name, (batch, *session.profile.shapes[name].max[1:])) for name in slot._engine.input_names))
+    (name,) = slot._engine.input_names
+    slot.prepare(((name, (len(rows), *session.profile.shapes[name].max[1:])),))
+    slot._buffers[name].array[...] = rows
     slot._enqueue()
     slot._stream.synchronize()
     return slot
 
 
-def bare(fast: Any, batch: int) -> dict[str, Any]:
-    """Time the engine alone: graphs of an inference on data that lies on the GPU, on as many slots as `predict` has."""
-    from keras_trt import cuda
+def depth(fast: Any) -> int:
+    """Return how many batches `predict` has under way at once."""
     from keras_trt.runtime import SLOTS
 
-    slots = [prepared(fast, batch) for _ in range(SLOTS)]
+    found = fast._session.measured.pipelining
+    return found.slots if found else SLOTS
+
+
+def bare(fast: Any, rows: np.ndarray) -> dict[str, Any]:
+    """Time the engine alone: graphs of an inference on data that lies on the GPU, on as many slots as `predict` has."""
+    from keras_trt import cuda
+
+    slots = [prepared(fast, rows) for _ in range(depth(fast))]
     graphs = [cuda.capture(slot._stream, partial(slot._context.enqueue, slot._stream.address)) for slot in slots]
 
     def launch(count: int) -> None:
         for i in range(count):
-            graphs[i % SLOTS].launch(slots[i % SLOTS]._stream)
+            graphs[i % len(slots)].launch(slots[i % len(slots)]._stream)
         for slot in slots[:count]:
             slot._stream.synchronize()
 
@@ -226,7 +238,8 @@ def bare(fast: Any, batch: int) -> dict[str, Any]:
     return {
         "median_ms": statistics.median(calls) * 1e3,
         "p99_ms": float(np.quantile(calls, 0.99)) * 1e3,
-        "rows_per_s": 200 * batch / statistics.median(many),
+        "rows_per_s": 200 * len(rows) / statistics.median(many),
+        "slots": len(slots),
     }
 
 
@@ -235,7 +248,7 @@ def beside_raw(fast: Any, given: np.ndarray) -> dict[str, float]:
     and the inference, launched and waited for."""
     from keras_trt import cuda
 
-    slot = prepared(fast, len(given))
+    slot = prepared(fast, given)
     graph = cuda.capture(slot._stream, slot._enqueue)
 
     def launch() -> None:
