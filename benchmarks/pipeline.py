@@ -178,9 +178,7 @@ def main() -> None:
                 keras_trt.accelerate, model, precision=chosen.precision, batch_sizes=sizes, cache=cache, verbose=0
             )
             with open_engine() as fast:
-                print(
-                    f"{name}, {fast.precision}: {fast.report().title}, {fast._session.measured.pipelining}", flush=True
-                )
+                print(f"{name}, {fast.precision}: {fast.report().title}, {depth(fast)} slots", flush=True)
                 alone = replayed(fast, rows[: chosen.batch], depth(fast), copies=False)
                 others = {
                     f"{way}, {count} slots": replayed(fast, rows[: chosen.batch], count, copies=copies)

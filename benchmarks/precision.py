@@ -101,6 +101,9 @@ def judged(trained: Trained, wanted: Array, got: Array) -> dict[str, float]:
 
 
 def measure(folder: Path, names: Sequence[str]) -> Path:
+    import tensorflow as tf
+
+    tf.config.experimental.enable_tensor_float_32_execution(False)  # which it takes on a GPU if it may
     results = environment.describe("precision.py")
     results["rows"] = []
     for make in (make for make in MODELS if make.__name__ in names):
@@ -121,6 +124,9 @@ rows: of `predict_on_batch`, numpy in and out, and on a GPU of the engine alone.
 rounds each result as the typed graph says (int8 and fp8 beside fp16), on the first 200 rows of models with small rows;
 it says nothing of time. int8 is calibrated with 300 rows of the training data by percentile, fp8 by the largest number.
 Engines are not verified here, so that what fails would show.
+
+Keras computes in float32, but for the results of 2026-11-28: there it was on the GPU, where TensorFlow takes TF32.
+A dense network of a few rows, and what TensorRT 8.6 compiles as a whole (Transformers), has no int8 there: fp16 runs.
 
 ONNX Runtime on x86 runs fp16 graphs in float32 on weights rounded to float16, and int8 graphs mostly as float
 operations between roundings: its times say nothing of a GPU.
