@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import threading
 import types
 from typing import Any
 
@@ -10,7 +12,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from keras_trt.fingerprint import Unhashable, weights_key
+from keras_trt.fingerprint import Unhashable, weights_digest, weights_key
 
 from ..models import keras, tf
 
@@ -51,6 +53,27 @@ WEIGHTS_DIFFER: dict[str, tuple[list[Any], list[Any]]] = {
 def test_weights_differ_on(one: list[Any], other: list[Any]) -> None:
     assert weights_key(Holder(*one)) != weights_key(Holder(*other))
     assert weights_key(Holder(*one)) == weights_key(Holder(*one))
+
+
+@pytest.mark.parametrize("a_thread", [1, 1 << 24])
+def test_threads_are_for_many_numbers_and_change_no_key(a_thread: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """For few they keep a training beside them waiting, and take longer than one does."""
+    holder = Holder(*(np.full((5, place + 1), place, "float32") for place in range(9)))
+    expected, content, threads = weights_key(holder), weights_digest._content, set[int]()
+    several = threading.Event()
+
+    def looked_at(variable: Any) -> bytes:
+        threads.add(threading.get_ident())
+        if len(threads) > 1:
+            several.set()
+        assert a_thread > 1 or several.wait(60)  # no thread takes all of them before another comes
+        return content(variable)
+
+    monkeypatch.setattr(os, "cpu_count", lambda: 4)
+    monkeypatch.setattr(weights_digest, "_A_THREAD", a_thread)
+    monkeypatch.setattr(weights_digest, "_content", looked_at)
+    assert weights_key(holder) == expected
+    assert len(threads) > 1 if a_thread == 1 else threads == {threading.get_ident()}
 
 
 @settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.too_slow])
