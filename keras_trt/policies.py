@@ -7,7 +7,7 @@ in is its own matter (`precision=`), and a graph of float32 is where it starts f
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from typing import Any
 
@@ -91,15 +91,18 @@ def full_float32(model: Any) -> Iterator[None]:
     A model whose weights are on the CPU computes there, which has no TF32. For others the switches of TensorFlow and
     PyTorch are turned, and those are the whole process's: what else computes on a GPU meanwhile has no TF32 either.
     """
-    import keras
+    without_tf32 = graphs_without_tf32(model)
+    loops = model._flatten_layers() if without_tf32 is on_the_cpu else ()
+    with in_float32(model), without_tf32(), replaced((one, "inner_loop", without_cudnn(one)) for one in loops):
+        yield
 
-    with in_float32(model):
-        if _is_on_the_cpu(model):
-            with on_the_cpu(), replaced((one, "inner_loop", without_cudnn(one)) for one in model._flatten_layers()):
-                yield
-        else:
-            with _WITHOUT_TF32.get(keras.config.backend(), nullcontext)():
-                yield
+
+def graphs_without_tf32(model: Any) -> Callable[[], Any]:
+    """Return what lets graphs that were traced of a model in `full_float32` compute as they did then.
+
+    It is asked for once for many calls, as it looks at each weight; the calls then look at no weight and no layer.
+    """
+    return on_the_cpu if _is_on_the_cpu(model) else _without_tf32
 
 
 def on_the_cpu() -> Any:
@@ -113,6 +116,14 @@ def _is_on_the_cpu(model: Any) -> bool:
     # TensorFlow has the name of a device there, PyTorch and JAX an object that is written as its name.
     places = [str(getattr(variable.value, "device", "")).lower() for variable in model.variables]
     return bool(places) and all("cpu" in place for place in places)
+
+
+@contextmanager
+def _without_tf32() -> Iterator[None]:
+    import keras
+
+    with _one_at_a_time, _WITHOUT_TF32.get(keras.config.backend(), nullcontext)():
+        yield
 
 
 @contextmanager

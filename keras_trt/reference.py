@@ -58,18 +58,20 @@ class Reference:
         self._model, self._structure = model, structure
         self._graphs: dict[Any, Any] = {}  # that this object has tried; `None` where there is none
         self._right_in_a_graph = _is_other_in_a_graph(model)
+        self._without_tf32 = policies.graphs_without_tf32(model)
 
     def __call__(self, signature: Signature, inputs: Sequence[Array]) -> list[Array]:
         """Return what `reference` does."""
         if not on_tensorflow():
             return reference(self._model, signature, inputs)
         structure = signature.input_structure
-        with policies.full_float32(self._model):
+        with self._without_tf32():
             tensors = [_tensor(array) for array in inputs]
             batch = next((spec.shape[0] for spec in signature.inputs if spec.shape[0] is not None), None)
             form = repr(structure), tuple(((batch, *tensor.shape[1:]), tensor.dtype) for tensor in tensors)
             if form not in self._graphs:
-                self._graphs[form] = self._graph(form, structure, tensors)
+                with policies.full_float32(self._model):
+                    self._graphs[form] = self._graph(form, structure, tensors)
             graph = self._graphs[form]
             if graph is not None:
                 return _arrays(graph(*tensors), signature)

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from keras_trt import policies
 from keras_trt import reference as module
 from keras_trt.cache import EngineCache
 from keras_trt.export.signature import input_signature
@@ -178,3 +179,32 @@ def test_a_model_on_the_cpu_does_not_use_cudnn(monkeypatch: pytest.MonkeyPatch) 
     assert graph is not None
     assert "CudnnRNNV3" not in {one.type for one in graph.graph.get_operations()}
     assert "inner_loop" not in vars(model.layers[0])
+
+
+@pytest.mark.parametrize("on_the_cpu", [True, False])
+def test_a_graph_that_is_there_asks_nothing_of_the_layers(on_the_cpu: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """That is Python for each layer and weight at each batch, from which a training beside it is kept."""
+    entered, tf32, full_float32 = list[Any](), list[bool](), policies.full_float32
+
+    def counted(model: Any) -> Any:
+        entered.append(model)
+        return full_float32(model)
+
+    monkeypatch.setattr(policies, "full_float32", counted)
+    monkeypatch.setattr(policies, "_is_on_the_cpu", lambda _: on_the_cpu)
+    model = network()
+    signature, answers = signature_of(model), Reference(model)
+    answers(signature, [floats(4)(3)])
+    assert entered == [model]
+    ((form, graph),) = answers._graphs.items()
+
+    def run(*tensors: Any) -> Any:
+        tf32.append(tf.config.experimental.tensor_float_32_execution_enabled())
+        return graph(*tensors)
+
+    answers._graphs[form] = run
+    for rows in (5, 1):
+        same(np.asarray(model(floats(4)(rows))), answers(signature, [floats(4)(rows)])[0], 1e-6)
+    assert entered == [model]
+    assert tf32 == [on_the_cpu] * 2  # which has none
+    assert tf.config.experimental.tensor_float_32_execution_enabled()
