@@ -5,9 +5,9 @@ python benchmarks/checkpoint.py [--backend auto] [--model MobileNetV2] [--epochs
 
 Each training starts in a process of its own, on the same seeded images and labels, with a checkpoint at each epoch: one
 after the other, or all at once on a GPU each, so that what else the host does hits all of them. Of `fit` two times are
-told: until its last epoch ends, and until it returns, when the last engine is saved too. `beside`
-tells what the making of engines did meanwhile: for how long, and by how much the training's steps took longer then. The
-first steps of an epoch take longer in any case, as in the training without engines.
+told: until its last epoch ends, and until it returns, when the last engine is saved too. `beside` tells what the making
+of engines did meanwhile: for how long, and by how much the training's steps took longer then. What lies between two
+epochs, the checkpoints themselves among it, is in neither.
 """
 
 from __future__ import annotations
@@ -39,7 +39,8 @@ class Watch:
 
     def __init__(self) -> None:
         self._seen: list[tuple[float, str]] = []
-        self._steps: list[float] = []
+        self._steps: list[tuple[float, float]] = []
+        self._began = 0.0
         self._done = threading.Event()
         self._thread = threading.Thread(target=self._look)
 
@@ -51,9 +52,14 @@ class Watch:
         self._done.set()
         self._thread.join()
 
-    def step(self) -> None:
-        """Take the end of a training step."""
-        self._steps.append(time.perf_counter())
+    def begin(self) -> None:
+        """Take the begin of an epoch, and so of its first step."""
+        self._began = time.perf_counter()
+
+    def end(self) -> None:
+        """Take the end of a step, which is where the next begins."""
+        before, self._began = self._began, time.perf_counter()
+        self._steps.append((before, self._began))
 
     def _look(self) -> None:
         while not self._done.wait(0.02):
@@ -69,9 +75,9 @@ class Watch:
         lasted: dict[str, float] = collections.defaultdict(float)
         cost: dict[str, float] = collections.defaultdict(float)
         longest: dict[str, float] = collections.defaultdict(float)
-        usual = statistics.median(after - before for before, after in itertools.pairwise(self._steps))
+        usual = statistics.median(after - before for before, after in self._steps)
         seen = collections.deque(self._seen)
-        for before, after in itertools.pairwise(self._steps):
+        for before, after in self._steps:
             while seen and seen[0][0] < before:
                 seen.popleft()
             during = []
@@ -125,8 +131,11 @@ def train(chosen: argparse.Namespace, folder: Path) -> dict[str, Any]:
     watch = Watch()
 
     class Ends(keras.callbacks.Callback):  # type: ignore[misc]
+        def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:  # noqa: ARG002
+            watch.begin()
+
         def on_train_batch_end(self, batch: int, logs: Any = None) -> None:  # noqa: ARG002
-            watch.step()
+            watch.end()
 
         def on_epoch_end(self, epoch: int, logs: Any = None) -> None:  # noqa: ARG002
             ends.append(time.perf_counter())

@@ -103,7 +103,7 @@ def main() -> None:
     for mib in asked.mib:
         rows = np.ones((max(int(asked.gib * 1024 / mib), 8), mib << 20), np.uint8)
         for kind in kinds:
-            with buffers(kind, mib << 20) as targets:
+            with environment.alone(), buffers(kind, mib << 20) as targets:
                 for threads in (count for count in (1, 2, 4, 6, 8, 12, 16) if count <= cores):
                     one: dict[str, Any] = {"batch_mib": mib, "memory": kind, "threads": threads}
                     one |= {way.__name__: rate(way, rows, targets, threads) for way in (by_numpy, as_predict)}

@@ -10,6 +10,9 @@ import os
 import platform
 import subprocess
 import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +34,19 @@ def of_children() -> dict[str, str]:
     """Return the environment for processes that a benchmark starts: they find this repository's packages."""
     path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
     return {**os.environ, "PYTHONPATH": path, "TF_CPP_MIN_LOG_LEVEL": "3"}
+
+
+@contextmanager
+def alone() -> Iterator[None]:
+    """Let no two benchmarks of this host measure at once: they would share its memory and processors.
+
+    What each GPU does for itself, such as to build and to compile, goes on meanwhile.
+    """
+    import fcntl  # of POSIX alone; an interpreter that has Keras alone has no `filelock`
+
+    with (Path(tempfile.gettempdir()) / "keras_trt-benchmarks.lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 def write(name: str, results: dict[str, Any]) -> Path:

@@ -1,9 +1,11 @@
-"""All benchmarks of a host with a GPU, one after the other, the most wanted first; what is done is not done again.
+"""All benchmarks of a host with GPUs, the most wanted first, one on each GPU; what is done is not done again.
 
-python benchmarks/everything.py --folder F [--seconds 1500] [--python keras-jax=/usr/bin/python3 …] [--only pipeline …]
+python benchmarks/everything.py --folder F [--gpus 0 1] [--seconds 1500] [--python keras-jax=/usr/bin/python3 …]
+    [--only pipeline …]
 
-Each job runs alone, builds too: TensorRT chooses by what it measures, and three builds at once took longer than one
-after the other. A run that was cut off goes on where it was. Logs are in the folder, results in `benchmarks/results/`.
+A GPU runs one job at a time, builds too: TensorRT chooses by what it measures, and three builds at once took longer
+than one after the other. What is timed on the host waits until nothing else is (`environment.alone`). A run that was
+cut off goes on where it was. Logs are in the folder, results in `benchmarks/results/`.
 """
 
 from __future__ import annotations
@@ -14,6 +16,8 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,90 +36,147 @@ class Job:
     Attributes:
         name: of its log, and of the mark that it is done.
         command: script and arguments.
+        after: jobs that have ended, well or not, before it begins.
+        gpus: how many GPUs it takes, where the host has so many.
     """
 
     name: str
     command: tuple[str, ...]
+    after: tuple[str, ...] = ()
+    gpus: int = 1
 
 
-def predict(model: str, engines: str, batches: str = "1 8 32 128", precisions: str = "fp16") -> Job:
-    """Return what prints the table of a model."""
-    command = ("predict.py", model, "--folder", "{folder}/predict", "--precisions", *precisions.split())
-    more = ("--batches", *batches.split(), "--engines", *engines.split(), "{pythons}")
-    return Job(f"predict-{model}", (*command, *more))
+@dataclass(frozen=True)
+class Running:
+    """A job that runs."""
+
+    job: Job
+    process: subprocess.Popen[bytes]
+    gpus: list[str]
+    began: float
 
 
-def single(script: str, *arguments: str) -> Job:
-    return Job(script, (f"{script}.py", *arguments))
+def predict(model: str, engines: str, batches: str = "1 8 32 128", more: tuple[str, ...] = ()) -> Iterator[Job]:
+    """Yield what makes the table of a model: a job for each engine and size that is built, and for each backend."""
+    folder = ("--folder", "{folder}/predict")
+    make, names = f"make-{model}", []
+
+    def job(engine: str, precision: str, sizes: str, after: str = make) -> Job:
+        names.append("-".join((model, engine, precision, *sizes.split())))
+        command = ("predict.py", model, *folder, "--child", engine, "--precisions", precision, "--batches")
+        return Job(names[-1], (*command, *sizes.split()), (after,))
+
+    yield Job(make, ("predict.py", model, *folder, "--child", "make"))
+    for precision, size in [*(("fp16", size) for size in batches.split()), *(one.split() for one in more)]:
+        yield (built := job("keras_trt", precision, size))
+        yield job("tensorrt-bare", precision, size, built.name)
+    for engine in ("limit-pcie", *engines.split()):
+        yield job(engine, "fp16", batches)
+    precisions = dict.fromkeys(("fp16", *(one.split()[0] for one in more)))
+    listed = ("--batches", *batches.split(), "--precisions", *precisions)
+    engines_in = ("--engines", "keras_trt", "tensorrt-bare", "limit-pcie", *engines.split())
+    yield Job(f"table-{model}", ("predict.py", model, *folder, "--table", *listed, *engines_in), tuple(names), gpus=0)
 
 
-def jobs() -> list[Job]:
-    """Return what is measured, by what is asked first."""
-    # TensorFlow at the end: XLA compiles each batch size of a large model for minutes.
-    keras, ours = "keras-jax keras-torch keras-tensorflow", "keras_trt tensorrt-bare limit-pcie onnxruntime"
-    start = ("--backend", "tensorrt", "--models", "ResNet50", "--folder", "{folder}/start", "--repeats", "5")
-    return [
-        single("pipeline", "--folder", "{folder}/predict"),
-        single("copying"),
-        predict("MobileNetV2", f"{ours} {keras}", "1 32 128"),
-        predict("ResNet50", f"{ours} keras-jax-half {keras}", "1 32 128", "fp16 tf32"),
-        single("checkpoint", "--epochs", "20", "--rows", "16384", "--build", "thread", "process"),
-        single("precision", "--folder", "{folder}/precision"),
-        single("plans", "--folder", "{folder}/plans"),
-        predict("MLP", f"{ours} {keras}"),
-        single("load"),
-        predict("MobileNetV2-uint8", f"{ours} keras-tensorflow", "1 32 128"),
-        *(predict(model, f"{ours} {keras}") for model in ("LSTM", "BERT", "EfficientNetB0", "ConvNeXtTiny")),
-        single("start", *start),
-        single("refit"),
-        single("artifact", "--backend", "tensorrt"),
-        single("recurrent"),
-    ]
+def single(script: str, *arguments: str, gpus: int = 1, name: str = "") -> Job:
+    return Job(name or script, (f"{script}.py", *arguments), gpus=gpus)
 
 
-def run(job: Job, asked: argparse.Namespace, ends: float) -> None:
-    """Run a job, if it is not done and there is time."""
-    mark, left = asked.folder / f"{job.name}.done", ends - time.monotonic()
-    if mark.exists() or left < 10:
-        return
-    command: list[str] = []
-    for part in job.command:
-        if part == "{pythons}":
-            command += ["--python", *asked.python] if asked.python else []
-        else:
-            command.append(part.format(folder=asked.folder))
-    began = time.monotonic()
+def jobs(gpus: list[str]) -> Iterator[Job]:
+    """Yield what is measured, by what is asked first."""
+    keras = "keras-tensorflow keras-jax keras-torch onnxruntime"
+    builds = ("--build", "thread", "process")
+    yield from predict("ResNet50", f"keras-jax-half {keras}", "1 32 128", ("tf32 128",))
+    yield from predict("MobileNetV2", keras, "1 32 128")
+    yield single("pipeline", "--folder", "{folder}/predict")
+    yield single("plans", "--models", "ResNet50", "ConvNeXtTiny", "--folder", "{folder}/plans")
+    small = ("--models", "NASNetMobile", "--optimization-level", "2", "--folder", "{folder}/plans")
+    yield single("plans", *small, name="plans-NASNetMobile")
+    yield single("precision", "--folder", "{folder}/precision")
+    beside = len(gpus) > 2
+    long = ("--epochs", "10", "--steps", "3600", *builds, *(("--gpus", "{gpus}") if beside else ()))
+    yield single("checkpoint", *long, gpus=3 if beside else 1)
+    yield from predict("MobileNetV2-uint8", "keras-tensorflow", "1 32 128")
+    yield single("load")
+    for model in ("MLP", "LSTM", "BERT", "EfficientNetB0", "ConvNeXtTiny"):
+        yield from predict(model, keras)
+    yield single("copying")
+    yield single(
+        "start", "--backend", "tensorrt", "--models", "ResNet50", "--folder", "{folder}/start", "--repeats", "5"
+    )
+    yield single("refit")
+    yield single("artifact", "--backend", "tensorrt")
+    yield single("recurrent")
+
+
+def start(job: Job, gpus: list[str], asked: argparse.Namespace) -> Running:
+    """Start a job on GPUs of its own, which it is told where it takes several."""
+    script, *arguments = (part.format(folder=asked.folder, gpus=" ".join(gpus)) for part in job.command)
+    if len(gpus) > 1:
+        arguments = " ".join(arguments).split()
+    engine = arguments[arguments.index("--child") + 1] if "--child" in arguments else ""
+    environ = environment.of_children() | {"PYTHONUNBUFFERED": "1"}
+    if len(gpus) == 1:
+        environ["CUDA_VISIBLE_DEVICES"] = gpus[0]
+    if engine.startswith("keras-"):
+        environ["KERAS_BACKEND"] = engine.split("-")[1]
+    python = dict(one.split("=", 1) for one in asked.python).get(engine, sys.executable)
     with (asked.folder / f"{job.name}.log").open("a") as log:
-        process = subprocess.Popen(
-            [sys.executable, FOLDER / command[0], *command[1:]],
-            stdout=log, stderr=subprocess.STDOUT, env=environment.of_children(), start_new_session=True,
-        )  # fmt: skip
-        try:
-            done = process.wait(left)
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)  # with all that it has started
-            done = -1
-    if done == 0:
-        mark.touch()
-    says = "done" if done == 0 else "cut off" if done == -1 else f"failed with exit status {done}"
-    print(f"{job.name}: {says} after {time.monotonic() - began:.0f} s", flush=True)
+        command = [python, str(FOLDER / script), *arguments]
+        process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=environ, start_new_session=True)
+    return Running(job, process, gpus, time.monotonic())
+
+
+def run(waiting: list[Job], gpus: list[str], asked: argparse.Namespace) -> None:
+    """Run jobs in their order, each as soon as there are GPUs for it and what it comes after has ended."""
+    ends = time.monotonic() + asked.seconds
+    free, running = list(gpus), list[Running]()
+    while (waiting or running) and time.monotonic() < ends:
+        for job in list(waiting):
+            count = min(job.gpus, len(gpus))
+            to_come = {other.name for other in [*waiting, *(one.job for one in running)]}
+            if not to_come.isdisjoint(job.after):
+                continue
+            if len(free) < count:
+                break  # else one that takes several would never get them
+            waiting.remove(job)
+            running.append(start(job, free[:count], asked))
+            del free[:count]
+        time.sleep(0.2)
+        for one in list(running):
+            if one.process.poll() is not None:
+                running.remove(one)
+                free.extend(one.gpus)
+                tell(one, asked.folder)
+    for one in running:
+        with suppress(ProcessLookupError):
+            os.killpg(one.process.pid, signal.SIGKILL)  # with all that it has started
+        print(f"{one.job.name}: cut off after {time.monotonic() - one.began:.0f} s", flush=True)
+
+
+def tell(one: Running, folder: Path) -> None:
+    """Say how a job ended, and mark what is done."""
+    status = one.process.returncode
+    if status == 0:
+        (folder / f"{one.job.name}.done").touch()
+    says = "done" if status == 0 else f"failed with exit status {status}"
+    print(f"{one.job.name}: {says} after {time.monotonic() - one.began:.0f} s", flush=True)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--folder", type=Path, required=True)
-    parser.add_argument("--seconds", type=float, default=float("inf"), help="begin nothing after that, and end")
+    parser.add_argument("--gpus", nargs="+", default=["0"], help="numbers of the GPUs")
+    parser.add_argument("--seconds", type=float, default=1e6, help="end after that")
     parser.add_argument("--python", nargs="+", default=[], metavar="ENGINE=INTERPRETER")
-    parser.add_argument("--only", nargs="+", help="jobs whose names begin so")
+    parser.add_argument("--only", nargs="+", default=[""], help="jobs whose names begin so")
     asked = parser.parse_args()
     asked.folder = asked.folder.absolute()
     for folder in ("plans", "precision", "predict"):
         (asked.folder / folder).mkdir(parents=True, exist_ok=True)
     os.environ.setdefault("TF_FORCE_GPU_ALLOW_GROWTH", "true")  # TensorFlow is beside TensorRT
-    ends = time.monotonic() + min(asked.seconds, 1e6)
-    for job in jobs():
-        if not asked.only or job.name.startswith(tuple(asked.only)):
-            run(job, asked, ends)
+    wanted = [job for job in jobs(asked.gpus) if job.name.startswith(tuple(asked.only))]
+    run([job for job in wanted if not (asked.folder / f"{job.name}.done").exists()], list(asked.gpus), asked)
 
 
 if __name__ == "__main__":

@@ -113,9 +113,10 @@ def main() -> None:
         options: dict[str, Any] = {"backend": chosen.backend, "precision": chosen.precision, "cache": None}
         with keras_trt.accelerate(model, batch_sizes=(1, BATCH, BATCH), verbose=0, **options) as fast:
             about = {"model": name, "engine": fast.report().title, "precision": fast.precision}
-            for count in (1, chosen.threads) * 3:
-                table.append({**about, **run_threads(fast, rows, wanted, count, chosen.seconds)})
-                print(table[-1], flush=True)
+            with environment.alone():
+                for count in (1, chosen.threads) * 3:
+                    table.append({**about, **run_threads(fast, rows, wanted, count, chosen.seconds)})
+                    print(table[-1], flush=True)
             if chosen.calls:
                 table.append({**about, "memory": run_calls(fast, rows, chosen.calls)})
     print("written:", environment.write("load", {**environment.describe("load.py"), "rows": table}))

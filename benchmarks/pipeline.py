@@ -142,10 +142,11 @@ def piped(open_engine: Callable[[], Any], rows: np.ndarray, batch: int, *, copie
             fast.predict(rows, batch_size=batch, verbose=0)
             return time.perf_counter() - began
 
-        run()
-        best, parts = min(run() for _ in range(4)), collections.defaultdict[str, float](float)
-        with watched(parts):
+        with environment.alone():
             run()
+            best, parts = min(run() for _ in range(4)), collections.defaultdict[str, float](float)
+            with watched(parts):
+                run()
     each = {part: round(1e6 * total * batch / len(rows), 1) for part, total in parts.items()}
     return {"rows_per_s": len(rows) / best, "us_per_batch": each}
 
@@ -177,7 +178,7 @@ def main() -> None:
             open_engine = partial(
                 keras_trt.accelerate, model, precision=chosen.precision, batch_sizes=sizes, cache=cache, verbose=0
             )
-            with open_engine() as fast:
+            with open_engine() as fast, environment.alone():
                 print(f"{name}, {fast.precision}: {fast.report().title}, {depth(fast)} slots", flush=True)
                 alone = replayed(fast, rows[: chosen.batch], depth(fast), copies=False)
                 others = {

@@ -55,6 +55,7 @@ def main() -> None:
     parser.add_argument("--python", nargs="+", default=[], metavar="ENGINE=INTERPRETER")
     parser.add_argument("--folder", type=Path)
     parser.add_argument("--child", choices=(*ENGINES, "make"), help=argparse.SUPPRESS)
+    parser.add_argument("--table", action="store_true", help="print what the folder holds, and measure nothing")
     asked = parser.parse_args()
     if asked.child:
         child(asked)
@@ -63,10 +64,10 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         folder = asked.folder or Path(temporary)
         folder.mkdir(parents=True, exist_ok=True)
-        if not (folder / f"{asked.model}.keras").exists():
+        if not (asked.table or (folder / f"{asked.model}.keras").exists()):
             start(asked, folder, "make", sys.executable)
         for engine in asked.engines:
-            if not all(path.exists() for path in results(asked, folder, engine)):
+            if not asked.table and not all(path.exists() for path in results(asked, folder, engine)):
                 start(asked, folder, engine, pythons.get(engine, sys.executable))
         found = [path for engine in asked.engines for path in results(asked, folder, engine) if path.exists()]
         rows = [json.loads(path.read_text()) for path in found]
@@ -128,7 +129,8 @@ def child(asked: Any) -> None:
         if asked.child in KERAS:
             row |= measured(model, rows, batch, path)
         elif asked.child == "limit-pcie":
-            row |= pcie(rows[:batch].nbytes, batch)
+            with environment.alone():
+                row |= pcie(rows[:batch].nbytes, batch)
         else:
             row |= accelerated(model, rows, row, asked, path)
         path.write_text(json.dumps(row))
@@ -149,23 +151,17 @@ def accelerated(model: Any, rows: np.ndarray, row: dict[str, Any], asked: Any, p
     ) as fast:
         about = {"precision": fast.precision, "runs": f"{fast.report().title} on {fast.report().device_name}"}
         if asked.child == "tensorrt-bare":
-            return about | bare(fast, rows[:batch])
+            with environment.alone():
+                return about | bare(fast, rows[:batch])
         found = about | measured(fast, rows, batch, path)
-        return found if asked.child == "onnxruntime" else found | beside_raw(fast, rows[:batch])
+        if asked.child == "onnxruntime":
+            return found
+        with environment.alone():
+            return found | beside_raw(fast, rows[:batch])
 
 
 def measured(model: Any, rows: np.ndarray, batch: int, path: Path) -> dict[str, Any]:
     """Time single calls and, above batch 1, a `predict` of many rows."""
-    if batch > 1:
-        answers = model.predict(rows[:COMPARED], batch_size=batch, verbose=0)
-    else:
-        answers = one_by_one(model, rows[:COMPARED])
-    np.save(path.with_suffix(".npy"), np.asarray(answers, np.float32))
-    given = rows[:batch]
-    calls = times(lambda: model.predict_on_batch(given), CALLS if batch == 1 else 30)
-    found = {"median_ms": statistics.median(calls) * 1e3, "p99_ms": float(np.quantile(calls, 0.99)) * 1e3}
-    if batch == 1:
-        return found | {"rows": 1, "rows_per_s": 1e3 / found["median_ms"]}
 
     def predict(count: int) -> float:
         (seconds,) = times(lambda: model.predict(rows[:count], batch_size=batch, verbose=0), 1, warm_up=0)
@@ -173,9 +169,21 @@ def measured(model: Any, rows: np.ndarray, batch: int, path: Path) -> dict[str, 
 
     # Full batches alone: each further size is compiled once more by XLA, which takes a minute for some models.
     few = min(len(rows), max(16, COMPARED // batch) * batch)
-    predict(few)  # all slots are made
-    count = min(len(rows), max(few, int(SECONDS * few / predict(few)) // batch * batch))
-    return found | {"rows": count, "rows_per_s": count / statistics.median(predict(count) for _ in range(3))}
+    if batch > 1:
+        answers = model.predict(rows[:COMPARED], batch_size=batch, verbose=0)
+        predict(few)  # all slots are made
+    else:
+        answers = one_by_one(model, rows[:COMPARED])
+    np.save(path.with_suffix(".npy"), np.asarray(answers, np.float32))
+    given = rows[:batch]
+    model.predict_on_batch(given)  # compiles, which others need not wait for
+    with environment.alone():
+        calls = times(lambda: model.predict_on_batch(given), CALLS if batch == 1 else 30)
+        found = {"median_ms": statistics.median(calls) * 1e3, "p99_ms": float(np.quantile(calls, 0.99)) * 1e3}
+        if batch == 1:
+            return found | {"rows": 1, "rows_per_s": 1e3 / found["median_ms"]}
+        count = min(len(rows), max(few, int(SECONDS * few / predict(few)) // batch * batch))
+        return found | {"rows": count, "rows_per_s": count / statistics.median(predict(count) for _ in range(3))}
 
 
 def one_by_one(model: Any, rows: np.ndarray) -> np.ndarray:
