@@ -13,14 +13,14 @@ from keras_trt import cuda
 Array = np.ndarray[Any, Any]
 
 
-def cnn() -> Any:
+def cnn(size: int = 16) -> Any:
     import keras
     from keras import layers
 
     keras.utils.set_random_seed(1)
     return keras.Sequential(
         [
-            keras.Input((16, 16, 3), name="image"),
+            keras.Input((size, size, 3), name="image"),
             layers.Conv2D(16, 3, padding="same", use_bias=False),
             layers.BatchNormalization(),
             layers.ReLU(),

@@ -12,6 +12,8 @@ import pytest
 import keras_trt
 from keras_trt import cuda
 from keras_trt.runtime import SLOTS
+from keras_trt.runtime.slots import AHEAD
+from keras_trt.specs import Measured
 
 from . import models
 
@@ -97,6 +99,25 @@ def test_rows_in_page_locked_memory_are_read_where_they_lie(made: Any) -> None:
     assert own
     assert all((array == 0xFF).all() for array in own)
     memory.close()
+
+
+def test_large_rows_are_sent_ahead(tmp_path: Path) -> None:
+    model = models.cnn(96)
+    rows = models.random_rows(model, 500, seed=9)
+    assert rows[:32].nbytes >= AHEAD
+    wanted = np.asarray(model.predict(rows, verbose=0))
+    options: dict[str, Any] = {"backend": "tensorrt", "optimization_level": 0, "precision": "fp32", "verbose": 0}
+    for _ in range(2):  # built, and from the cache, which keeps what was measured
+        with keras_trt.accelerate(model, cache=tmp_path, batch_sizes=(1, 32, 32), fallback="raise", **options) as fast:
+            measured = fast._session.measured  # type: ignore[union-attr]
+            for start in (0, 32, 64, 0):  # single batches have another graph
+                assert_right(fast.predict(rows[start:], batch_size=32, verbose=0), wanted[start:])
+                assert_right(fast.predict_on_batch(rows[start : start + 32]), wanted[start : start + 32])
+            out = OnGpu(np.full(wanted.shape, np.nan, "float32"))
+            fast.predict_on_batch(rows, out=out)
+            assert_right(cuda.DeviceArray(out), wanted)
+            out.close()
+            assert Measured.from_json(measured.to_json()) == measured
 
 
 def test_costs_are_measured_and_kept(made: Any) -> None:
