@@ -48,9 +48,10 @@ AROUND = np.array([0, 0, 1, 0, 0, 0, 1, 2], np.int64)
 
 def padded(kind: str, before: str = "Relu", zeros: Any = AROUND, value: float | None = None, **more: Any) -> int:
     """Return how many pads are left in front of a convolution or pool."""
-    constants = {"zeros": np.array(zeros, np.int64), "kernel": KERNEL, "six": np.float32(6), "least": np.float32(-1)}
-    given = {"Clip": ["x", "least", "six"]}.get(before, ["x"])
-    nodes = [helper.make_node(before, given, ["a"], name="a")]
+    constants = {"zeros": np.array(zeros, np.int64), "kernel": KERNEL}
+    constants |= {"six": np.float32(6), "least": np.float32(-1), "none": np.float32(0)}
+    kind_before, *limits = before.split()
+    nodes = [helper.make_node(kind_before, ["x", *limits], ["a"], name="a")]
     inputs = ["a", "zeros"]
     if value is not None:
         constants["value"] = np.float32(value)
@@ -64,7 +65,7 @@ def padded(kind: str, before: str = "Relu", zeros: Any = AROUND, value: float | 
 @settings(max_examples=100, deadline=None)
 @given(
     st.sampled_from(["Conv", "MaxPool"]),
-    st.sampled_from(["Relu", "Sigmoid", "Clip", "Neg"]),
+    st.sampled_from(["Relu", "Sigmoid", "Clip least six", "Clip none six", "Clip none", "Clip none least", "Neg"]),
     st.lists(st.integers(-1, 4), min_size=4, max_size=4),
     st.sampled_from([None, 0, 1]),
     st.sampled_from([{}, {"pads": [1, 0, 1, 1]}, {"strides": [2, 2]}, {"auto_pad": "SAME_UPPER"}, {"ceil_mode": 1}]),
@@ -88,13 +89,15 @@ def test_convolutions_and_pools_pad_by_themselves() -> None:
     assert padded("Conv", "Neg", **WINDOW) == 0
     assert padded("Conv", value=0, zeros=[0, 0, 5, 5, 0, 0, 5, 5], **WINDOW) == 0
     assert padded("MaxPool", **WINDOW) == 0
+    assert padded("MaxPool", "Clip none six", **WINDOW) == 0
 
 
 def test_other_pads_stay() -> None:
     assert padded("Conv", value=1, **WINDOW) == 1
     assert padded("Conv", zeros=[0, 0, -1, 0, 0, 0, 1, 1], **WINDOW) == 1
     assert padded("MaxPool", "Neg", **WINDOW) == 1  # a zero may be the largest
-    assert padded("MaxPool", "Clip", **WINDOW) == 1
+    assert padded("MaxPool", "Clip least six", **WINDOW) == 1
+    assert padded("MaxPool", "Clip none least", **WINDOW) == 1  # all numbers are the most, which is below the least
     assert padded("MaxPool", zeros=[0, 0, 3, 0, 0, 0, 0, 0], **WINDOW) == 1  # a window of pads alone
     assert padded("MaxPool", zeros=[0, 1, 1, 1, 0, 0, 1, 1], **WINDOW) == 1
 

@@ -47,8 +47,9 @@ def _is_never_negative(value: Any) -> bool:
     """Tell whether a zero beside the numbers of a value is never the largest, as the pads of a `MaxPool` are not."""
     node = value.producer()
     if node is not None and node.op_type == "Clip":
-        least = constant(node.inputs[1]) if len(node.inputs) > 1 else None
-        return least is not None and bool(least >= 0)
+        given = [constant(one) for one in node.inputs[1:] if one is not None]  # the least alone, or the most too
+        least = node.inputs[1] if len(node.inputs) > 1 else None
+        return least is not None and all(one is not None and bool(one >= 0) for one in given)
     return node is not None and node.op_type in ("Relu", "Sigmoid")
 
 
