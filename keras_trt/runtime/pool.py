@@ -8,6 +8,7 @@ from collections import deque
 from contextlib import ExitStack
 from typing import Literal, overload
 
+from .._interrupts import deferred
 from ..backends.base import DeviceEngine
 from ..errors import CudaError, EngineLoadError
 from .slots import Shapes, Slot
@@ -119,13 +120,14 @@ class SlotPool:
             self.give(slot)
 
     def resize(self, limit: int) -> None:
-        """Have so many slots at most from now on. What is idle beyond that is freed."""
-        with self._lock:
-            self._limit = limit
-            count = min(max(self._made - limit, 0), len(self._idle))
-            surplus, self._idle[:count] = self._idle[:count], []
-            self._made -= count
-        with ExitStack() as closing:
+        """Have so many slots at most from now on. What is idle beyond that is freed; what is in use stays."""
+        with deferred(), ExitStack() as closing:
+            with self._lock:
+                self._limit = limit
+                self._let_make()
+                count = min(max(self._made - limit, 0), len(self._idle))
+                surplus, self._idle[:count] = self._idle[:count], []
+                self._made -= count
             for slot in surplus:
                 closing.callback(slot.close)
 
@@ -199,17 +201,20 @@ class SlotPool:
         finally:
             with self._lock:
                 left = self._made - 1
-                self._limit = max(left, 1)
+                self._limit = max(min(left, self._limit), 1)
                 self._one_less()
         return left > 0
 
     def _one_less(self) -> None:
-        """Count one slot less; whoever has waited longest may make another where there may be one. Needs the lock."""
+        """Count one slot less. Needs the lock."""
         self._made -= 1
-        if self._queue and self._made < self._limit:
-            self._made += 1
-            self._grant(None)
+        self._let_make()
         self._quiet.notify_all()
+
+    def _let_make(self) -> None:
+        """Let those who have waited longest make slots, as many as there may be more. Needs the lock."""
+        while self._queue and self._made < self._limit:
+            self._grant(None)
 
     def _pass_on(self, slot: Slot) -> None:
         """Hand a slot to whoever has waited longest. Needs the lock."""
@@ -225,6 +230,8 @@ class SlotPool:
         turn.slot, turn.granted = slot, True
         if slot is not None:
             slot.holder = turn.thread
+        else:
+            self._made += 1
         turn.woken.release()
 
     def _idle_slot(self, shapes: Shapes, change: bool) -> Slot | None:

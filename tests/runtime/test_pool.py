@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -152,3 +153,49 @@ def test_a_slot_that_cannot_be_made_is_no_one_elses_loss(engine: Any, pool: Slot
         with pytest.raises(EngineLoadError):
             pool.take(SHAPES, wait=True)
     pool.give(pool.take(SHAPES, wait=True))
+
+
+# Another number of slots.
+
+
+def test_who_waits_gets_a_slot_once_there_may_be_more(pool: SlotPool) -> None:
+    slot = pool.take(SHAPES, wait=True)
+    got: list[int] = []
+    waiters = [Waiter(pool, told=lambda i=i: got.append(i)) for i in range(3)]  # type: ignore[misc]
+    pool.resize(3)
+    until(lambda: len(got) == 2)
+    assert len(pool._queue) == 1
+    pool.give(slot)
+    for waiter in waiters:
+        ended(waiter)
+    assert pool.held()[0] == 3
+
+
+def test_a_slot_without_memory_does_not_let_others_be_made(pool: SlotPool, engine: Any) -> None:
+    pool.resize(4)
+    taken = [pool.take(SHAPES, wait=True) for _ in range(4)]
+    pool.resize(2)
+    pool.give(taken.pop())
+    engine.cuda.fail("cudaMalloc", Status.cudaErrorMemoryAllocation)
+    assert pool.take(OTHERS, wait=False) is None
+    for slot in taken:
+        pool.give(slot)
+    pool.resize(pool._limit)
+    assert pool.held()[0] == 2
+
+
+def test_ctrl_c_while_slots_are_freed_leaves_none(pool: SlotPool, engine: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    pool.resize(4)
+    for slot in [pool.take(SHAPES, wait=True) for _ in range(4)]:
+        pool.give(slot)
+    close = Slot.close
+
+    def interrupted(slot: Slot) -> None:
+        signal.raise_signal(signal.SIGINT)
+        close(slot)
+
+    monkeypatch.setattr(Slot, "close", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        pool.resize(1)
+    monkeypatch.setattr(Slot, "close", close)
+    assert len(engine.open_contexts()) == pool.held()[0] == 1
