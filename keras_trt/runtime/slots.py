@@ -221,12 +221,12 @@ class Slot:
 
     def _record(self, apart: Set[str]) -> None:
         # The first run, without a graph, was the warm-up that a capture needs.
-        self._graphs[apart] = None
         try:
             with _exclusive:
                 self._graphs[apart] = cuda.capture(self._stream, partial(self._enqueue, apart))
         except (CudaError, EngineLoadError) as error:
             # Some layers (loops, conditionals) cannot be captured. They run as well without, only slower.
+            self._graphs[apart] = None
             _logger.debug("No CUDA graph for %s: %s", self.shapes, error)
 
     def _drop_graphs(self) -> None:

@@ -32,9 +32,10 @@ def one_slot(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("keras_trt.runtime.turns.LOST", 0.01)
 
 
-@pytest.mark.parametrize("rows", [3, 20])
-def test_a_call(rows: int) -> None:
-    """With a single batch, which takes its turn, and with several."""
+@pytest.mark.parametrize(("rows", "ahead"), [(3, slots.AHEAD), (20, slots.AHEAD), (20, 160)])
+def test_a_call(rows: int, ahead: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a single batch, which takes its turn, and with several, of which `x` may be sent ahead."""
+    monkeypatch.setattr(slots, "AHEAD", ahead)
     for moment in itertools.count():
         with installed() as cuda:
             one = session_of(HostEngineOnDevice(cuda), costs=one_by_one({8: 1e-4}))
@@ -62,6 +63,23 @@ def test_a_slot_that_is_given_to_another() -> None:
             assert not any(waiter.error for waiter in waiters)
             assert pool.close() == [slot]
             slot.close()
+        if not interrupted:
+            return
+
+
+def test_a_call_that_records_a_graph() -> None:
+    """A later one does."""
+    for moment in itertools.count():
+        with installed() as cuda:
+            one = session_of(HostEngineOnDevice(cuda))
+            assert_right(one, inputs(8))
+            interrupted = interrupted_at(moment, lambda one=one: one.run(inputs(8)), slots, graph)  # type: ignore[misc]
+            launched = cuda.calls["cudaGraphLaunch"]
+            assert_right(one, inputs(8))
+            assert cuda.calls["cudaGraphLaunch"] == launched + 1
+            one.close()
+            cuda.graphs.clear()  # a few bytes may be lost
+            cuda.executables.clear()
         if not interrupted:
             return
 
