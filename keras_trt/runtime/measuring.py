@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import product
@@ -9,6 +10,7 @@ from itertools import product
 import numpy as np
 
 from ..backends.base import Array
+from ..errors import CudaError
 from ..specs import Cost, Pipelining
 from . import copying
 from .plan import Batch
@@ -67,7 +69,12 @@ def pipelining(
     seconds: dict[Pipelining, float] = {}
     for how in tried:
         use(how)
-        seconds[how] = _least_seconds(run, rows, batches, 5)
+        try:
+            seconds[how] = _least_seconds(run, rows, batches, 5)
+        except CudaError as error:
+            if not error.out_of_memory:
+                raise
+            seconds[how] = math.inf
     best = next(how for how in tried if seconds[how] <= 1.02 * min(seconds.values()))
     use(best)
     return best

@@ -16,6 +16,7 @@ from keras_trt.specs import Cost, Pipelining
 from .helpers import assert_right, inputs, session
 from .host_cuda import HostCuda
 from .host_engine import HostEngineOnDevice
+from .host_parts import Status
 
 Seconds = Callable[[Pipelining], float]
 
@@ -63,6 +64,26 @@ def test_where_it_does_not_matter_nothing_is_tried(monkeypatch: pytest.MonkeyPat
     machine = Machine(monkeypatch, lambda _: 1.0, 16, row)
     assert machine.best(further) is None
     assert not machine.tried
+
+
+def test_where_memory_runs_out_there_are_no_more_batches(host_cuda: HostCuda, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(copying, "PIECE", 32)
+    monkeypatch.setattr(measuring, "_ONE_THREADS", 1.0)
+    one = session(HostEngineOnDevice(host_cuda))
+    use = one._runner.pipeline  # type: ignore[union-attr]
+
+    def used(how: Pipelining) -> None:
+        use(how)
+        if how.slots > SLOTS:
+            host_cuda.fail("cudaGraphLaunch", *[Status.cudaSuccess] * 9, Status.cudaErrorMemoryAllocation)
+
+    monkeypatch.setattr(one._runner, "pipeline", used)
+    one.measure()
+    assert one.measured.costs
+    assert one.measured.pipelining is not None
+    assert one.measured.pipelining.slots == SLOTS
+    assert_right(one, inputs(300))
+    one.close()
 
 
 def test_a_session_measures_it_and_goes_by_it(host_cuda: HostCuda, monkeypatch: pytest.MonkeyPatch) -> None:
