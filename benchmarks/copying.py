@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import ctypes
-import os
 import sys
 import threading
 import time
@@ -31,7 +30,7 @@ import environment
 from keras_trt import cuda
 from keras_trt.cuda.runtime import bindings, check
 from keras_trt.runtime import SLOTS
-from keras_trt.runtime.copying import Copy
+from keras_trt.runtime.copying import Copy, cores
 
 ROWS = 32  # of a batch, which is cut between rows
 Buffers = list["np.ndarray[Any, Any]"]
@@ -98,13 +97,12 @@ def main() -> None:
     asked = parser.parse_args()
     about = environment.describe("copying.py")
     kinds = ["plain", "page-locked", "write-combined"] if about["device"] else ["plain"]
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     found: list[dict[str, Any]] = []
     for mib in asked.mib:
         rows = np.ones((max(int(asked.gib * 1024 / mib), 8), mib << 20), np.uint8)
         for kind in kinds:
             with environment.alone(), buffers(kind, mib << 20) as targets:
-                for threads in (count for count in (1, 2, 4, 6, 8, 12, 16) if count <= cores):
+                for threads in (count for count in (1, 2, 4, 6, 8, 12, 16) if count <= cores()):
                     one: dict[str, Any] = {"batch_mib": mib, "memory": kind, "threads": threads}
                     one |= {way.__name__: rate(way, rows, targets, threads) for way in (by_numpy, as_predict)}
                     found.append(one)

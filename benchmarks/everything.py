@@ -25,6 +25,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 sys.path.insert(1, str(Path(__file__).parent.parent))
 
 import environment
+from predict import backend_of
 
 FOLDER = Path(__file__).parent
 
@@ -111,15 +112,14 @@ def jobs(gpus: list[str]) -> Iterator[Job]:
 
 def start(job: Job, gpus: list[str], asked: argparse.Namespace) -> Running:
     """Start a job on GPUs of its own, which it is told where it takes several."""
-    script, *arguments = (part.format(folder=asked.folder, gpus=" ".join(gpus)) for part in job.command)
-    if len(gpus) > 1:
-        arguments = " ".join(arguments).split()
+    script, *rest = job.command
+    arguments: list[str] = []
+    for part in rest:
+        arguments += gpus if part == "{gpus}" else [part.format(folder=asked.folder)]
     engine = arguments[arguments.index("--child") + 1] if "--child" in arguments else ""
-    environ = environment.of_children() | {"PYTHONUNBUFFERED": "1"}
+    environ = environment.of_children() | {"PYTHONUNBUFFERED": "1", "KERAS_BACKEND": backend_of(engine)}
     if len(gpus) == 1:
         environ["CUDA_VISIBLE_DEVICES"] = gpus[0]
-    if engine.startswith("keras-"):
-        environ["KERAS_BACKEND"] = engine.split("-")[1]
     python = dict(one.split("=", 1) for one in asked.python).get(engine, sys.executable)
     with (asked.folder / f"{job.name}.log").open("a") as log:
         command = [python, str(FOLDER / script), *arguments]
@@ -131,27 +131,29 @@ def run(waiting: list[Job], gpus: list[str], asked: argparse.Namespace) -> None:
     """Run jobs in their order, each as soon as there are GPUs for it and what it comes after has ended."""
     ends = time.monotonic() + asked.seconds
     free, running = list(gpus), list[Running]()
-    while (waiting or running) and time.monotonic() < ends:
-        for job in list(waiting):
-            count = min(job.gpus, len(gpus))
-            to_come = {other.name for other in [*waiting, *(one.job for one in running)]}
-            if not to_come.isdisjoint(job.after):
-                continue
-            if len(free) < count:
-                break  # else one that takes several would never get them
-            waiting.remove(job)
-            running.append(start(job, free[:count], asked))
-            del free[:count]
-        time.sleep(0.2)
-        for one in list(running):
-            if one.process.poll() is not None:
-                running.remove(one)
-                free.extend(one.gpus)
-                tell(one, asked.folder)
-    for one in running:
-        with suppress(ProcessLookupError):
-            os.killpg(one.process.pid, signal.SIGKILL)  # with all that it has started
-        print(f"{one.job.name}: cut off after {time.monotonic() - one.began:.0f} s", flush=True)
+    try:
+        while (waiting or running) and time.monotonic() < ends:
+            for job in list(waiting):
+                count = min(job.gpus, len(gpus))
+                to_come = {other.name for other in [*waiting, *(one.job for one in running)]}
+                if not to_come.isdisjoint(job.after):
+                    continue
+                if len(free) < count:
+                    break  # else one that takes several would never get them
+                waiting.remove(job)
+                running.append(start(job, free[:count], asked))
+                del free[:count]
+            time.sleep(0.2)
+            for one in list(running):
+                if one.process.poll() is not None:
+                    running.remove(one)
+                    free.extend(one.gpus)
+                    tell(one, asked.folder)
+    finally:  # also after Ctrl-C
+        for one in running:
+            with suppress(ProcessLookupError):
+                os.killpg(one.process.pid, signal.SIGKILL)  # with all that it has started
+            print(f"{one.job.name}: cut off after {time.monotonic() - one.began:.0f} s", flush=True)
 
 
 def tell(one: Running, folder: Path) -> None:

@@ -76,6 +76,11 @@ def main() -> None:
     print("written:", environment.write(f"predict-{asked.model}", {**environment.describe("predict.py"), "rows": rows}))
 
 
+def backend_of(engine: str) -> str:
+    """Return the backend that Keras has beside an engine."""
+    return engine.split("-")[1] if engine in KERAS else "tensorflow"
+
+
 def precision_of(engine: str, asked: Any) -> list[str]:
     """Return the precisions that an engine runs in."""
     if engine in KERAS:
@@ -97,8 +102,7 @@ def start(asked: Any, folder: Path, engine: str, python: str) -> None:
     """Run one engine in a process of its own; a batch size that cannot leaves no result."""
     command = [python, __file__, asked.model, "--rows", str(asked.rows), "--folder", str(folder), "--child", engine]
     command += ["--precisions", *asked.precisions, "--batches", *map(str, asked.batches)]
-    backend = engine.split("-")[1] if engine in KERAS else "tensorflow"
-    done = subprocess.run(command, env={**os.environ, "KERAS_BACKEND": backend}, check=False)
+    done = subprocess.run(command, env={**os.environ, "KERAS_BACKEND": backend_of(engine)}, check=False)
     if done.returncode:
         print(f"{engine} cannot run here (exit status {done.returncode})")
         if engine in ("make", "keras_trt"):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from contextlib import ExitStack
-from functools import partial
 from typing import Any, Literal, cast
 
 from . import artifact, backends
@@ -151,10 +150,11 @@ def _engine(file: Artifact, backend: Backend, options: BuildOptions) -> tuple[En
         plan = artifact.Plan(backend.identity(), file.graph()) if host and stored is None else stored
         if plan is not None:
             known = plan.measured if plan.measured.costs else None
-            load_plan = partial(engines.load, rows_independent=file.rows_independent, measured=known)
             try:
                 with engines.timed("load"):
-                    session = load_plan(plan.data, file.signature, ranges)
+                    session = engines.load(
+                        plan.data, file.signature, ranges, rows_independent=file.rows_independent, measured=known
+                    )
                 return engines, Made("", session, "cache", engines.checked(session, check), file.graph), "artifact"
             except (PlanError, VerificationError) as error:
                 if stored is None:

@@ -179,7 +179,7 @@ class Engines:
         Raises:
             EngineLoadError, CudaError: if there is no memory for it, which is no fault of its own.
         """
-        known = measured(entry)
+        known = measured_of(entry)
         try:
             with self.timed("load"):
                 return self.load(entry.payload, signature, ranges, rows_independent=rows_independent, measured=known)
@@ -206,7 +206,7 @@ class Engines:
         try:
             with self.timed("refit"):
                 plan = self.backend.refit(base.payload, wanted.graph, wanted.weights)
-            session = self._load(plan, wanted, measured(base))  # other weights take no other time
+            session = self._load(plan, wanted, measured_of(base))  # other weights take no other time
             return _New(plan, session, "refitted", self.checked(session, check))
         except (BuildError, EngineLoadError, CudaError, VerificationError) as error:
             _logger.warning("An engine could not be refitted, and is built: %s", error)
@@ -345,7 +345,7 @@ def cache_of(options: BuildOptions) -> EngineCache | None:
         return None
 
 
-def measured(entry: Entry) -> Measured | None:
+def measured_of(entry: Entry) -> Measured | None:
     """Return what was found out about a stored engine, or `None` where it was not measured."""
     document = entry.manifest.get("measured")
     try:

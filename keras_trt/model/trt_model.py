@@ -215,7 +215,7 @@ class TRTModel(KerasFace):
                 wait_for_owner(leaf)  # in this thread, whose stream it is
         with self._changing:
             if self._workers is None:
-                # One more than slots: while the others wait for the GPU, it brings the next rows into shape.
+                # One more than the usual slots: while the others wait for the GPU, it brings the next rows into shape.
                 self._workers = ThreadPoolExecutor(SLOTS + 1, thread_name_prefix="keras_trt-submit")
             return self._workers.submit(self.predict_on_batch, x)
 

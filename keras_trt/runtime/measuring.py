@@ -58,7 +58,7 @@ def pipelining(
         `None` where it does not matter, as one thread copies a batch sooner than the GPU computes it, or at once.
     """
     size, cost = min(costs.items(), key=lambda pair: pair[1].further / pair[0])
-    nbytes = sum(array.nbytes for array in zeros(size))
+    nbytes = size * sum(array.nbytes for array in zeros(1))
     if not 2 * copying.PIECE <= nbytes <= _BYTES or nbytes / _ONE_THREADS < cost.further:
         return None
     blocks = min(max(_BYTES // nbytes, 1), _BATCHES)

@@ -76,6 +76,8 @@ class Slot:
     ) -> None:
         """Begin to bring in the rows of one inference. `launch` and `wait` must follow; after an error `wait` alone.
 
+        Where other batches are under way, `send` comes before `launch`.
+
         Args:
             feeds: an array for each input. One with fewer rows than its shape is padded by its last.
             targets: where on a GPU the rows of an output go; all others go to the host.
