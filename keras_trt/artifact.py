@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-import json
 import os
 import struct
 import weakref
@@ -294,7 +293,6 @@ _MALFORMED = (
     IndexError,
     AttributeError,
     OverflowError,
-    RecursionError,
     NotImplementedError,
     EOFError,
     RuntimeError,
@@ -346,7 +344,7 @@ def _checked_manifest(file: IO[bytes], key: bytes | None) -> dict[str, Any]:
             signed = _SIGNATURE in names and archive.getinfo(_SIGNATURE).file_size == _DIGITS
             if not signed or not hmac.compare_digest(archive.read(_SIGNATURE), _signature(raw, key)):
                 raise ValueError("it is not signed with this key")
-    manifest = documents.unseal(raw, "artifact", json.loads(raw)["key"])
+    manifest = documents.unseal(raw, "artifact")
     listed = {name: listing[1] for name, listing in manifest["members"].items()}
     if listed != {info.filename: info.file_size for info in infos if info.filename not in (_MANIFEST, _SIGNATURE)}:
         raise ValueError("it does not hold the members that its manifest names")

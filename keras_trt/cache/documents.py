@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import math
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
 
-__all__ = ["JSON", "SCHEMA", "SHA256", "plain", "seal", "unseal"]
+__all__ = ["JSON", "NESTING", "SCHEMA", "SHA256", "plain", "seal", "unseal"]
 
 SCHEMA = 1
 SHA256 = re.compile(r"[0-9a-f]{64}")
+NESTING = 32  # lists and mappings within each other that a document may have; ours have five or so
+_NO_BRACKET = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*(?:"|\\?\Z)|[^"\[\]{}]+', re.DOTALL)  # a string, whole, or no string
 
 JSON: TypeAlias = "bool | int | float | str | Sequence[JSON] | Mapping[str, JSON] | None"
 
@@ -41,11 +44,19 @@ def _canonical(document: Mapping[str, Any]) -> bytes:
 
 def seal(document: Mapping[str, Any]) -> bytes:
     """Return a document as bytes, with its seal."""
-    return _canonical({**document, "seal": hashlib.sha256(_canonical(document)).hexdigest()})
+    raw = _canonical({**document, "seal": hashlib.sha256(_canonical(document)).hexdigest()})
+    if _nesting(raw) > NESTING:
+        raise ValueError(f"it is nested more deeply than {NESTING} times")
+    return raw
 
 
-def unseal(raw: bytes, kind: str, key: str) -> dict[str, Any]:
-    """Return the sealed document in `raw`, or raise a `ValueError` that says what is wrong with it."""
+def unseal(raw: bytes, kind: str, key: str | None = None) -> dict[str, Any]:
+    """Return the sealed document in `raw`, or raise a `ValueError` that says what is wrong with it.
+
+    Without `key` it may be of any.
+    """
+    if _nesting(raw) > NESTING:  # json would go down to the end of the stack, and finalizers that run there fail
+        raise ValueError(f"it is nested more deeply than {NESTING} times")
     document = json.loads(raw)
     if not isinstance(document, dict):
         raise ValueError("it is no JSON object")
@@ -54,6 +65,12 @@ def unseal(raw: bytes, kind: str, key: str) -> dict[str, Any]:
     document.pop("seal", None)
     if seal(document) != raw:  # compares every byte, and so finds even damage that means the same to JSON
         raise ValueError("its SHA-256 does not match")
-    if document.get("kind") != kind or document.get("key") != key:
+    if document.get("kind") != kind or key not in (None, document.get("key")):
         raise ValueError("it belongs to another key")
     return document
+
+
+def _nesting(raw: bytes) -> int:
+    """Return how deep the brackets of a JSON document are, at least."""
+    steps = (1 if bracket in b"[{" else -1 for bracket in _NO_BRACKET.sub(b"", raw))
+    return max(itertools.accumulate(steps), default=0)

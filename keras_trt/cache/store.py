@@ -297,7 +297,7 @@ class EngineCache:
             return None
         try:
             return unseal(raw, kind, key), status
-        except (ValueError, RecursionError) as error:
+        except ValueError as error:
             self._drop(path, status, str(error))
             return None
 
