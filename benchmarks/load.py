@@ -27,7 +27,7 @@ import models
 
 BATCH = 32
 #: Sizes of single calls: the usual ones, odd ones, and more than an engine takes.
-SIZES = (1, 2, 3, 7, 8, 16, 31, 32, 33, 57)
+SIZES = (1, 2, 3, 7, 8, 16, 31, 32, 33, 57, 150)
 
 
 def run_threads(fast: Any, rows: np.ndarray, wanted: np.ndarray, count: int, seconds: float) -> dict[str, Any]:
@@ -111,7 +111,7 @@ def main() -> None:
         rows = models.rows_for(model, 8 * BATCH)
         wanted = np.asarray(model.predict(rows, batch_size=BATCH, verbose=0))
         options: dict[str, Any] = {"backend": chosen.backend, "precision": chosen.precision, "cache": None}
-        with keras_trt.accelerate(model, batch_sizes=(1, BATCH, BATCH), verbose=0, **options) as fast:
+        with keras_trt.accelerate(model, verbose=0, **options) as fast:
             about = {"model": name, "engine": fast.report().title, "precision": fast.precision}
             with environment.alone():
                 for count in (1, chosen.threads) * 3:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,6 +32,10 @@ class Batch:
 #: One batch is run where several, pipelined, would not take less than this share of its time: they need more slots.
 WORTH = 0.9
 
+#: Calls of so many threads, at least, are run as one batch. Of two, each wakes the other at every call, which was seen
+#: to cost a tenth more than to run call after call and wake it every few ms.
+WORTH_WAKING = 3
+
 
 class BatchPlan:
     """How rows are cut into batches.
@@ -49,6 +53,7 @@ class BatchPlan:
         self._costs = tuple(sorted(allowed.items()))
         self._seconds: dict[int, float | None] = {}
         self._whole: dict[int, bool] = {}
+        self._joined: dict[int, bool] = {}
 
     def cut(self, rows: int) -> Iterator[Batch]:
         """Yield batches that hold all rows, in order."""
@@ -71,6 +76,30 @@ class BatchPlan:
             fits = self.smallest <= rows <= self.largest
             self._whole[rows] = fits and (alone is None or WORTH * alone <= self._total(list(self._sizes(rows))))
         return self._whole[rows]
+
+    def is_joined(self, rows: int) -> bool:
+        """Tell whether calls of so many rows, if there are enough of them, are best run as one batch."""
+        if rows not in self._joined:
+            self._joined[rows] = self.together([rows] * WORTH_WAKING)[0] > 1
+        return self._joined[rows]
+
+    def together(self, calls: Iterable[int]) -> tuple[int, int]:
+        """Return how many of some calls are best run as one batch, and in which size.
+
+        Args:
+            calls: the numbers of rows of each. The first is run in any case, and of the others those that come first.
+        """
+        count, size, rows, one_by_one = 1, 0, 0, 0.0
+        for place, more in enumerate(calls, 1):
+            size = size or more
+            rows, seconds = rows + more, self.seconds(more)
+            fitting = next(((known, cost) for known, cost in self._costs if known >= rows), None)
+            if seconds is None or fitting is None:
+                break
+            one_by_one += seconds
+            if place >= WORTH_WAKING and fitting[1].alone <= one_by_one:
+                count, size = place, fitting[0]
+        return count, size
 
     def seconds(self, size: int) -> float | None:
         """Return what a batch of the size takes, between what was measured; `None` of one larger than all that."""

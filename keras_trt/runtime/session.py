@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import threading
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -15,22 +15,22 @@ import numpy as np
 from .._warn import warn
 from ..backends.base import Array, DeviceEngine, HostEngine
 from ..cuda import DeviceArray
-from ..errors import CudaError, FallbackWarning, PlanError
+from ..errors import CudaError, FallbackWarning, KerasTRTError, PlanError
 from ..specs import Measured, OptimizationProfile, Signature
 from . import measuring
 from .gpu import GpuRunner, Usage
 from .host import HostRunner
 from .lifetime import Lifetime, Use
-from .plan import USUAL_SIZES, Batch, BatchPlan
+from .plan import USUAL_SIZES, WORTH_WAKING, Batch, BatchPlan
 from .replicas import Replicas
 from .results import Results, RowsDependError, deliver
-from .turns import Turns
+from .turns import Call, Turns
 
 _logger = logging.getLogger("keras_trt")
 
 #: Calls that take less, in seconds, are run one after the other. Two at once take Python's interpreter lock from each
-#: other at every call into CUDA, which was seen to cost 0.1 ms and more (H100, 16 cores). Longer ones gain by it: one
-#: copies while the GPU computes the other.
+#: other at every call into CUDA, which was seen to cost 0.1 ms and more (H100, 16 cores). Those that wait may be run
+#: along, as one batch. Longer ones gain by being run beside each other: one copies while the GPU computes the other.
 SHORT = 2.5e-4
 
 
@@ -194,8 +194,10 @@ class Session:
             rows = len(inputs[0])
             batches = self._batches(plan, inputs) if regrouped else [Batch(0, rows, rows)]
             try:
-                with self._turns if self._take_turns(plan, batches, progress) else _NOTHING:
-                    return self._run_batches(inputs, batches, progress, out, regrouped=regrouped)
+                run = partial(self._run_batches, inputs, batches, progress, out, regrouped=regrouped)
+                if not self._take_turns(plan, batches, progress):
+                    return run()
+                return self._run_in_turn(plan, self._call(inputs) if regrouped and out is None else None, run)
             except CudaError as error:
                 if not error.out_of_memory or not self._halve(plan, max(batch.size for batch in batches)):
                     raise
@@ -212,6 +214,57 @@ class Session:
         if progress is not None or isinstance(self._runner, Replicas):
             return False
         return (plan.seconds(batches[0].size) or SHORT) < SHORT
+
+    def _call(self, inputs: Sequence[Array | DeviceArray]) -> Call | None:
+        """Return what others may run along; `None` where some of it lies on a GPU."""
+        arrays = [array for array in inputs if isinstance(array, np.ndarray)]
+        return Call(arrays) if len(arrays) == len(inputs) else None
+
+    def _run_in_turn(self, plan: BatchPlan, call: Call | None, alone: Callable[[], list[Any]]) -> list[Any]:
+        """Run a short call when its turn comes, or let another run it along.
+
+        Args:
+            plan: says what is worth it.
+            call: what others may run along; `None` where they may not.
+            alone: runs it.
+        """
+        if call is None or not plan.is_joined(call.rows):
+            with self._turns.wait():
+                return alone()
+        with self._turns.wait(call) as has_come:
+            if has_come:
+                return self._run_together(plan, call) or alone()
+        if call.outputs is not None:
+            return [output.copy() for output in call.outputs]
+        with self._turns.wait():  # whoever took it along could not run it
+            return alone()
+
+    def _run_together(self, plan: BatchPlan, call: Call) -> list[Any] | None:
+        """Run a call as one batch with others that wait, and give those their outputs.
+
+        Returns:
+            Its own outputs; `None` where nothing was run. What has failed is not run along, as it may be for one alone.
+        """
+        enough = self._turns.waiting >= WORTH_WAKING - 1
+        others = self._turns.along(call, lambda rows: plan.together(rows)[0]) if enough else []
+        if not others:
+            return None
+        calls = [call, *others]
+        _, size = plan.together(one.rows for one in calls)
+        stops = list(itertools.accumulate(one.rows for one in calls))
+        try:
+            inputs = [np.concatenate(parts) for parts in zip(*(one.inputs for one in calls), strict=True)]
+            outputs = self._run_batches(inputs, [Batch(0, stops[-1], size)], regrouped=True)
+        except (KerasTRTError, MemoryError) as error:
+            _logger.info("%d calls are run one by one, as together they fail: %s", len(calls), error)
+            if isinstance(error, RowsDependError):
+                self._depend(error)
+            elif isinstance(error, CudaError) and error.out_of_memory:
+                self._halve(plan, size)
+            return None
+        for one, start, stop in zip(others, stops, stops[1:], strict=False):
+            one.outputs = [output[start:stop] for output in outputs]
+        return [output[: call.rows].copy() for output in outputs]
 
     @property
     def measured(self) -> Measured:
@@ -311,9 +364,6 @@ class Session:
                 not the end of the block.
         """
         self._life.close(cut_short=cut_short)
-
-
-_NOTHING = nullcontext()
 
 
 class _Onwards:

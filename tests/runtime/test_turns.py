@@ -29,7 +29,7 @@ def test_one_at_a_time_and_all_in_the_end(count: int) -> None:
         def run() -> None:
             nonlocal inside, most
             while time.monotonic() < ends:
-                with turns:
+                with turns.wait():
                     inside += 1
                     most = max(most, inside)
                     inside -= 1
@@ -51,20 +51,20 @@ def test_who_comes_at_once_again_may_do_so_and_others_let_the_next_in(
     turns, got = Turns(), threading.Event()
 
     def wait() -> None:
-        with turns:
+        with turns.wait():
             got.set()
 
     thread = threading.Thread(target=wait, daemon=True)
-    with turns:
+    with turns.wait():
         pass
-    with turns:
+    with turns.wait():
         thread.start()
         until(lambda: bool(turns._queue))
     if again:
         for _ in range(100):
-            with turns:
+            with turns.wait():
                 assert not got.is_set()
-        with turns:
+        with turns.wait():
             turns._since = -1000.0  # long ago: due when this one leaves
     assert got.wait(20)
     thread.join(20)
@@ -75,17 +75,17 @@ def test_the_first_does_not_wait_for_one_that_does_not_come_back(monkeypatch: py
     turns, got = Turns(), threading.Event()
 
     def wait() -> None:
-        with turns:
+        with turns.wait():
             got.set()
 
-    with turns:
+    with turns.wait():
         thread = threading.Thread(target=wait, daemon=True)
         thread.start()
         until(lambda: bool(turns._queue))
         turns._since, turns._again = time.monotonic() + 0.05, True  # not due when this one leaves
     assert got.wait(20)
     thread.join(20)
-    with turns:
+    with turns.wait():
         pass
 
 
@@ -96,12 +96,12 @@ def test_who_came_behind_many_is_on_guard_once_it_is_the_first(monkeypatch: pyte
     turns, got = Turns(), threading.Event()
 
     def wait(last: bool) -> None:
-        with turns:
+        with turns.wait():
             if last:
                 got.set()
 
     threads = [threading.Thread(target=wait, args=(index == 12,), daemon=True) for index in range(13)]
-    with turns:
+    with turns.wait():
         for index, thread in enumerate(threads):
             thread.start()
             until(lambda index=index: len(turns._queue) == index + 1)  # type: ignore[misc]
@@ -118,14 +118,14 @@ def test_whoever_is_interrupted_on_guard_is_followed_by_the_next(monkeypatch: py
 
     def wait(first: bool) -> None:
         try:
-            with turns:
+            with turns.wait():
                 got.set()
         except KeyboardInterrupt as error:
             assert first
             errors.append(error)
 
     threads = [threading.Thread(target=wait, args=(index == 0,), daemon=True) for index in range(2)]
-    with turns:
+    with turns.wait():
         for index, thread in enumerate(threads):
             thread.start()
             until(lambda index=index: len(turns._queue) == index + 1)  # type: ignore[misc]
@@ -143,9 +143,9 @@ def test_whoever_is_interrupted_on_guard_is_followed_by_the_next(monkeypatch: py
 
 def test_an_error_ends_a_turn() -> None:
     turns = Turns()
-    with pytest.raises(ValueError, match="no"), turns:
+    with pytest.raises(ValueError, match="no"), turns.wait():
         raise ValueError("no")
-    with turns:
+    with turns.wait():
         pass
 
 
@@ -155,12 +155,12 @@ def test_whoever_is_interrupted_leaves_its_place(place: int) -> None:
 
     def wait(index: int) -> None:
         try:
-            with turns:
+            with turns.wait():
                 got.append(index)
         except BaseException as error:
             errors.append(error)
 
-    with turns:
+    with turns.wait():
         threads = []
         for index in range(3):
             threads.append(threading.Thread(target=wait, args=(index,), daemon=True))
@@ -175,7 +175,7 @@ def test_whoever_is_interrupted_leaves_its_place(place: int) -> None:
     assert len(errors) == 1
     assert isinstance(errors[0], KeyboardInterrupt)
     assert sorted([*got, place]) == [0, 1, 2] or sorted(got) == [0, 1, 2]
-    with turns:
+    with turns.wait():
         pass
 
 
@@ -184,7 +184,7 @@ def test_whoever_has_the_turn_may_come_in_again() -> None:
     turns = Turns()
 
     def twice() -> None:
-        with turns, turns:
+        with turns.wait(), turns.wait():
             pass
 
     in_threads([twice, twice], 10)
@@ -199,7 +199,7 @@ def test_ctrl_c_at_any_moment_lets_others_have_their_turn(waits: int, monkeypatc
         turns = Turns()
 
         def wait(turns: Turns = turns) -> None:
-            with turns:
+            with turns.wait():
                 pass
 
         threads = [threading.Thread(target=wait, daemon=True) for _ in range(waits)]
