@@ -2,9 +2,9 @@
 
 python benchmarks/load.py [--models MLP MobileNetV2] [--precision fp16] [--threads 32] [--calls 200000]
 
-Each thread calls `predict_on_batch` with 32 rows of its own, by turns with one thread that does so alone, as the same
-calls take a tenth longer or shorter some seconds later. The calls after that are of mixed batch sizes; between them the
-memory of the process and what is taken of the GPU's are read.
+Each thread calls `predict_on_batch` with one row or 32 of its own, by turns with one thread that does so alone, as the
+same calls take a tenth longer or shorter some seconds later. The calls after that are of mixed batch sizes; between
+them the memory of the process and what is taken of the GPU's are read.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import os
 import sys
 import threading
 import time
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -30,14 +31,16 @@ BATCH = 32
 SIZES = (1, 2, 3, 7, 8, 16, 31, 32, 33, 57, 150)
 
 
-def run_threads(fast: Any, rows: np.ndarray, wanted: np.ndarray, count: int, seconds: float) -> dict[str, Any]:
+def run_threads(
+    fast: Any, rows: np.ndarray, wanted: np.ndarray, limit: float, *, batch: int, count: int, seconds: float
+) -> dict[str, Any]:
     """Let threads call for a while; return rows a second of all and how many answers were wrong."""
-    calls, wrong = [0] * count, [0] * count
-    limit, ends = 3 * largest_difference(fast, rows, wanted), float("inf")
+    calls, wrong, ends = [0] * count, [0] * count, float("inf")
     started = threading.Barrier(count + 1)
 
     def run(index: int) -> None:
-        mine = slice(index * BATCH % (len(rows) - BATCH), index * BATCH % (len(rows) - BATCH) + BATCH)
+        start = index * batch % (len(rows) - batch)
+        mine = slice(start, start + batch)
         given, right = rows[mine].copy(), wanted[mine]
         started.wait()
         while time.perf_counter() < ends:
@@ -54,7 +57,8 @@ def run_threads(fast: Any, rows: np.ndarray, wanted: np.ndarray, count: int, sec
     for thread in threads:
         thread.join()
     passed = time.perf_counter() - begin
-    return {"threads": count, "rows_per_s": sum(calls) * BATCH / passed, "calls": sum(calls), "wrong": sum(wrong)}
+    found = {"batch": batch, "threads": count, "rows_per_s": sum(calls) * batch / passed}
+    return {**found, "calls": sum(calls), "wrong": sum(wrong)}
 
 
 def largest_difference(fast: Any, rows: np.ndarray, wanted: np.ndarray) -> float:
@@ -99,7 +103,7 @@ def main() -> None:
     parser.add_argument("--backend", default="auto")
     parser.add_argument("--precision")
     parser.add_argument("--threads", type=int, default=32)
-    parser.add_argument("--seconds", type=float, default=4.0)
+    parser.add_argument("--seconds", type=float, default=3.0)
     parser.add_argument("--calls", type=int, default=200_000)
     chosen = parser.parse_args()
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -114,8 +118,10 @@ def main() -> None:
         with keras_trt.accelerate(model, verbose=0, **options) as fast:
             about = {"model": name, "engine": fast.report().title, "precision": fast.precision}
             with environment.alone():
-                for count in (1, chosen.threads) * 3:
-                    table.append({**about, **run_threads(fast, rows, wanted, count, chosen.seconds)})
+                limit = 3 * largest_difference(fast, rows, wanted)
+                for batch, count in product((1, BATCH), (1, chosen.threads) * 3):
+                    found = run_threads(fast, rows, wanted, limit, batch=batch, count=count, seconds=chosen.seconds)
+                    table.append({**about, **found})
                     print(table[-1], flush=True)
             if chosen.calls:
                 table.append({**about, "memory": run_calls(fast, rows, chosen.calls)})

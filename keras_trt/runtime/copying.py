@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 import threading
+from collections.abc import Sequence
 from contextlib import suppress
 from queue import SimpleQueue
 from typing import Any
@@ -30,6 +31,42 @@ def cores() -> int:
 THREADS = min(4, cores())
 
 
+class Rows:
+    """The rows of several arrays, one after the other, as of one array.
+
+    Args:
+        parts: arrays of one type, whose rows have one shape.
+    """
+
+    def __init__(self, parts: Sequence[Array]) -> None:
+        self.parts = parts
+        self.dtype = parts[0].dtype
+        self.shape: tuple[int, ...] = (sum(map(len, parts)), *parts[0].shape[1:])
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, rows: slice) -> Rows:
+        start, stop, _ = rows.indices(len(self))
+        found = []
+        for part in self.parts:
+            found.append(part[max(start, 0) : max(stop, 0)])
+            start, stop = start - len(part), stop - len(part)
+        return Rows(found)
+
+    def put(self, target: Array) -> None:
+        """Copy all of them to an array of that many rows, with a cast if need be."""
+        np.concatenate(self.parts, out=target, casting="unsafe")
+
+
+def put(target: Array, source: Array | Rows) -> None:
+    """Copy `source` to `target`, of the same shape, with a cast if need be."""
+    if isinstance(source, Rows):
+        source.put(target)
+    else:
+        np.copyto(target, source, casting="unsafe")  # without the GIL
+
+
 def copy(target: Array, source: Array) -> None:
     """Copy `source` to `target`, of the same shape, with a cast if need be, by as many threads as pay."""
     if target.nbytes < 2 * PIECE:
@@ -50,7 +87,7 @@ class _Piece:
 
     __slots__ = ("done", "error", "ran", "source", "taker", "target")
 
-    def __init__(self, target: Array, source: Array) -> None:
+    def __init__(self, target: Array, source: Array | Rows) -> None:
         self.target, self.source = target, source
         self.taker: int | None = None  # the thread that does it
         self.error: BaseException | None = None
@@ -60,7 +97,7 @@ class _Piece:
 
     def run(self) -> None:
         try:
-            np.copyto(self.target, self.source, casting="unsafe")  # without the GIL
+            put(self.target, self.source)
         except BaseException as error:
             self.error = error
         finally:
@@ -75,11 +112,11 @@ class Copy:
     a fast machine needs for half a megabyte, and all threads wait for it.
 
     Args:
-        target, source: arrays of one shape.
+        target, source: of one shape.
         threads: how many do it at most, each a piece of at least one row and of `PIECE` bytes.
     """
 
-    def __init__(self, target: Array, source: Array, threads: int = THREADS) -> None:
+    def __init__(self, target: Array, source: Array | Rows, threads: int = THREADS) -> None:
         self._target, self._source = target, source
         self._count = max(min(target.nbytes // PIECE, len(target), threads), 1) if target.ndim else 1
         self._pieces: list[_Piece] = []
@@ -111,7 +148,7 @@ class Copy:
             ValueError: if the shapes differ. What a piece has raised is raised once.
         """
         if not self._pieces:
-            np.copyto(self._target, self._source, casting="unsafe")
+            put(self._target, self._source)
             return
         with deferred():  # Ctrl-C must not leave a thread behind that still writes
             while self.help():

@@ -22,7 +22,7 @@ from .slots import AT_ONCE, InPlace, Shapes, Slot
 #: others keep their shapes. To change them takes longer than it gains, also for whose shapes they were.
 ENOUGH, FEW = 3, 8
 
-Feeds = Mapping[str, Array | InPlace]
+Feeds = Mapping[str, Array | InPlace | copying.Rows]
 
 
 @dataclass(frozen=True)
@@ -162,7 +162,7 @@ class GpuRunner:
     def _slot_for(self, feeds: Feeds, batch: Batch, held: int, *, few: bool) -> Slot | None:
         return self._pool.take(self._shapes(feeds, batch), wait=not held, change=not few or held < ENOUGH)
 
-    def _in_place(self, name: str, array: Array | InPlace) -> Array | InPlace:
+    def _in_place(self, name: str, array: Array | InPlace | copying.Rows) -> Array | InPlace | copying.Rows:
         """Return an array as what the GPU reads where it lies, if that is possible; small ones are copied faster."""
         if isinstance(array, np.ndarray) and array.nbytes > AT_ONCE and array.dtype == self._engine.dtype(name):
             return cuda.PinnedArray(array) if cuda.in_pinned_memory(array) else array

@@ -30,8 +30,13 @@ class Batch:
 
 
 #: One batch is run where several, pipelined, would not take less than this share of its time: they need more slots.
+#: Several calls become one batch where it takes no more than this share of theirs.
 WORTH = 0.9
 
+#: Calls that take less, in seconds, are run one after the other. Two at once take Python's interpreter lock from each
+#: other at every call into CUDA, which was seen to cost 0.1 ms and more (H100, 16 cores). Longer ones gain by being run
+#: beside each other: one copies while the GPU computes the other.
+SHORT = 2.5e-4
 #: Calls of so many threads, at least, are run as one batch. Of two, each wakes the other at every call, which was seen
 #: to cost a tenth more than to run call after call and wake it every few ms.
 WORTH_WAKING = 3
@@ -51,9 +56,9 @@ class BatchPlan:
         self.smallest, self.largest = smallest, largest
         allowed = {size: cost for size, cost in (costs or {}).items() if smallest <= size <= largest}
         self._costs = tuple(sorted(allowed.items()))
-        self._seconds: dict[int, float | None] = {}
+        self._seconds: dict[tuple[int, bool], float | None] = {}
         self._whole: dict[int, bool] = {}
-        self._joined: dict[int, bool] = {}
+        self._joined: dict[tuple[int, int], bool] = {}
 
     def cut(self, rows: int) -> Iterator[Batch]:
         """Yield batches that hold all rows, in order."""
@@ -77,11 +82,17 @@ class BatchPlan:
             self._whole[rows] = fits and (alone is None or WORTH * alone <= self._total(list(self._sizes(rows))))
         return self._whole[rows]
 
-    def is_joined(self, rows: int) -> bool:
-        """Tell whether calls of so many rows, if there are enough of them, are best run as one batch."""
-        if rows not in self._joined:
-            self._joined[rows] = self.together([rows] * WORTH_WAKING)[0] > 1
-        return self._joined[rows]
+    def is_short(self, size: int) -> bool:
+        """Tell whether a batch of the size is known to take so little that two at once would take longer."""
+        seconds = self.seconds(size)
+        return seconds is not None and seconds < SHORT
+
+    def is_joined(self, rows: int, calls: int) -> bool:
+        """Tell whether, of so many calls of so many rows each, some are best run as one batch."""
+        known = self._joined.get((rows, calls))
+        if known is None:
+            known = self._joined[rows, calls] = self.together([rows] * calls)[0] > 1
+        return known
 
     def together(self, calls: Iterable[int]) -> tuple[int, int]:
         """Return how many of some calls are best run as one batch, and in which size.
@@ -89,26 +100,31 @@ class BatchPlan:
         Args:
             calls: the numbers of rows of each. The first is run in any case, and of the others those that come first.
         """
-        count, size, rows, one_by_one = 1, 0, 0, 0.0
+        count, size, rows, apart = 1, 0, 0, 0.0
         for place, more in enumerate(calls, 1):
-            size = size or more
-            rows, seconds = rows + more, self.seconds(more)
+            size, rows = size or more, rows + more
+            seconds = self.seconds(more, further=not self.is_short(more))
             fitting = next(((known, cost) for known, cost in self._costs if known >= rows), None)
             if seconds is None or fitting is None:
                 break
-            one_by_one += seconds
-            if place >= WORTH_WAKING and fitting[1].alone <= one_by_one:
+            apart += seconds
+            if place >= WORTH_WAKING and fitting[1].alone <= WORTH * apart:
                 count, size = place, fitting[0]
         return count, size
 
-    def seconds(self, size: int) -> float | None:
-        """Return what a batch of the size takes, between what was measured; `None` of one larger than all that."""
-        if size not in self._seconds:
+    def seconds(self, size: int, *, further: bool = False) -> float | None:
+        """Return what a batch of the size takes, between what was measured; `None` of one larger than all that.
+
+        Args:
+            size: number of rows.
+            further: whether it is one behind others.
+        """
+        if (size, further) not in self._seconds:
             sizes = [known for known, _ in self._costs]
             beyond = not sizes or size > sizes[-1]
-            seconds = None if beyond else float(np.interp(size, sizes, [cost.alone for _, cost in self._costs]))
-            self._seconds[size] = seconds
-        return self._seconds[size]
+            costs = [cost.further if further else cost.alone for _, cost in self._costs]
+            self._seconds[size, further] = None if beyond else float(np.interp(size, sizes, costs))
+        return self._seconds[size, further]
 
     def _total(self, sizes: Sequence[int]) -> float:
         costs = dict(self._costs)

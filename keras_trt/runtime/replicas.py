@@ -9,10 +9,9 @@ from contextlib import ExitStack, contextmanager, suppress
 from itertools import chain, islice
 
 from .._interrupts import deferred
-from ..backends.base import Array
 from ..cuda import DeviceArray
 from ..specs import Pipelining
-from .gpu import GpuRunner, Usage
+from .gpu import Feeds, GpuRunner, Usage
 from .plan import Batch
 from .results import Results
 
@@ -32,9 +31,7 @@ class Replicas:
         self._lock = threading.Lock()
         self._pool = ThreadPoolExecutor(4 * len(runners), thread_name_prefix="keras_trt-replica")
 
-    def run(
-        self, feeds: Mapping[str, Array | DeviceArray], batches: Iterable[Batch], order: Sequence[int], results: Results
-    ) -> None:
+    def run(self, feeds: Feeds, batches: Iterable[Batch], order: Sequence[int], results: Results) -> None:
         """Run batches of rows, as `GpuRunner.run` does; each GPU takes the next batch when it has room for one."""
         given = iter(batches)
         first = list(islice(given, 2))

@@ -18,6 +18,7 @@ from ..cuda import DeviceArray
 from ..errors import CudaError, FallbackWarning, KerasTRTError, PlanError
 from ..specs import Measured, OptimizationProfile, Signature
 from . import measuring
+from .copying import Rows
 from .gpu import GpuRunner, Usage
 from .host import HostRunner
 from .lifetime import Lifetime, Use
@@ -27,11 +28,6 @@ from .results import Results, RowsDependError, deliver
 from .turns import Call, Turns
 
 _logger = logging.getLogger("keras_trt")
-
-#: Calls that take less, in seconds, are run one after the other. Two at once take Python's interpreter lock from each
-#: other at every call into CUDA, which was seen to cost 0.1 ms and more (H100, 16 cores). Those that wait may be run
-#: along, as one batch. Longer ones gain by being run beside each other: one copies while the GPU computes the other.
-SHORT = 2.5e-4
 
 
 @dataclass(frozen=True)
@@ -195,9 +191,12 @@ class Session:
             batches = self._batches(plan, inputs) if regrouped else [Batch(0, rows, rows)]
             try:
                 run = partial(self._run_batches, inputs, batches, progress, out, regrouped=regrouped)
-                if not self._take_turns(plan, batches, progress):
+                if len(batches) > 1 or progress is not None or not self._are_others():
                     return run()
-                return self._run_in_turn(plan, self._call(inputs) if regrouped and out is None else None, run)
+                call = self._call(plan, inputs) if regrouped and out is None else None
+                if call is None and not plan.is_short(batches[0].size):
+                    return run()
+                return self._run_in_turn(plan, call, run)
             except CudaError as error:
                 if not error.out_of_memory or not self._halve(plan, max(batch.size for batch in batches)):
                     raise
@@ -205,36 +204,30 @@ class Session:
                 self._depend(error)
                 raise
 
-    def _take_turns(self, plan: BatchPlan, batches: Sequence[Batch], progress: Callable[[int], None] | None) -> bool:
-        # Who is alone need not; who comes meanwhile may run beside it, once.
-        if self._life.calls <= 1 or len(batches) > 1:
-            return False
-        # A report of progress, as to a terminal, may take any time, and is not to keep others waiting. Of several GPUs
-        # all short calls, one after the other, would run on the first.
-        if progress is not None or isinstance(self._runner, Replicas):
-            return False
-        return (plan.seconds(batches[0].size) or SHORT) < SHORT
+    def _are_others(self) -> bool:
+        # Who is alone need not wait for a turn; who comes meanwhile may run beside it, once. Of several GPUs all calls,
+        # one after the other, would run on the first.
+        return self._life.calls > 1 and not isinstance(self._runner, Replicas)
 
-    def _call(self, inputs: Sequence[Array | DeviceArray]) -> Call | None:
-        """Return what others may run along; `None` where some of it lies on a GPU."""
+    def _call(self, plan: BatchPlan, inputs: Sequence[Array | DeviceArray]) -> Call | None:
+        """Return what others may run along; `None` where that is no gain, or some of it lies on a GPU."""
+        if not plan.is_joined(len(inputs[0]), max(self._life.calls, WORTH_WAKING)):
+            return None
         arrays = [array for array in inputs if isinstance(array, np.ndarray)]
         return Call(arrays) if len(arrays) == len(inputs) else None
 
     def _run_in_turn(self, plan: BatchPlan, call: Call | None, alone: Callable[[], list[Any]]) -> list[Any]:
-        """Run a short call when its turn comes, or let another run it along.
+        """Run a call when its turn comes, or let another run it along.
 
         Args:
             plan: says what is worth it.
             call: what others may run along; `None` where they may not.
             alone: runs it.
         """
-        if call is None or not plan.is_joined(call.rows):
-            with self._turns.wait():
-                return alone()
         with self._turns.wait(call) as has_come:
             if has_come:
-                return self._run_together(plan, call) or alone()
-        if call.outputs is not None:
+                return (call and self._run_together(plan, call)) or alone()
+        if call is not None and call.outputs is not None:
             return [output.copy() for output in call.outputs]
         with self._turns.wait():  # whoever took it along could not run it
             return alone()
@@ -252,10 +245,10 @@ class Session:
         calls = [call, *others]
         _, size = plan.together(one.rows for one in calls)
         stops = list(itertools.accumulate(one.rows for one in calls))
+        inputs = [Rows(parts) for parts in zip(*(one.inputs for one in calls), strict=True)]
         try:
-            inputs = [np.concatenate(parts) for parts in zip(*(one.inputs for one in calls), strict=True)]
             outputs = self._run_batches(inputs, [Batch(0, stops[-1], size)], regrouped=True)
-        except (KerasTRTError, MemoryError) as error:
+        except KerasTRTError as error:
             _logger.info("%d calls are run one by one, as together they fail: %s", len(calls), error)
             if isinstance(error, RowsDependError):
                 self._depend(error)
@@ -303,7 +296,7 @@ class Session:
 
     def _run_batches(
         self,
-        inputs: Sequence[Array | DeviceArray],
+        inputs: Sequence[Array | DeviceArray | Rows],
         batches: Iterable[Batch],
         progress: Callable[[int], None] | None = None,
         out: Sequence[Array | DeviceArray] | None = None,

@@ -68,7 +68,7 @@ class Slot:
 
     def stage(
         self,
-        feeds: Mapping[str, Array | InPlace],
+        feeds: Mapping[str, Array | InPlace | copying.Rows],
         targets: Mapping[str, cuda.DeviceArray] | None = None,
         *,
         threads: int = copying.THREADS,
@@ -79,7 +79,7 @@ class Slot:
         Where other batches are under way, `send` comes before `launch`.
 
         Args:
-            feeds: an array for each input. One with fewer rows than its shape is padded by its last.
+            feeds: rows for each input. One with fewer rows than its shape is padded by its last.
             targets: where on a GPU the rows of an output go; all others go to the host.
             threads: how many copy a large input.
             alone: whether no other batch is waited for meanwhile, so that what one thread copies is copied at once.
@@ -266,24 +266,17 @@ class _Buffer:
             self.pinned.grow(size)
         self.array = self.pinned.array[:size].view(self._dtype).reshape(shape)
 
-    def begin(self, name: str, source: Array, at_once: int, threads: int) -> None:
+    def begin(self, name: str, source: Array | copying.Rows, at_once: int, threads: int) -> None:
         """Begin to copy rows to pinned memory by so many threads; up to so many bytes are copied at once."""
-        if source.dtype.kind in "iu" and source.size and not np.can_cast(source.dtype, self._dtype):
+        if source.dtype.kind in "iu" and not np.can_cast(source.dtype, self._dtype):
             # TensorRT 8.6 has no int64: the engine's input is int32.
-            limits = np.iinfo(self._dtype)
-            low, high = int(source.min()), int(source.max())
-            if low < limits.min or high > limits.max:
-                raise InputError(
-                    f"Input '{name}' holds integers that this engine, whose type is {self._dtype}, cannot take.",
-                    input_name=name,
-                    expected=f"{limits.min} to {limits.max}",
-                    received=f"{low} to {high}",
-                )
+            for array in source.parts if isinstance(source, copying.Rows) else [source]:
+                _check_range(name, array, self._dtype)
         self._rows = len(source)
         target = self.array[: self._rows]
         if target.nbytes <= at_once:
             self.copy = None  # there is one where a second Ctrl-C kept it from being finished
-            target[...] = source
+            copying.put(target, source)
         else:
             self.copy = copying.Copy(target, source, threads)
             self.copy.begin()
@@ -305,3 +298,16 @@ class _Buffer:
         self.array = np.empty(0, self._dtype)
         self.device.close()
         self.pinned.close()
+
+
+def _check_range(name: str, source: Array, dtype: np.dtype[Any]) -> None:
+    """Raise an error where integers do not fit a type."""
+    limits = np.iinfo(dtype)
+    low, high = (int(source.min()), int(source.max())) if source.size else (0, 0)
+    if low < limits.min or high > limits.max:
+        raise InputError(
+            f"Input '{name}' holds integers that this engine, whose type is {dtype}, cannot take.",
+            input_name=name,
+            expected=f"{limits.min} to {limits.max}",
+            received=f"{low} to {high}",
+        )

@@ -1,4 +1,4 @@
-"""Short calls of many threads: one after the other, or several at once by one of the threads."""
+"""Calls of many threads: one after the other, or several as one batch, by one of the threads."""
 
 from __future__ import annotations
 

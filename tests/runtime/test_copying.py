@@ -11,6 +11,7 @@ import time
 import weakref
 from queue import SimpleQueue
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -36,6 +37,27 @@ def test_copies_in_pieces(rows: int, width: int, pieces: int) -> None:
     again = np.full((rows, width), np.nan, "float32")
     copying.copy(again, source)
     np.testing.assert_array_equal(again, source)
+
+
+@given(
+    sizes=st.lists(st.integers(0, 9), min_size=1, max_size=6),
+    pieces=st.integers(1, 5),
+    rows=st.slices(20),
+    dtype=st.sampled_from(["int64", "float64", "float32"]),
+)
+@settings(deadline=None)
+def test_rows_of_several_arrays_are_as_those_of_one(sizes: list[int], pieces: int, rows: slice, dtype: str) -> None:
+    generator = np.random.default_rng(sizes)
+    parts = [generator.integers(-99, 99, (size, 3)).astype(dtype) for size in sizes]
+    whole, some = np.concatenate(parts), copying.Rows(parts)
+    assert (some.shape, some.dtype, len(some)) == (whole.shape, whole.dtype, len(whole))
+    rows = slice(rows.start, rows.stop)
+    target = np.full(whole[rows].shape, np.nan, "float32")
+    with mock.patch.object(copying, "PIECE", 1):
+        copy = copying.Copy(target, some[rows], pieces)
+        copy.begin()
+        copy.finish()
+    np.testing.assert_array_equal(target, whole[rows])
 
 
 @pytest.mark.parametrize(("mib", "threads", "pieces"), [(1, 16, 1), (3, 16, 3), (19, 4, 4), (19, 16, 16)])

@@ -15,10 +15,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from keras_trt.errors import CudaError, FallbackWarning, InputError
-from keras_trt.runtime import Session
+from keras_trt.runtime import Session, copying
 from keras_trt.runtime import session as session_module
 from keras_trt.runtime import turns as turns_module
-from keras_trt.runtime.plan import WORTH_WAKING, Batch, BatchPlan
+from keras_trt.runtime.plan import SHORT, WORTH, WORTH_WAKING, Batch, BatchPlan
 from keras_trt.runtime.results import RowsDependError
 from keras_trt.specs import Cost
 
@@ -85,22 +85,33 @@ def test_as_many_as_are_worth_it(costs: dict[int, Cost], rows: list[int]) -> Non
     plan = BatchPlan(1, 24, costs)
 
     def seconds(count: int) -> float | None:
-        """What so many take, in the smallest batch that was measured and holds them."""
+        """What so many take in the smallest batch that was measured and holds them."""
         fitting = [cost.alone for size, cost in sorted(costs.items()) if size >= sum(rows[:count])]
         return fitting[0] if fitting else None
 
     count, size = plan.together(rows)
     assert count == 1 or WORTH_WAKING <= count <= len(rows)
-    apart = [plan.seconds(some) for some in rows]
+    apart = [plan.seconds(some, further=not plan.is_short(some)) for some in rows]
     for more in range(WORTH_WAKING, len(rows) + 1):
         together, one_by_one = seconds(more), list(itertools.accumulate(one or 0.0 for one in apart[:more]))[-1]
-        worth = None not in apart[:more] and together is not None and together <= one_by_one
+        worth = None not in apart[:more] and together is not None and together <= WORTH * one_by_one
         if more == count:
             assert worth
             assert size == min(known for known in costs if known >= sum(rows[:more]))
         if more > count:
             assert not worth
-    assert plan.is_joined(rows[0]) == (plan.together(rows[:1] * WORTH_WAKING)[0] > 1)
+    for calls in (2, 5):
+        assert plan.is_joined(rows[0], calls) == (plan.together(rows[:1] * calls)[0] > 1)
+
+
+def test_long_calls_are_joined_where_there_are_enough_of_them() -> None:
+    """Single images are not short. Four beside each other take less than a batch of eight, and that less than five."""
+    plan = BatchPlan(1, 32, {1: Cost(0.30e-3, 0.15e-3), 8: Cost(0.6e-3, 0.4e-3), 32: Cost(1.3e-3, 0.7e-3)})
+    assert not plan.is_short(1)
+    assert plan.seconds(1) > SHORT
+    assert [plan.is_joined(1, calls) for calls in (2, 4, 5, 8, 32)] == [False, False, True, True, True]
+    assert plan.together([1] * 32) == (32, 32)
+    assert plan.together([1] * 6) == (6, 8)
 
 
 # What comes of it.
@@ -128,6 +139,23 @@ def test_other_shapes_are_not_run_along(one: Session, ran: list[Batch]) -> None:
         pass
     assert not errors
     assert ran == [Batch(0, 6, 8), Batch(0, 6, 8)]
+
+
+def test_large_rows_are_copied_by_several_threads(
+    one: Session, ran: list[Batch], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Straight from where each call has them, across the parts."""
+    pieces: list[int] = []
+    help_with = copying._help_with
+    monkeypatch.setattr(copying, "PIECE", 40)
+    monkeypatch.setattr("keras_trt.runtime.slots.ONE_THREADS", 40)
+    monkeypatch.setattr(copying, "_help_with", lambda copy, count: (pieces.append(count), help_with(copy, count)))
+    with waiting(one, [right(one, size, width=7, seed=place) for place, size in enumerate([3, 1, 5, 2])]) as errors:
+        pass
+    assert not errors
+    assert ran == [Batch(0, 11, 32)]
+    assert pieces
+    assert max(pieces) > 1
 
 
 def test_two_are_run_one_after_the_other(one: Session, ran: list[Batch]) -> None:
@@ -164,7 +192,9 @@ def test_each_owns_its_answers(one: Session, ran: list[Batch]) -> None:
 
 def test_many_threads(one: Session, ran: list[Batch]) -> None:
     """Of any sizes and shapes: all answers are right, and fewer batches run than calls were made."""
-    calls = 60
+    calls = 40
+    runner: Any = one._runner
+    runner._engine.slow = 0.001
 
     def work(thread: int) -> Callable[[], None]:
         generator = random.Random(thread)  # noqa: S311 (no secret)
