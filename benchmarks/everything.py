@@ -79,26 +79,27 @@ def predict(model: str, engines: str, batches: str = "1 8 32 128", more: tuple[s
     yield Job(f"table-{model}", ("predict.py", model, *folder, "--table", *listed, *engines_in), tuple(names), gpus=0)
 
 
-def single(script: str, *arguments: str, gpus: int = 1, name: str = "") -> Job:
-    return Job(name or script, (f"{script}.py", *arguments), gpus=gpus)
+def single(script: str, *arguments: str, gpus: int = 1, name: str = "", after: tuple[str, ...] = ()) -> Job:
+    return Job(name or script, (f"{script}.py", *arguments), after, gpus)
 
 
 def jobs(gpus: list[str]) -> Iterator[Job]:
     """Yield what is measured, by what is asked first."""
     keras = "keras-tensorflow keras-jax keras-torch onnxruntime"
     builds = ("--build", "thread", "process")
-    yield from predict("ResNet50", f"keras-jax-half {keras}", "1 32 128", ("tf32 128",))
-    yield from predict("MobileNetV2", keras, "1 32 128")
-    yield single("pipeline", "--folder", "{folder}/predict")
     yield single("plans", "--models", "ResNet50", "ConvNeXtTiny", "--folder", "{folder}/plans")
     small = ("--models", "NASNetMobile", "--optimization-level", "2", "--folder", "{folder}/plans")
     yield single("plans", *small, name="plans-NASNetMobile")
+    yield from predict("ResNet50", f"keras-jax-half {keras}", "1 32 128", ("tf32 128",))
+    yield from predict("MobileNetV2", keras, "1 32 128")
+    built = tuple(f"{model}-keras_trt-fp16-32" for model in ("ResNet50", "MobileNetV2"))
+    yield single("pipeline", "--folder", "{folder}/predict", after=built)
+    yield single("load")
+    yield from predict("MobileNetV2-uint8", "keras-tensorflow", "1 32 128")
     yield single("precision", "--folder", "{folder}/precision")
     beside = len(gpus) > 2
     long = ("--epochs", "10", "--steps", "3600", *builds, *(("--gpus", "{gpus}") if beside else ()))
     yield single("checkpoint", *long, gpus=3 if beside else 1)
-    yield from predict("MobileNetV2-uint8", "keras-tensorflow", "1 32 128")
-    yield single("load")
     for model in ("MLP", "LSTM", "BERT", "EfficientNetB0", "ConvNeXtTiny"):
         yield from predict(model, keras)
     yield single("copying")
