@@ -11,6 +11,7 @@ import numpy as np
 
 from .. import cuda
 from ..backends.base import Array, DeviceEngine
+from ..errors import InputError
 from ..specs import Pipelining
 from . import copying
 from .plan import Batch
@@ -62,6 +63,7 @@ class GpuRunner:
         self._engine = engine
         self._pool = SlotPool(engine)
         self._threads = copying.THREADS
+        self.joins = False  # whether a batch may hold rows of several calls, as is known after the first
 
     def run(
         self,
@@ -84,6 +86,7 @@ class GpuRunner:
             CudaError, EngineLoadError: if CUDA or TensorRT fails, as for want of memory.
         """
         wanted = [self.output_names[place] for place in order]
+        self.check(feeds)
         with cuda.current_device(self._engine.device):
             feeds = {name: self._in_place(name, array) for name, array in feeds.items()}
             if isinstance(batches, list) and len(batches) == 1:
@@ -102,6 +105,8 @@ class GpuRunner:
             slot.wait()
             outputs = slot.outputs
             results.put(batch, [outputs[place] for place in order])
+            # Outputs whose shape depends on the data would be those of all rows, which shows in single calls alone.
+            self.joins = slot.knows_shapes
             self._pool.give(slot)
         except BaseException:
             self._pool.give_up(slot)
@@ -158,6 +163,22 @@ class GpuRunner:
                 for slot, _ in under_way:
                     leaving.callback(self._pool.give_up, slot)
             raise
+
+    def check(self, feeds: Mapping[str, Array | InPlace | copying.Rows]) -> None:
+        """Raise an `InputError` where integers on the host do not fit the engine's type: TensorRT 8.6 has no int64."""
+        for name, array in feeds.items():
+            dtype = self._engine.dtype(name)
+            if not isinstance(array, np.ndarray) or array.dtype.kind not in "iu" or np.can_cast(array.dtype, dtype):
+                continue
+            limits = np.iinfo(dtype)
+            low, high = (int(array.min()), int(array.max())) if array.size else (0, 0)
+            if low < limits.min or high > limits.max:
+                raise InputError(
+                    f"Input '{name}' holds integers that this engine, whose type is {dtype}, cannot take.",
+                    input_name=name,
+                    expected=f"{limits.min} to {limits.max}",
+                    received=f"{low} to {high}",
+                )
 
     def _slot_for(self, feeds: Feeds, batch: Batch, held: int, *, few: bool) -> Slot | None:
         return self._pool.take(self._shapes(feeds, batch), wait=not held, change=not few or held < ENOUGH)

@@ -19,12 +19,17 @@ class Lifetime:
         self._closed = self._cut_short = self._retired = False
         self._lock = threading.RLock()  # entered itself: its condition's `with` may keep it after Ctrl-C
         self._changed = threading.Condition(self._lock)
-        self._own = threading.local()  # how often the thread uses it
+        self._own = threading.local()  # how often the thread uses it, and how many of these are calls
 
     @property
     def calls(self) -> int:
         """How many use it now, without the blocks around them."""
         return self._users - self._blocks
+
+    @property
+    def is_nested(self) -> bool:
+        """Whether this thread's call is within another of its own, as of a handler of a signal."""
+        return getattr(self._own, "calls", 0) > 1
 
     def use(self, *, block: bool = True) -> Use:
         """Return a context in which it stays open: for all that runs in it, in any thread.
@@ -78,7 +83,7 @@ class Use:
 
     def __enter__(self) -> None:
         life, block = self._life, self._block
-        uses = getattr(life._own, "uses", 0)
+        uses, calls = getattr(life._own, "uses", 0), getattr(life._own, "calls", 0)
         try:
             with life._lock:
                 if life._closed and (block or not life._blocks or life._cut_short):
@@ -86,7 +91,7 @@ class Use:
                 # Without a call in between, after which Ctrl-C could come.
                 life._users += 1
                 life._blocks += block
-                life._own.uses = uses + 1
+                life._own.uses, life._own.calls = uses + 1, calls + (not block)
                 self._counted = True
         except BaseException:
             self.__exit__()
@@ -97,6 +102,7 @@ class Use:
         with life._lock:
             if self._counted:
                 life._own.uses -= 1
+                life._own.calls -= not self._block
                 life._users -= 1
                 life._blocks -= self._block
                 self._counted = False

@@ -40,6 +40,8 @@ SHORT = 2.5e-4
 #: Calls of so many threads, at least, are run as one batch. Of two, each wakes the other at every call, which was seen
 #: to cost a tenth more than to run call after call and wake it every few ms.
 WORTH_WAKING = 3
+#: Batches that take longer, in seconds, are of one call: a turn that takes a second is taken for lost.
+LONG = 0.1
 
 
 class BatchPlan:
@@ -108,7 +110,7 @@ class BatchPlan:
             if seconds is None or fitting is None:
                 break
             apart += seconds
-            if place >= WORTH_WAKING and fitting[1].alone <= WORTH * apart:
+            if place >= WORTH_WAKING and fitting[1].alone <= min(WORTH * apart, LONG):
                 count, size = place, fitting[0]
         return count, size
 

@@ -6,7 +6,6 @@ import itertools
 import logging
 import threading
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -15,32 +14,20 @@ import numpy as np
 from .._warn import warn
 from ..backends.base import Array, DeviceEngine, HostEngine
 from ..cuda import DeviceArray
-from ..errors import CudaError, FallbackWarning, KerasTRTError, PlanError
+from ..errors import CudaError, FallbackWarning, PlanError
 from ..specs import Measured, OptimizationProfile, Signature
 from . import measuring
 from .copying import Rows
 from .gpu import GpuRunner, Usage
 from .host import HostRunner
 from .lifetime import Lifetime, Use
+from .objections import Objection, objection
 from .plan import USUAL_SIZES, WORTH_WAKING, Batch, BatchPlan
 from .replicas import Replicas
 from .results import Results, RowsDependError, deliver
 from .turns import Call, Turns
 
 _logger = logging.getLogger("keras_trt")
-
-
-@dataclass(frozen=True)
-class Objection:
-    """Why an engine cannot run a batch.
-
-    Attributes:
-        kind: the same for all batches that are refused for the same cause.
-        text: the cause, with this batch's figures.
-    """
-
-    kind: str
-    text: str
 
 
 class Session:
@@ -125,29 +112,7 @@ class Session:
         Args:
             inputs: standardized arrays with one number of rows.
         """
-        rows = len(inputs[0])
-        if not self.rows_independent and not self._smallest <= rows <= self._largest:
-            return Objection(
-                "rows",
-                f"its rows depend on each other, so a batch of {rows} cannot be cut or padded to the engine's "
-                f"{self._smallest} to {self._largest} rows (see `batch_sizes`)",
-            )
-        for spec, array in zip(self._inputs, inputs, strict=True):
-            if array.dtype != spec.dtype:
-                return Objection(
-                    f"type {spec.name}",
-                    f"input '{spec.name}' has the type {array.dtype}, and as the model does not say its types the "
-                    f"engine was made for {spec.dtype} (see `sample`)",
-                )
-            allowed = self.profile.shapes[spec.name]
-            for axis in range(1, array.ndim):
-                if not allowed.min[axis] <= array.shape[axis] <= allowed.max[axis]:
-                    return Objection(
-                        f"axis {axis} {spec.name}",
-                        f"axis {axis} of input '{spec.name}' has {array.shape[axis]} entries, and the engine was built "
-                        f"for {allowed.min[axis]} to {allowed.max[axis]} (see `profiles`)",
-                    )
-        return None
+        return objection(inputs, self._inputs, self.profile, rows_independent=self.rows_independent)
 
     def run(
         self,
@@ -185,18 +150,21 @@ class Session:
         progress: Callable[[int], None] | None,
         out: Sequence[Array | DeviceArray] | None,
     ) -> list[Any]:
+        may_join = True
         while True:
             plan, regrouped = self._plan, self.rows_independent
             rows = len(inputs[0])
             batches = self._batches(plan, inputs) if regrouped else [Batch(0, rows, rows)]
+            run = partial(self._run_batches, inputs, batches, progress, out, regrouped=regrouped)
             try:
-                run = partial(self._run_batches, inputs, batches, progress, out, regrouped=regrouped)
                 if len(batches) > 1 or progress is not None or not self._are_others():
                     return run()
-                call = self._call(plan, inputs) if regrouped and out is None else None
+                call = self._call(plan, inputs) if regrouped and out is None and may_join else None
                 if call is None and not plan.is_short(batches[0].size):
                     return run()
-                return self._run_in_turn(plan, call, run)
+                if (outputs := self._run_in_turn(plan, call, run)) is not None:
+                    return outputs
+                may_join = False
             except CudaError as error:
                 if not error.out_of_memory or not self._halve(plan, max(batch.size for batch in batches)):
                     raise
@@ -205,51 +173,65 @@ class Session:
                 raise
 
     def _are_others(self) -> bool:
-        # Who is alone need not wait for a turn; who comes meanwhile may run beside it, once. Of several GPUs all calls,
-        # one after the other, would run on the first.
-        return self._life.calls > 1 and not isinstance(self._runner, Replicas)
+        # Who is alone need not wait for a turn; who comes meanwhile may run beside it, once. A handler of a signal must
+        # not, as it might wait for its own thread. Of several GPUs all calls would run on the first.
+        return self._life.calls > 1 and not self._life.is_nested and not isinstance(self._runner, Replicas)
 
     def _call(self, plan: BatchPlan, inputs: Sequence[Array | DeviceArray]) -> Call | None:
-        """Return what others may run along; `None` where that is no gain, or some of it lies on a GPU."""
-        if not plan.is_joined(len(inputs[0]), max(self._life.calls, WORTH_WAKING)):
+        """Return what others may run along; `None` where that is no gain, or some of it lies on a GPU.
+
+        Raises:
+            InputError: if the engine cannot take it.
+        """
+        runner = self._runner
+        if not (plan.is_joined(len(inputs[0]), self._life.calls) and isinstance(runner, GpuRunner) and runner.joins):
             return None
         arrays = [array for array in inputs if isinstance(array, np.ndarray)]
-        return Call(arrays) if len(arrays) == len(inputs) else None
+        if len(arrays) < len(inputs):
+            return None
+        runner.check({name: inputs[place] for place, name in self._fed})
+        return Call(arrays)
 
-    def _run_in_turn(self, plan: BatchPlan, call: Call | None, alone: Callable[[], list[Any]]) -> list[Any]:
+    def _run_in_turn(self, plan: BatchPlan, call: Call | None, alone: Callable[[], list[Any]]) -> list[Any] | None:
         """Run a call when its turn comes, or let another run it along.
 
         Args:
-            plan: says what is worth it.
+            plan: by which it was cut.
             call: what others may run along; `None` where they may not.
             alone: runs it.
+
+        Returns:
+            `None` where it was not run: there is another plan by now, or whoever took it along could not run it.
         """
         with self._turns.wait(call) as has_come:
             if has_come:
-                return (call and self._run_together(plan, call)) or alone()
-        if call is not None and call.outputs is not None:
-            return [output.copy() for output in call.outputs]
-        with self._turns.wait():  # whoever took it along could not run it
-            return alone()
+                outputs = None if call is None or plan is not self._plan else self._run_together(plan, call)
+                return alone() if outputs is None and plan is self._plan else outputs
+        return None if call is None or call.outputs is None else [output.copy() for output in call.outputs]
 
     def _run_together(self, plan: BatchPlan, call: Call) -> list[Any] | None:
         """Run a call as one batch with others that wait, and give those their outputs.
 
         Returns:
-            Its own outputs; `None` where nothing was run. What has failed is not run along, as it may be for one alone.
+            Its own outputs; `None` where no others wait, or it failed: one of them may be the cause, which each finds
+            out alone.
         """
-        enough = self._turns.waiting >= WORTH_WAKING - 1
-        others = self._turns.along(call, lambda rows: plan.together(rows)[0]) if enough else []
-        if not others:
+        size = 0
+
+        def count(rows: Iterable[int]) -> int:
+            nonlocal size
+            calls, size = plan.together(rows)
+            return calls
+
+        if self._turns.waiting < WORTH_WAKING - 1 or not (others := self._turns.along(call, count)):
             return None
         calls = [call, *others]
-        _, size = plan.together(one.rows for one in calls)
         stops = list(itertools.accumulate(one.rows for one in calls))
         inputs = [Rows(parts) for parts in zip(*(one.inputs for one in calls), strict=True)]
         try:
             outputs = self._run_batches(inputs, [Batch(0, stops[-1], size)], regrouped=True)
-        except KerasTRTError as error:
-            _logger.info("%d calls are run one by one, as together they fail: %s", len(calls), error)
+        except Exception as error:
+            _logger.info("%d calls are run one by one, as together they fail: %r", len(calls), error)
             if isinstance(error, RowsDependError):
                 self._depend(error)
             elif isinstance(error, CudaError) and error.out_of_memory:
@@ -317,6 +299,7 @@ class Session:
         """Run batches as they come from now on."""
         _logger.info("Rows depend on each other, so that batches are run as they come from now on: %s", error)
         self.rows_independent, self._costs = False, {}
+        self._plan = BatchPlan(self._smallest, self._largest)
 
     def _halve(self, plan: BatchPlan, tried: int) -> bool:
         """Run smaller batches from now on; `False` where they cannot be any smaller.

@@ -91,7 +91,7 @@ class Slot:
             self._check_types()
         for name, array in feeds.items():
             if not isinstance(array, InPlace):
-                self._buffers[name].begin(name, array, ONE_THREADS if alone else AT_ONCE, threads)
+                self._buffers[name].begin(array, ONE_THREADS if alone else AT_ONCE, threads)
 
     def send(self) -> bool:
         """Begin to bring to the GPU, ahead of `launch`, what takes a while; return whether there is such an input."""
@@ -138,6 +138,11 @@ class Slot:
         finally:
             self._given = self._targets = {}
             self._stream.synchronize()
+
+    @property
+    def knows_shapes(self) -> bool:
+        """Whether the shapes of its outputs follow from those of its inputs, and not from the data."""
+        return self._can_record
 
     @property
     def buffer_bytes(self) -> tuple[int, int]:
@@ -266,12 +271,8 @@ class _Buffer:
             self.pinned.grow(size)
         self.array = self.pinned.array[:size].view(self._dtype).reshape(shape)
 
-    def begin(self, name: str, source: Array | copying.Rows, at_once: int, threads: int) -> None:
+    def begin(self, source: Array | copying.Rows, at_once: int, threads: int) -> None:
         """Begin to copy rows to pinned memory by so many threads; up to so many bytes are copied at once."""
-        if source.dtype.kind in "iu" and not np.can_cast(source.dtype, self._dtype):
-            # TensorRT 8.6 has no int64: the engine's input is int32.
-            for array in source.parts if isinstance(source, copying.Rows) else [source]:
-                _check_range(name, array, self._dtype)
         self._rows = len(source)
         target = self.array[: self._rows]
         if target.nbytes <= at_once:
@@ -298,16 +299,3 @@ class _Buffer:
         self.array = np.empty(0, self._dtype)
         self.device.close()
         self.pinned.close()
-
-
-def _check_range(name: str, source: Array, dtype: np.dtype[Any]) -> None:
-    """Raise an error where integers do not fit a type."""
-    limits = np.iinfo(dtype)
-    low, high = (int(source.min()), int(source.max())) if source.size else (0, 0)
-    if low < limits.min or high > limits.max:
-        raise InputError(
-            f"Input '{name}' holds integers that this engine, whose type is {dtype}, cannot take.",
-            input_name=name,
-            expected=f"{limits.min} to {limits.max}",
-            received=f"{low} to {high}",
-        )

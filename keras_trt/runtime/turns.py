@@ -54,7 +54,7 @@ class Turn:
     def __init__(self, turns: Turns, call: Call | None) -> None:
         self._turns, self.call = turns, call
         self.thread = threading.get_ident()
-        # Whether its thread came at once after its turn before; whether it looks, each `QUANTUM`, if whoever is
+        # Whether its thread came at once after its call before; whether it looks, each `QUANTUM`, if whoever is
         # expected to come again has done so; and whether another that had taken its call along is through.
         self.again = self.on_guard = self.has_come = self.is_over = False
 
@@ -85,7 +85,7 @@ class Turns:
     Whoever leaves lets in the one that has waited longest. But to wake another thread at each turn costs more than a
     short call takes: a thread that comes again at once, call after call, may do so until the first has been that for
     `QUANTUM` (as WebKit's locks are fair in the end: https://webkit.org/blog/6161/locking-in-webkit/). It may also run
-    the calls of those who wait along with its own, as one batch.
+    the calls of those who wait along with its own, as one batch, where they are enough: each of them is woken.
 
     Who waits is woken as seldom as can be: at its turn, when its call was run, and as the first where somebody is
     expected to come again, who may not. To wake, it needs the interpreter lock, and gets it late from a thread that
@@ -127,7 +127,7 @@ class Turns:
             fitting = [turn for turn in self._queue if turn.call is not None and turn.call.kind == call.kind]
             calls = [turn.call for turn in fitting if turn.call is not None]
             more = count(one.rows for one in (call, *calls)) - 1
-            taken, now = fitting[:more], time.monotonic()
+            taken, now = set(fitting[:more]), time.monotonic()
             left, along = deque(turn for turn in self._queue if turn not in taken), [*self._along, *taken]
             since = self._since if left and left[0] is self._queue[0] else now
             # Without a call in between, after which Ctrl-C could come.
@@ -180,11 +180,14 @@ class Turns:
 
     def _look_after(self, turn: Turn, now: float) -> None:
         """Go on where whoever has the turn does not."""
-        if turn in self._along:
-            if now - self._along_since > LOST:
-                self._end_along()
-        elif self._queue and (self._holder is None or now - self._since > LOST):
+        since = self._along_since if turn in self._along else self._since
+        if self._holder is not None and now - since < 0.9 * LOST:  # who looks has slept for `LOST`, or all but
+            return
+        if self._queue:
             self._next(now)
+        else:
+            self._end_along()
+            self._holder = None
 
     def _leave(self, thread: int, now: float) -> None:
         """End a thread's turn, and begin the next where it is due."""

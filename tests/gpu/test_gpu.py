@@ -160,7 +160,7 @@ def test_cuda_graphs_are_used(accelerated: Any) -> None:
         (slot,) = (
             slot for slot in runner_of(one.fast)._pool._idle if slot.shapes is not None and slot.shapes[0][1][0] == 11
         )
-        assert call == 0 or slot._graph is not None
+        assert call == 0 or any(graph is not None for graph in slot._graphs.values())
     one.assert_right(100, 111)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -136,6 +137,37 @@ def test_futures(made: Any) -> None:
         assert models.relative(answer, wanted[start : start + len(answer)]) < 1e-4
 
 
+def test_calls_of_many_threads_are_one_batch(made: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    fast, rows, wanted = made
+    run, sizes, failures = fast._session._run_batches, list[int](), list[BaseException]()
+
+    def noting(given: Any, batches: Any, *rest: Any, **keywords: Any) -> Any:
+        sizes.append(batches[0].stop)
+        return run(given, batches, *rest, **keywords)
+
+    def work(thread: int) -> None:
+        try:
+            for call in range(50):
+                start = (37 * thread + call) % 690
+                count = 1 + call % 3
+                assert_right(fast.predict_on_batch(rows[start : start + count]), wanted[start : start + count])
+        except BaseException as error:
+            failures.append(error)
+
+    monkeypatch.setattr(fast._session, "_run_batches", noting)
+    threads = [threading.Thread(target=work, args=(index,)) for index in range(16)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(100)
+    assert not any(thread.is_alive() for thread in threads)
+    if failures:
+        raise failures[0]
+    costs = fast._session.measured.costs
+    if 8 * costs[1].further > 1.5 * costs[8].alone:  # else it is no gain
+        assert max(sizes) > 3
+
+
 @pytest.mark.parametrize("devices", [[0, 1], [1, 0], [1]])
 def test_several_gpus(devices: list[int], tmp_path: Path) -> None:
     if cuda.device_count() < 2:
@@ -195,7 +227,7 @@ def test_shapes_that_depend_on_the_data(name: str, tmp_path: Path) -> None:
             for size in (7, 32):
                 wanted = model.predict(x, batch_size=size, verbose=0)
                 assert_same(fast.predict(x, batch_size=size, verbose=0), wanted)
-            assert all(slot._graph is None for slot in fast._session._runner._pool._idle)
+            assert not any(any(slot._graphs.values()) for slot in fast._session._runner._pool._idle)
             assert fast.memory()[0].buffer_bytes >= used.buffer_bytes > 0
     assert len(shapes) > 6
 

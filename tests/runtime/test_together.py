@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import itertools
 import random
+import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -18,14 +19,15 @@ from keras_trt.errors import CudaError, FallbackWarning, InputError
 from keras_trt.runtime import Session, copying
 from keras_trt.runtime import session as session_module
 from keras_trt.runtime import turns as turns_module
-from keras_trt.runtime.plan import SHORT, WORTH, WORTH_WAKING, Batch, BatchPlan
+from keras_trt.runtime.plan import LONG, SHORT, WORTH, WORTH_WAKING, Batch, BatchPlan
 from keras_trt.runtime.results import RowsDependError
 from keras_trt.specs import Cost
 
-from .helpers import Array, assert_right, costs, in_threads, inputs, one_by_one, session
+from .helpers import Array, assert_right, in_threads, inputs, one_by_one, session
 from .host_cuda import HostCuda
 from .host_engine import HostEngineOnDevice, expected
 from .interrupts import interrupted_at
+from .test_open_shapes import PickingEngine
 from .test_pool import interrupt, until
 
 COSTS = one_by_one({1: 1.0e-4, 8: 1.1e-4, 32: 1.2e-4})
@@ -34,6 +36,7 @@ COSTS = one_by_one({1: 1.0e-4, 8: 1.1e-4, 32: 1.2e-4})
 @pytest.fixture
 def one(host_cuda: HostCuda) -> Iterator[Session]:
     one = session(HostEngineOnDevice(host_cuda), largest=32, costs=COSTS)
+    assert_right(one, inputs(1))  # it is known then that the shapes of its outputs are
     yield one
     in_threads([one.close], 10)
 
@@ -52,6 +55,16 @@ def ran(one: Session, monkeypatch: pytest.MonkeyPatch) -> list[Batch]:
 
 
 @contextmanager
+def busy(one: Session, calls: int = WORTH_WAKING) -> Iterator[None]:
+    """Let there be so many calls of other threads."""
+    one._life._users += calls
+    try:
+        yield
+    finally:
+        one._life._users -= calls
+
+
+@contextmanager
 def waiting(one: Session, calls: list[Callable[[], None]]) -> Iterator[list[BaseException]]:
     """Let calls come one after the other while the block has its turn; then all of them must end. Give their errors."""
     errors: list[BaseException] = []
@@ -63,7 +76,7 @@ def waiting(one: Session, calls: list[Callable[[], None]]) -> Iterator[list[Base
             errors.append(error)
 
     threads = [threading.Thread(target=guarded, args=(call,), daemon=True) for call in calls]
-    with one._life.use(block=False), one._turns.wait():
+    with busy(one), one._turns.wait():
         for index, thread in enumerate(threads):
             thread.start()
             until(lambda index=index: one._turns.waiting == index + 1)  # type: ignore[misc]
@@ -80,7 +93,10 @@ def right(one: Session, rows: int, **keywords: Any) -> Callable[[], None]:
 # How many.
 
 
-@given(costs=costs, rows=st.lists(st.integers(1, 30), min_size=1, max_size=6))
+@given(
+    costs=st.dictionaries(st.integers(1, 24), st.builds(Cost, *[st.floats(1e-5, 2 * LONG)] * 2), max_size=4),
+    rows=st.lists(st.integers(1, 30), min_size=1, max_size=6),
+)
 def test_as_many_as_are_worth_it(costs: dict[int, Cost], rows: list[int]) -> None:
     plan = BatchPlan(1, 24, costs)
 
@@ -94,7 +110,7 @@ def test_as_many_as_are_worth_it(costs: dict[int, Cost], rows: list[int]) -> Non
     apart = [plan.seconds(some, further=not plan.is_short(some)) for some in rows]
     for more in range(WORTH_WAKING, len(rows) + 1):
         together, one_by_one = seconds(more), list(itertools.accumulate(one or 0.0 for one in apart[:more]))[-1]
-        worth = None not in apart[:more] and together is not None and together <= WORTH * one_by_one
+        worth = None not in apart[:more] and together is not None and together <= min(WORTH * one_by_one, LONG)
         if more == count:
             assert worth
             assert size == min(known for known in costs if known >= sum(rows[:more]))
@@ -229,10 +245,10 @@ def test_what_one_has_wrong_is_not_the_others_affair(one: Session, ran: list[Bat
         _, sums = one.run(given)
         np.testing.assert_array_equal(sums, expected({"x": given[0], "k": given[1]})[0])
 
-    with waiting(one, [taken, refused, taken, taken]) as errors:
-        pass
+    with waiting(one, [taken, taken, taken]) as errors, busy(one):
+        refused()
     assert not errors
-    assert [batch.stop for batch in ran] == [8, 2, 2, 2, 2]  # the first of them failed
+    assert [batch.stop for batch in ran] == [6]  # who is refused never waits, and so keeps nobody from it
 
 
 @pytest.mark.parametrize("method", ["enqueue", "set_shapes"])
@@ -280,6 +296,108 @@ def test_rows_that_are_seen_to_depend_on_each_other(one: Session, monkeypatch: p
     assert not one.rows_independent
 
 
+def test_an_error_of_any_kind_is_that_of_one_alone(
+    one: Session, ran: list[Batch], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where NumPy is told, in the thread that runs the others along, to raise. None of them is joined again."""
+    joining, call = list[object](), one._call
+    monkeypatch.setattr(one, "_call", lambda *given: (joining.append(given), call(*given))[1])
+    one._dtypes = [np.dtype("float16"), np.dtype("float32")]
+
+    def strict() -> None:
+        with np.errstate(over="raise"):
+            given = inputs(2)
+            np.testing.assert_array_equal(one.run(given)[0], (2 * given[0] + 1).astype("float16"))
+
+    def large() -> None:
+        given = inputs(2)
+        given[0][0, 0] = 1e9
+        with np.errstate(over="ignore"):
+            assert np.isinf(one.run(given)[0][0, 0])
+
+    with waiting(one, [strict, large, strict, strict]) as errors:
+        pass
+    assert not errors
+    assert [batch.stop for batch in ran] == [8, 2, 2, 2, 2]
+    assert len(joining) == 4
+
+
+@pytest.mark.parametrize("cause", ["rows depend", "too little memory"])
+@pytest.mark.filterwarnings("ignore:The GPU's memory")
+def test_what_is_found_out_while_others_wait_counts_for_them(one: Session, ran: list[Batch], cause: str) -> None:
+    with waiting(one, [right(one, 2, seed=place) for place in range(6)]) as errors:
+        if cause == "rows depend":
+            one._depend(RowsDependError("as a call of many rows saw, which takes no turn"))
+        else:
+            one._halve(one._plan, 16)
+    assert not errors
+    assert {batch.size for batch in ran} <= ({2} if cause == "rows depend" else {1, 2, 8})
+
+
+def test_outputs_whose_shape_depends_on_the_data_are_each_calls_own(host_cuda: HostCuda) -> None:
+    """Those of all callers may fit together by chance, as where a row gives several."""
+    one = session(PickingEngine(host_cuda), largest=32, costs=COSTS)
+    run, sizes = one._run_batches, list[int]()
+
+    def noting(given: Any, batches: list[Batch], *rest: Any, **keywords: Any) -> Any:
+        sizes.append(batches[0].stop)
+        return run(given, batches, *rest, **keywords)
+
+    one._run_batches = noting  # type: ignore[method-assign, assignment]
+
+    def work() -> None:
+        given = [np.ones((8, 5), "float32"), np.zeros(8, "int32")]
+        np.testing.assert_array_equal(one.run(given)[1], np.full(8, 5, "float32"))
+
+    for _ in range(2):  # also where none has run yet
+        with waiting(one, [work] * 3) as errors:
+            pass
+        assert not errors
+    assert sizes == [8] * 6
+    one.close()
+
+
+# Who waits for no turn.
+
+
+def test_a_few_threads_with_long_calls_run_beside_each_other(host_cuda: HostCuda) -> None:
+    long = {1: Cost(0.30e-3, 0.15e-3), 8: Cost(0.6e-3, 0.4e-3), 32: Cost(1.3e-3, 0.7e-3)}
+    one = session(HostEngineOnDevice(host_cuda), largest=32, costs=long)
+    assert_right(one, inputs(1))
+    with one._turns.wait():
+        for others in range(8):
+            with busy(one, others + 1):
+                assert (one._call(one._plan, inputs(1)) is None) == (others < 4)
+            if others < 4:
+                with busy(one, others):
+                    in_threads([right(one, 1)], 10)  # does not wait for the turn
+    one.close()
+
+
+def test_a_handler_of_a_signal_waits_for_no_turn(one: Session, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It may come while its own thread holds the lock of all turns."""
+    monkeypatch.setattr(turns_module, "LOST", 1000.0)
+    monkeypatch.setattr(turns_module, "QUANTUM", 1000.0)
+    plan, together, handled = one._plan, one._plan.together, list[bool]()
+
+    def interrupted(calls: Iterable[int]) -> tuple[int, int]:
+        if one._turns._lock.locked() and not handled:
+            handled.append(True)
+            signal.raise_signal(signal.SIGUSR1)
+        return together(calls)
+
+    before = signal.signal(signal.SIGUSR1, lambda *_: assert_right(one, inputs(2)))
+    try:
+        with waiting(one, [right(one, 2, seed=seed) for seed in range(3)]) as errors:
+            monkeypatch.setattr(plan, "together", interrupted)
+            one._turns._holder, one._turns._since = None, float("inf")  # no other is due before this one
+            assert_right(one, inputs(2, seed=9))
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+    assert not errors
+    assert handled
+
+
 # Ctrl-C, and turns that are lost.
 
 
@@ -289,6 +407,7 @@ def test_ctrl_c_at_any_moment_of_whoever_runs_the_others_along(
     monkeypatch.setattr(turns_module, "LOST", 0.02)
     monkeypatch.setattr(turns_module, "QUANTUM", 0.001)
     one = session(HostEngineOnDevice(host_cuda), largest=32, costs=COSTS)
+    assert_right(one, inputs(1))
     run, together = one._run_batches, 0
 
     def counting(given: Any, batches: Any, *rest: Any, **keywords: Any) -> Any:
@@ -308,7 +427,7 @@ def test_ctrl_c_at_any_moment_of_whoever_runs_the_others_along(
                 wrong.append(error)
 
         one._turns._holder = -1  # another thread, which is lost
-        with one._life.use(block=False):
+        with busy(one):
             threads = [threading.Thread(target=other, args=(seed,), daemon=True) for seed in range(3)]
             for index, thread in enumerate(threads):
                 thread.start()
@@ -345,7 +464,7 @@ def test_whoever_is_interrupted_while_it_is_run_along(one: Session, ran: list[Ba
             errors.append(error)
 
     one._runner.run = slow  # type: ignore[method-assign, assignment]
-    with one._life.use(block=False), one._turns.wait():
+    with busy(one), one._turns.wait():
         for index in range(4):
             threads.append(threading.Thread(target=work, args=(index,), daemon=True))
             threads[-1].start()
@@ -358,6 +477,24 @@ def test_whoever_is_interrupted_while_it_is_run_along(one: Session, ran: list[Ba
         assert not thread.is_alive()
     assert [type(error) for error in errors] == [KeyboardInterrupt]
     assert ran == [Batch(0, 8, 8)]
+
+
+@pytest.mark.parametrize("others", [0, 1])
+def test_a_lost_turn_is_over_at_once_for_all_who_wait_for_it(others: int) -> None:
+    turns = turns_module.Turns()
+    taken, waits = turns.wait(turns_module.Call([])), turns.wait()
+    for turn in (taken, waits):
+        turn.prepare_to_sleep()
+    turns._holder, turns._along, turns._along_since = -1, [taken], 10.0
+    turns._queue.extend([waits][:others])
+    turns._since = 100.0
+    turns._look_after(taken, 10.0 + turns_module.LOST / 2)
+    assert turns._holder == -1
+    turns._look_after(taken, 10.0 + turns_module.LOST)
+    assert taken.is_over
+    assert not taken.has_come
+    assert waits.has_come == bool(others)
+    assert turns._holder == (waits.thread if others else None)
 
 
 def test_who_was_taken_along_by_one_that_is_lost_runs_alone(one: Session, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -379,7 +516,7 @@ def test_who_was_taken_along_by_one_that_is_lost_runs_alone(one: Session, monkey
         assert_right(one, inputs(2, seed=seed))
         done.append(seed)
 
-    with one._life.use(block=False), one._turns.wait():
+    with busy(one), one._turns.wait():
         for index in range(4):
             threads.append(threading.Thread(target=work, args=(index,), daemon=True))
             threads[-1].start()
