@@ -1,13 +1,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
+from keras_trt.runtime import Session
 from keras_trt.runtime.gpu import GpuRunner
+from keras_trt.runtime.plan import Batch
 
+from .helpers import assert_right, in_threads, inputs, session
 from .host_cuda import HostCuda, installed
 from .host_engine import HostEngineOnDevice
+from .joined import COSTS
 from .runners import running
 
 
@@ -32,3 +37,25 @@ def one_slot(monkeypatch: pytest.MonkeyPatch) -> None:
 def runner(engine: HostEngineOnDevice) -> Iterator[GpuRunner]:
     with running(engine) as runner:
         yield runner
+
+
+@pytest.fixture
+def one(host_cuda: HostCuda) -> Iterator[Session]:
+    """A session whose short calls can be run together."""
+    one = session(HostEngineOnDevice(host_cuda), largest=32, costs=COSTS)
+    assert_right(one, inputs(1))  # it is known then that the shapes of its outputs are
+    yield one
+    in_threads([one.close], 10)
+
+
+@pytest.fixture
+def ran(one: Session, monkeypatch: pytest.MonkeyPatch) -> list[Batch]:
+    """All batches that are run, in their order."""
+    run, found = one._run_batches, list[Batch]()
+
+    def noting(given: Any, batches: Any, *rest: Any, **keywords: Any) -> Any:
+        found.extend(batches)
+        return run(given, batches, *rest, **keywords)
+
+    monkeypatch.setattr(one, "_run_batches", noting)
+    return found

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from keras_trt.runtime.plan import WORTH, BatchPlan
+from keras_trt.runtime.plan import LONG, SHORT, WORTH, WORTH_WAKING, BatchPlan
 from keras_trt.specs import Cost, Measured, Pipelining
 
 from .helpers import a_cost, costs, one_by_one
@@ -122,3 +122,40 @@ def test_a_tail_is_padded_split_or_run_by_what_it_costs() -> None:
     assert cut(128 + 40, flat) == [128, 128]
     assert cut(5, flat) == [8]
     assert cut(1000, {1: 1.0, 32: 2.0, 128: 100.0})[:30] == [32] * 30
+
+
+@given(
+    costs=st.dictionaries(st.integers(1, 24), st.builds(Cost, *[st.floats(1e-5, 2 * LONG)] * 2), max_size=4),
+    rows=st.lists(st.integers(1, 30), min_size=1, max_size=6),
+)
+def test_as_many_as_are_worth_it(costs: dict[int, Cost], rows: list[int]) -> None:
+    plan = BatchPlan(1, 24, costs)
+
+    def seconds(count: int) -> float | None:
+        """What so many take in the smallest batch that was measured and holds them."""
+        fitting = [cost.alone for size, cost in sorted(costs.items()) if size >= sum(rows[:count])]
+        return fitting[0] if fitting else None
+
+    count, size = plan.together(rows)
+    assert count == 1 or WORTH_WAKING <= count <= len(rows)
+    apart = [plan.seconds(some, further=not plan.is_short(some)) for some in rows]
+    for more in range(WORTH_WAKING, len(rows) + 1):
+        together, one_by_one = seconds(more), list(itertools.accumulate(one or 0.0 for one in apart[:more]))[-1]
+        worth = None not in apart[:more] and together is not None and together <= min(WORTH * one_by_one, LONG)
+        if more == count:
+            assert worth
+            assert size == min(known for known in costs if known >= sum(rows[:more]))
+        if more > count:
+            assert not worth
+    for calls in (2, 5):
+        assert plan.is_joined(rows[0], calls) == (plan.together(rows[:1] * calls)[0] > 1)
+
+
+def test_long_calls_are_joined_where_there_are_enough_of_them() -> None:
+    """Single images are not short. Four beside each other take less than a batch of eight, and that less than five."""
+    plan = BatchPlan(1, 32, {1: Cost(0.30e-3, 0.15e-3), 8: Cost(0.6e-3, 0.4e-3), 32: Cost(1.3e-3, 0.7e-3)})
+    assert not plan.is_short(1)
+    assert plan.seconds(1) > SHORT
+    assert [plan.is_joined(1, calls) for calls in (2, 4, 5, 8, 32)] == [False, False, True, True, True]
+    assert plan.together([1] * 32) == (32, 32)
+    assert plan.together([1] * 6) == (6, 8)
