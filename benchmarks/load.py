@@ -1,8 +1,8 @@
 """Many threads on one model, and very many calls: throughput, right answers, and whether memory grows.
 
-python benchmarks/load.py [--models MLP MobileNetV2] [--precision fp16] [--threads 32] [--calls 200000]
+python benchmarks/load.py [--models MLP MobileNetV2] [--precision fp16] [--threads 1 5 16 32] [--calls 200000]
 
-Each thread calls `predict_on_batch` with one row or 32 of its own, by turns with one thread that does so alone, as the
+Each thread calls `predict_on_batch` with one row or 32 of its own, twice with each number of threads by turns, as the
 same calls take a tenth longer or shorter some seconds later. The calls after that are of mixed batch sizes; between
 them the memory of the process and what is taken of the GPU's are read.
 """
@@ -102,8 +102,8 @@ def main() -> None:
     parser.add_argument("--models", nargs="+", default=["MLP", "MobileNetV2"])
     parser.add_argument("--backend", default="auto")
     parser.add_argument("--precision")
-    parser.add_argument("--threads", type=int, default=32)
-    parser.add_argument("--seconds", type=float, default=3.0)
+    parser.add_argument("--threads", type=int, nargs="+", default=[1, 5, 16, 32])
+    parser.add_argument("--seconds", type=float, default=2.0)
     parser.add_argument("--calls", type=int, default=200_000)
     chosen = parser.parse_args()
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -119,7 +119,7 @@ def main() -> None:
             about = {"model": name, "engine": fast.report().title, "precision": fast.precision}
             with environment.alone():
                 limit = 3 * largest_difference(fast, rows, wanted)
-                for batch, count in product((1, BATCH), (1, chosen.threads) * 3):
+                for batch, count in product((1, BATCH), chosen.threads * 2):
                     found = run_threads(fast, rows, wanted, limit, batch=batch, count=count, seconds=chosen.seconds)
                     table.append({**about, **found})
                     print(table[-1], flush=True)
