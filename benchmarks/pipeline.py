@@ -130,7 +130,7 @@ def replayed(fast: Any, rows: np.ndarray, count: int, *, copies: bool) -> float:
 def piped(open_engine: Callable[[], Any], rows: np.ndarray, batch: int, *, copies: bool = True) -> dict[str, Any]:
     """Return rows a second of `predict`, the best of four as others may use the memory too, and where the time goes."""
 
-    def nothing(buffer: slots._Buffer, name: str, source: np.ndarray, *how: int) -> None:  # noqa: ARG001
+    def nothing(buffer: slots._Buffer, source: np.ndarray, *how: int) -> None:  # noqa: ARG001
         buffer._rows = len(source)
 
     with open_engine() as fast, ExitStack() as patches:

@@ -44,9 +44,8 @@ def _canonical(document: Mapping[str, Any]) -> bytes:
 
 def seal(document: Mapping[str, Any]) -> bytes:
     """Return a document as bytes, with its seal."""
-    raw = _canonical({**document, "seal": hashlib.sha256(_canonical(document)).hexdigest()})
-    if _nesting(raw) > NESTING:
-        raise ValueError(f"it is nested more deeply than {NESTING} times")
+    raw = _sealed(document)
+    _check_nesting(raw)
     return raw
 
 
@@ -55,22 +54,26 @@ def unseal(raw: bytes, kind: str, key: str | None = None) -> dict[str, Any]:
 
     Without `key` it may be of any.
     """
-    if _nesting(raw) > NESTING:  # json would go down to the end of the stack, and finalizers that run there fail
-        raise ValueError(f"it is nested more deeply than {NESTING} times")
+    _check_nesting(raw)
     document = json.loads(raw)
     if not isinstance(document, dict):
         raise ValueError("it is no JSON object")
     if document.get("schema") != SCHEMA:
         raise ValueError(f"its schema is {document.get('schema')!r}, and this version reads {SCHEMA}")
     document.pop("seal", None)
-    if seal(document) != raw:  # compares every byte, and so finds even damage that means the same to JSON
+    if _sealed(document) != raw:  # compares every byte, and so finds even damage that means the same to JSON
         raise ValueError("its SHA-256 does not match")
     if document.get("kind") != kind or key not in (None, document.get("key")):
         raise ValueError("it belongs to another key")
     return document
 
 
-def _nesting(raw: bytes) -> int:
-    """Return how deep the brackets of a JSON document are, at least."""
+def _sealed(document: Mapping[str, Any]) -> bytes:
+    return _canonical({**document, "seal": hashlib.sha256(_canonical(document)).hexdigest()})
+
+
+def _check_nesting(raw: bytes) -> None:
+    # Else `json` goes down to the end of the stack, and finalizers that run there fail.
     steps = (1 if bracket in b"[{" else -1 for bracket in _NO_BRACKET.sub(b"", raw))
-    return max(itertools.accumulate(steps), default=0)
+    if max(itertools.accumulate(steps), default=0) > NESTING:
+        raise ValueError(f"it is nested more deeply than {NESTING} times")

@@ -54,17 +54,13 @@ class Rows:
             start, stop = start - len(part), stop - len(part)
         return Rows(found)
 
-    def put(self, target: Array) -> None:
-        """Copy all of them to an array of that many rows, with a cast if need be."""
-        np.concatenate(self.parts, out=target, casting="unsafe")
-
 
 def put(target: Array, source: Array | Rows) -> None:
     """Copy `source` to `target`, of the same shape, with a cast if need be."""
-    if isinstance(source, Rows):
-        source.put(target)
+    if isinstance(source, Rows):  # both without the GIL
+        np.concatenate(source.parts, out=target, casting="unsafe")
     else:
-        np.copyto(target, source, casting="unsafe")  # without the GIL
+        np.copyto(target, source, casting="unsafe")
 
 
 def copy(target: Array, source: Array) -> None:

@@ -164,7 +164,7 @@ class Session:
                     return run()
                 if (outputs := self._run_in_turn(plan, call, run)) is not None:
                     return outputs
-                may_join = False
+                may_join = False  # whoever could not be run along is run alone
             except CudaError as error:
                 if not error.out_of_memory or not self._halve(plan, max(batch.size for batch in batches)):
                     raise
@@ -205,8 +205,8 @@ class Session:
         """
         with self._turns.wait(call) as has_come:
             if has_come:
-                outputs = None if call is None or plan is not self._plan else self._run_together(plan, call)
-                return alone() if outputs is None and plan is self._plan else outputs
+                together = self._run_together(plan, call) if call is not None and plan is self._plan else None
+                return together or (alone() if plan is self._plan else None)
         return None if call is None or call.outputs is None else [output.copy() for output in call.outputs]
 
     def _run_together(self, plan: BatchPlan, call: Call) -> list[Any] | None:

@@ -183,10 +183,10 @@ class Turns:
         since = self._along_since if turn in self._along else self._since
         if self._holder is not None and now - since < 0.9 * LOST:  # who looks has slept for `LOST`, or all but
             return
+        self._end_along()
         if self._queue:
             self._next(now)
         else:
-            self._end_along()
             self._holder = None
 
     def _leave(self, thread: int, now: float) -> None:
@@ -207,7 +207,6 @@ class Turns:
 
     def _next(self, now: float) -> None:
         """Give the turn to the first."""
-        self._end_along()
         turn = self._queue[0]
         del self._queue[0]
         turn.has_come, self._holder, self._again = True, turn.thread, turn.again

@@ -11,10 +11,10 @@ import os
 import re
 import subprocess
 import sys
-import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from keras_trt import cuda
 from keras_trt.runtime import SLOTS
 from keras_trt.verification.verify import LIMITS
 
+from ..runtime.helpers import in_threads
 from ..test_quickstart import REPOSITORY, assert_agrees, child_environment, run_quickstart
 from . import models
 from .accelerated import Accelerated, accelerate, engine_layers, runner_of
@@ -167,25 +168,14 @@ def test_cuda_graphs_are_used(accelerated: Any) -> None:
 @pytest.mark.parametrize("count", [2, 8])
 def test_threads(accelerated: Any, count: int) -> None:
     one = accelerated("cnn", "fp16")
-    failures: list[BaseException] = []
 
     def work(seed: int) -> None:
         generator = np.random.default_rng(seed)
-        try:
-            for _ in range(60):
-                start = int(generator.integers(0, 299))
-                one.assert_right(start, int(generator.integers(start + 1, min(start + 140, 301))))
-        except BaseException as error:
-            failures.append(error)
+        for _ in range(60):
+            start = int(generator.integers(0, 299))
+            one.assert_right(start, int(generator.integers(start + 1, min(start + 140, 301))))
 
-    threads = [threading.Thread(target=work, args=(seed,)) for seed in range(count)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(200)
-    assert not any(thread.is_alive() for thread in threads)
-    if failures:
-        raise failures[0]
+    in_threads([partial(work, seed) for seed in range(count)], 200)
     assert runner_of(one.fast)._pool._made <= SLOTS
 
 

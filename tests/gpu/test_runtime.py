@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,8 @@ from keras_trt.runtime import SLOTS
 from keras_trt.runtime.slots import AHEAD
 from keras_trt.specs import Measured
 
+from ..runtime.helpers import in_threads
+from ..runtime.joined import noted
 from . import models
 
 pytestmark = pytest.mark.gpu
@@ -139,33 +141,18 @@ def test_futures(made: Any) -> None:
 
 def test_calls_of_many_threads_are_one_batch(made: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     fast, rows, wanted = made
-    run, sizes, failures = fast._session._run_batches, list[int](), list[BaseException]()
-
-    def noting(given: Any, batches: Any, *rest: Any, **keywords: Any) -> Any:
-        sizes.append(batches[0].stop)
-        return run(given, batches, *rest, **keywords)
+    ran = noted(fast._session, monkeypatch)
 
     def work(thread: int) -> None:
-        try:
-            for call in range(50):
-                start = (37 * thread + call) % 690
-                count = 1 + call % 3
-                assert_right(fast.predict_on_batch(rows[start : start + count]), wanted[start : start + count])
-        except BaseException as error:
-            failures.append(error)
+        for call in range(50):
+            start = (37 * thread + call) % 690
+            count = 1 + call % 3
+            assert_right(fast.predict_on_batch(rows[start : start + count]), wanted[start : start + count])
 
-    monkeypatch.setattr(fast._session, "_run_batches", noting)
-    threads = [threading.Thread(target=work, args=(index,)) for index in range(16)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(100)
-    assert not any(thread.is_alive() for thread in threads)
-    if failures:
-        raise failures[0]
+    in_threads([partial(work, thread) for thread in range(16)], 100)
     costs = fast._session.measured.costs
     if 8 * costs[1].further > 1.5 * costs[8].alone:  # else it is no gain
-        assert max(sizes) > 3
+        assert max(batch.stop for batch in ran) > 3
 
 
 @pytest.mark.parametrize("devices", [[0, 1], [1, 0], [1]])

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 import pytest
 
@@ -12,7 +11,7 @@ from keras_trt.runtime.plan import Batch
 from .helpers import assert_right, in_threads, inputs, session
 from .host_cuda import HostCuda, installed
 from .host_engine import HostEngineOnDevice
-from .joined import COSTS
+from .joined import COSTS, noted
 from .runners import running
 
 
@@ -51,11 +50,4 @@ def one(host_cuda: HostCuda) -> Iterator[Session]:
 @pytest.fixture
 def ran(one: Session, monkeypatch: pytest.MonkeyPatch) -> list[Batch]:
     """All batches that are run, in their order."""
-    run, found = one._run_batches, list[Batch]()
-
-    def noting(given: Any, batches: Any, *rest: Any, **keywords: Any) -> Any:
-        found.extend(batches)
-        return run(given, batches, *rest, **keywords)
-
-    monkeypatch.setattr(one, "_run_batches", noting)
-    return found
+    return noted(one, monkeypatch)

@@ -7,8 +7,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import pytest
+
 from keras_trt.runtime import Session
-from keras_trt.runtime.plan import WORTH_WAKING
+from keras_trt.runtime.plan import WORTH_WAKING, Batch
 
 from .helpers import assert_right, inputs, one_by_one
 from .test_pool import until
@@ -29,6 +31,14 @@ def busy(one: Session, calls: int = WORTH_WAKING) -> Iterator[None]:
 @contextmanager
 def waiting(one: Session, calls: list[Callable[[], None]]) -> Iterator[list[BaseException]]:
     """Let calls come one after the other while the block has its turn; then all of them must end. Give their errors."""
+    with busy(one), one._turns.wait():
+        threads, errors = come(one, calls)
+        yield errors
+    end(threads)
+
+
+def come(one: Session, calls: list[Callable[[], None]]) -> tuple[list[threading.Thread], list[BaseException]]:
+    """Let calls come one after the other, which must wait for their turn; return their threads, and what they raise."""
     errors: list[BaseException] = []
 
     def guarded(call: Callable[[], None]) -> None:
@@ -38,14 +48,28 @@ def waiting(one: Session, calls: list[Callable[[], None]]) -> Iterator[list[Base
             errors.append(error)
 
     threads = [threading.Thread(target=guarded, args=(call,), daemon=True) for call in calls]
-    with busy(one), one._turns.wait():
-        for index, thread in enumerate(threads):
-            thread.start()
-            until(lambda index=index: one._turns.waiting == index + 1)  # type: ignore[misc]
-        yield errors
+    for index, thread in enumerate(threads):
+        thread.start()
+        until(lambda index=index: one._turns.waiting == index + 1)  # type: ignore[misc]
+    return threads, errors
+
+
+def end(threads: list[threading.Thread]) -> None:
     for thread in threads:
         thread.join(20)
         assert not thread.is_alive(), "a thread hangs"
+
+
+def noted(one: Session, monkeypatch: pytest.MonkeyPatch) -> list[Batch]:
+    """Return a list of all batches that are run from now on, in their order."""
+    run, found = one._run_batches, list[Batch]()
+
+    def noting(given: Any, batches: Any, *rest: Any, **keywords: Any) -> Any:
+        found.extend(batches)
+        return run(given, batches, *rest, **keywords)
+
+    monkeypatch.setattr(one, "_run_batches", noting)
+    return found
 
 
 def right(one: Session, rows: int, **keywords: Any) -> Callable[[], None]:

@@ -20,7 +20,7 @@ from .helpers import Array, assert_right, in_threads, inputs, session
 from .host_cuda import HostCuda
 from .host_engine import HostEngineOnDevice, expected
 from .interrupts import interrupted_at
-from .joined import COSTS, busy, right, waiting
+from .joined import COSTS, busy, come, end, noted, right, waiting
 from .test_open_shapes import PickingEngine
 from .test_pool import interrupt, until
 
@@ -130,16 +130,12 @@ def test_what_is_found_out_while_others_wait_counts_for_them(one: Session, ran: 
     assert {batch.size for batch in ran} <= ({2} if cause == "rows depend" else {1, 2, 8})
 
 
-def test_outputs_whose_shape_depends_on_the_data_are_each_calls_own(host_cuda: HostCuda) -> None:
+def test_outputs_whose_shape_depends_on_the_data_are_each_calls_own(
+    host_cuda: HostCuda, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Those of all callers may fit together by chance, as where a row gives several."""
     one = session(PickingEngine(host_cuda), largest=32, costs=COSTS)
-    run, sizes = one._run_batches, list[int]()
-
-    def noting(given: Any, batches: list[Batch], *rest: Any, **keywords: Any) -> Any:
-        sizes.append(batches[0].stop)
-        return run(given, batches, *rest, **keywords)
-
-    one._run_batches = noting  # type: ignore[method-assign, assignment]
+    ran = noted(one, monkeypatch)
 
     def work() -> None:
         given = [np.ones((8, 5), "float32"), np.zeros(8, "int32")]
@@ -149,7 +145,7 @@ def test_outputs_whose_shape_depends_on_the_data_are_each_calls_own(host_cuda: H
         with waiting(one, [work] * 3) as errors:
             pass
         assert not errors
-    assert sizes == [8] * 6
+    assert [batch.stop for batch in ran] == [8] * 6
     one.close()
 
 
@@ -163,30 +159,11 @@ def test_ctrl_c_at_any_moment_of_whoever_runs_the_others_along(
     monkeypatch.setattr(turns_module, "QUANTUM", 0.001)
     one = session(HostEngineOnDevice(host_cuda), largest=32, costs=COSTS)
     assert_right(one, inputs(1))
-    run, together = one._run_batches, 0
-
-    def counting(given: Any, batches: Any, *rest: Any, **keywords: Any) -> Any:
-        nonlocal together
-        together += batches[0].stop == 7
-        return run(given, batches, *rest, **keywords)
-
-    monkeypatch.setattr(one, "_run_batches", counting)
+    ran = noted(one, monkeypatch)
     for moment in itertools.count():
-        threads: list[threading.Thread] = []
-        wrong: list[BaseException] = []
-
-        def other(seed: int, wrong: list[BaseException] = wrong) -> None:
-            try:
-                assert_right(one, inputs(2, seed=seed))
-            except BaseException as error:
-                wrong.append(error)
-
         one._turns._holder = -1  # another thread, which is lost
         with busy(one):
-            threads = [threading.Thread(target=other, args=(seed,), daemon=True) for seed in range(3)]
-            for index, thread in enumerate(threads):
-                thread.start()
-                until(lambda index=index: one._turns.waiting == index + 1)  # type: ignore[misc]
+            threads, wrong = come(one, [right(one, 2, seed=seed) for seed in range(3)])
             one._turns._holder = None
             one._turns._since = float("inf")  # no other is let in before this one
             interrupted = interrupted_at(
@@ -194,42 +171,31 @@ def test_ctrl_c_at_any_moment_of_whoever_runs_the_others_along(
             )
             with one._turns._lock:
                 one._turns._since = min(one._turns._since, 0.0)
-            in_threads([thread.join for thread in threads], 20)
+            end(threads)
         assert not wrong
         in_threads([right(one, 3), right(one, 2)], 20)
         if not interrupted:
-            assert together > 20
+            assert [batch.stop for batch in ran].count(7) > 20
             break
     in_threads([one.close], 10)
 
 
 def test_whoever_is_interrupted_while_it_is_run_along(one: Session, ran: list[Batch]) -> None:
     entered, go_on = threading.Event(), threading.Event()
-    run, errors, threads = one._runner.run, list[BaseException](), list[threading.Thread]()
+    run = one._runner.run
 
     def slow(*arguments: Any) -> None:
         entered.set()
         assert go_on.wait(20)
         run(*arguments)
 
-    def work(seed: int) -> None:
-        try:
-            assert_right(one, inputs(2, seed=seed))
-        except BaseException as error:
-            errors.append(error)
-
     one._runner.run = slow  # type: ignore[method-assign, assignment]
     with busy(one), one._turns.wait():
-        for index in range(4):
-            threads.append(threading.Thread(target=work, args=(index,), daemon=True))
-            threads[-1].start()
-            until(lambda index=index: one._turns.waiting == index + 1)  # type: ignore[misc]
+        threads, errors = come(one, [right(one, 2, seed=seed) for seed in range(4)])
     assert entered.wait(20)
     interrupt(threads[2])
     go_on.set()
-    for thread in threads:
-        thread.join(20)
-        assert not thread.is_alive()
+    end(threads)
     assert [type(error) for error in errors] == [KeyboardInterrupt]
     assert ran == [Batch(0, 8, 8)]
 
@@ -264,21 +230,10 @@ def test_who_was_taken_along_by_one_that_is_lost_runs_alone(one: Session, monkey
         return found
 
     monkeypatch.setattr(one._turns, "along", lost)
-    done: list[int] = []
-    threads: list[threading.Thread] = []
-
-    def work(seed: int) -> None:
-        assert_right(one, inputs(2, seed=seed))
-        done.append(seed)
-
     with busy(one), one._turns.wait():
-        for index in range(4):
-            threads.append(threading.Thread(target=work, args=(index,), daemon=True))
-            threads[-1].start()
-            until(lambda index=index: one._turns.waiting == index + 1)  # type: ignore[misc]
+        threads, errors = come(one, [right(one, 2, seed=seed) for seed in range(4)])
     assert stuck.wait(20)
-    until(lambda: len(done) == 3)
+    until(lambda: sum(thread.is_alive() for thread in threads) == 1)
     ended.set()
-    for thread in threads:
-        thread.join(20)
-    assert sorted(done) == [0, 1, 2, 3]
+    end(threads)
+    assert not errors
