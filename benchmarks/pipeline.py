@@ -5,7 +5,10 @@ python benchmarks/pipeline.py [--models ResNet50 MobileNetV2] [--batch 32] [--pr
 Each way runs `predict` of the same rows on the same engine, and is told as a share of the engine alone:
 
 - `engine alone`: graphs of an inference on data that lies on the GPU, on as many slots as the pipeline has, or others;
-- `with copies`: the same with the copies from and to page-locked memory, which nobody writes to meanwhile;
+- `with copies`: the same with copies from and to page-locked memory, which nobody writes to meanwhile, in each graph;
+- `rows sent ahead`: each batch is launched when its rows are there, and meanwhile those of the next are on their way,
+  as in `predict`, but for all that the processor does there. What this loses against the engine alone no pipeline can
+  have: most likely new rows take room in the GPU's cache;
 - `as it is`; `copied in the graph`, where the GPU's own work waits for rows; `N slots, M threads`; page-locked memory
   that is `write-combined`;
 - `nothing copied`: the pipeline without the copies of rows on the host, which leaves what the loop itself takes;
@@ -27,6 +30,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -54,6 +58,8 @@ PARTS = (
     ("waits for the GPU", cuda.Stream, "synchronize"),
     ("gives the results", results.Results, "put"),
 )
+#: How graphs are launched again and again.
+REPLAYS = ("engine alone", "with copies", "rows sent ahead")
 #: How many threads copy, and how many batches are under way.
 THREADS, DEPTHS = (4, 8), (4, 6, 8)
 
@@ -109,14 +115,24 @@ def watched(seconds: dict[str, float]) -> Iterator[None]:
         yield
 
 
-def replayed(fast: Any, rows: np.ndarray, count: int, *, copies: bool) -> float:
-    """Return rows a second of graphs on so many slots, without or with the copies from and to page-locked memory."""
+def replayed(fast: Any, rows: np.ndarray, count: int, way: str) -> float:
+    """Return rows a second of graphs on so many slots, by one of `REPLAYS`."""
     made = [prepared(fast, rows) for _ in range(count)]
-    works = [one._enqueue if copies else partial(one._context.enqueue, one._stream.address) for one in made]
-    graphs = [cuda.capture(one._stream, work) for one, work in zip(made, works, strict=True)]
+    (name,) = made[0]._engine.input_names
+    outputs = set(made[0]._engine.output_names)
+    apart = {"engine alone": {name} | outputs, "with copies": set(), "rows sent ahead": {name}}[way]
+    graphs = [cuda.capture(one._stream, partial(one._enqueue, apart)) for one in made]
+
+    def send(slot: slots.Slot) -> None:
+        slot._stream.synchronize()
+        buffer = slot._buffers[name]
+        cuda.copy_to_device(buffer.device, buffer.pinned, rows.nbytes, slot._stream)
 
     def launch() -> None:
         for i in range(200):
+            if way == "rows sent ahead":
+                send(made[(i + 1) % count])
+                made[i % count]._stream.synchronize()
             graphs[i % count].launch(made[i % count]._stream)
         for one in made:
             one._stream.synchronize()
@@ -180,11 +196,10 @@ def main() -> None:
             )
             with open_engine() as fast, environment.alone():
                 print(f"{name}, {fast.precision}: {fast.report().title}, {depth(fast)} slots", flush=True)
-                alone = replayed(fast, rows[: chosen.batch], depth(fast), copies=False)
+                alone = replayed(fast, rows[: chosen.batch], depth(fast), "engine alone")
                 others = {
-                    f"{way}, {count} slots": replayed(fast, rows[: chosen.batch], count, copies=copies)
-                    for way, copies in (("engine alone", False), ("with copies", True))
-                    for count in (1, *DEPTHS)
+                    f"{way}, {count} slots": replayed(fast, rows[: chosen.batch], count, way)
+                    for way, count in product(REPLAYS, (1, 2, *DEPTHS))
                 }
 
             def tell(way: str, figures: dict[str, Any], name: str = name, alone: float = alone) -> None:

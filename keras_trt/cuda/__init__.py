@@ -7,16 +7,25 @@ from __future__ import annotations
 
 from .arrays import DeviceArray, is_on_gpu, wait_for_owner
 from .graph import Graph, capture
+from .host import HostArray, in_pinned_memory
 from .memory import DeviceMemory, PinnedMemory, copy_to_device, copy_to_host
-from .pinned import PinnedArray, in_pinned_memory
-from .runtime import DeviceInfo, Stream, current_device, device_count, device_info, free_memory, wait_for_default_stream
+from .runtime import (
+    DeviceInfo,
+    Stream,
+    current_device,
+    device_count,
+    device_info,
+    free_memory,
+    is_current,
+    wait_for_default_stream,
+)
 
 __all__ = [
     "DeviceArray",
     "DeviceInfo",
     "DeviceMemory",
     "Graph",
-    "PinnedArray",
+    "HostArray",
     "PinnedMemory",
     "Stream",
     "capture",
@@ -27,6 +36,7 @@ __all__ = [
     "device_info",
     "free_memory",
     "in_pinned_memory",
+    "is_current",
     "is_on_gpu",
     "wait_for_default_stream",
     "wait_for_owner",

@@ -95,7 +95,7 @@ class PinnedMemory:
 
 def copy_to_device(target: DeviceMemory, source: PinnedMemory, size_bytes: int, stream: Stream) -> None:
     """Put a copy of the first `size_bytes` bytes on the stream."""
-    copy_from_pinned(target.address, source.address, size_bytes, stream)
+    copy_from_host(target.address, source.address, size_bytes, stream)
 
 
 def copy_to_host(target: PinnedMemory, source: DeviceMemory, size_bytes: int, stream: Stream) -> None:
@@ -105,8 +105,8 @@ def copy_to_host(target: PinnedMemory, source: DeviceMemory, size_bytes: int, st
     check(cudart.cudaMemcpyAsync(target.address, source.address, size_bytes, kind, stream.handle))
 
 
-def copy_from_pinned(target: int, source: int, size_bytes: int, stream: Stream) -> None:
-    """Put a copy from an address in page-locked memory to one on the GPU on the stream."""
+def copy_from_host(target: int, source: int, size_bytes: int, stream: Stream) -> None:
+    """Put a copy from an address on the host to one on the GPU on the stream."""
     cudart = bindings()
     kind = cudart.cudaMemcpyKind.cudaMemcpyHostToDevice
     check(cudart.cudaMemcpyAsync(target, source, size_bytes, kind, stream.handle))

@@ -130,6 +130,11 @@ class current_device:  # noqa: N801 (used as a function; a generator would take 
             check(self._cudart.cudaSetDevice(self._before))
 
 
+def is_current(device: int) -> bool:
+    """Tell whether `device` is the calling thread's current GPU."""
+    return int(check(bindings().cudaGetDevice())) == device
+
+
 def wait_for_default_stream() -> None:
     """Wait for what libraries have put on the current GPU's default stream, which our own streams do not wait for."""
     cudart = bindings()

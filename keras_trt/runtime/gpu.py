@@ -6,6 +6,7 @@ from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -14,16 +15,18 @@ from ..backends.base import Array, DeviceEngine
 from ..errors import InputError
 from ..specs import Pipelining
 from . import copying
-from .plan import Batch
+from .plan import Batch, BatchPlan
 from .pool import SlotPool
 from .results import Results
-from .slots import AT_ONCE, InPlace, Shapes, Slot
+from .slots import AT_ONCE, InPlace, Shapes, Slot, is_left_to_cuda
+from .steady import Steady
 
 #: Rows are copied, on their way or computed, and copied back: a call of a few batches that has so many slots lets the
 #: others keep their shapes. To change them takes longer than it gains, also for whose shapes they were.
 ENOUGH, FEW = 3, 8
 
-Feeds = Mapping[str, Array | InPlace | copying.Rows]
+Feed = Array | InPlace | copying.Rows
+Feeds = Mapping[str, Feed]
 
 
 @dataclass(frozen=True)
@@ -88,11 +91,23 @@ class GpuRunner:
         wanted = [self.output_names[place] for place in order]
         self.check(feeds)
         with cuda.current_device(self._engine.device):
-            feeds = {name: self._in_place(name, array) for name, array in feeds.items()}
-            if isinstance(batches, list) and len(batches) == 1:
-                self._run_one(feeds, batches[0], order, wanted, results)
+            one = batches[0] if isinstance(batches, list) and len(batches) == 1 else None
+            feeds = {name: self._in_place(name, array, one.size if one else 0) for name, array in feeds.items()}
+            if one is not None:
+                self._run_one(feeds, one, order, wanted, results)
             else:
                 self._pipeline(feeds, batches, order, wanted, results)
+
+    def steady(
+        self,
+        plan: BatchPlan,
+        fed: Sequence[tuple[int, str]],
+        order: Sequence[int],
+        dtypes: Sequence[np.dtype[Any]],
+        inputs: Sequence[Array],
+    ) -> Steady:
+        """Return what runs calls like one of a single batch: see `Steady`."""
+        return Steady(self._engine, self._pool, plan, feeds=fed, order=order, dtypes=dtypes, inputs=inputs)
 
     def _run_one(
         self, feeds: Feeds, batch: Batch, order: Sequence[int], wanted: Sequence[str], results: Results
@@ -164,7 +179,7 @@ class GpuRunner:
                     leaving.callback(self._pool.give_up, slot)
             raise
 
-    def check(self, feeds: Mapping[str, Array | InPlace | copying.Rows]) -> None:
+    def check(self, feeds: Feeds) -> None:
         """Raise an `InputError` where integers on the host do not fit the engine's type: TensorRT 8.6 has no int64."""
         for name, array in feeds.items():
             dtype = self._engine.dtype(name)
@@ -183,11 +198,19 @@ class GpuRunner:
     def _slot_for(self, feeds: Feeds, batch: Batch, held: int, *, few: bool) -> Slot | None:
         return self._pool.take(self._shapes(feeds, batch), wait=not held, change=not few or held < ENOUGH)
 
-    def _in_place(self, name: str, array: Array | InPlace | copying.Rows) -> Array | InPlace | copying.Rows:
-        """Return an array as what the GPU reads where it lies, if that is possible; small ones are copied faster."""
-        if isinstance(array, np.ndarray) and array.nbytes > AT_ONCE and array.dtype == self._engine.dtype(name):
-            return cuda.PinnedArray(array) if cuda.in_pinned_memory(array) else array
-        return array
+    def _in_place(self, name: str, array: Feed, alone: int) -> Feed:
+        """Return an array as what CUDA reads where it lies, if that is possible; small ones are copied faster.
+
+        Args:
+            name: of the input.
+            array: its rows.
+            alone: in which size a single batch is run; 0 where there are several.
+        """
+        if not isinstance(array, np.ndarray) or array.nbytes <= AT_ONCE or array.dtype != self._engine.dtype(name):
+            return array
+        locked = cuda.in_pinned_memory(array)
+        left = locked is False and is_left_to_cuda(array) and len(array) == alone
+        return cuda.HostArray(array) if locked or left else array
 
     def _shapes(self, feeds: Feeds, batch: Batch) -> Shapes:
         return tuple([(name, (batch.size, *feeds[name].shape[1:])) for name in self.input_names])

@@ -103,6 +103,23 @@ class SlotPool:
                 if not self._gives_up(turn, error):
                     raise
 
+    def take_last(self, shapes: Shapes) -> Slot | None:
+        """Return the slot that was given last, where it has the shapes and nobody has any or waits; else `None`."""
+        slot, thread = None, threading.get_ident()
+        try:
+            with self._lock:
+                idle = self._idle
+                if not idle or len(idle) != self._made or self._closed or idle[-1].shapes != shapes:
+                    return None
+                slot = idle[-1]
+                slot.holder = thread
+                del idle[-1]
+        except BaseException:
+            if slot is not None:
+                self.give(slot)
+            raise
+        return slot
+
     def give(self, slot: Slot) -> None:
         """Take a slot back from the thread that took it, unless it has given it. Nothing may run on it."""
         with self._lock:

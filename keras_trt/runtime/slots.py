@@ -34,7 +34,15 @@ _NOTHING: Set[str] = frozenset()
 
 Shapes = tuple[tuple[str, tuple[int, ...]], ...]
 #: What the GPU reads where it lies.
-InPlace = cuda.DeviceArray | cuda.PinnedArray
+InPlace = cuda.DeviceArray | cuda.HostArray
+
+
+def is_left_to_cuda(array: Array) -> bool:
+    """Tell whether rows of a single batch that fill it are best copied by CUDA from where they lie.
+
+    What one thread would copy is, whose copy then overlaps with the GPU's.
+    """
+    return AT_ONCE < array.nbytes <= ONE_THREADS and array.flags.c_contiguous
 
 
 class Slot:
@@ -128,6 +136,26 @@ class Slot:
                 target.copy_from(self._buffers[name].device, self._stream)
         self._has_run = True
 
+    def repeat(self, arrays: Mapping[str, Array], direct: Set[str]) -> bool:
+        """Run one inference to its end by the graph that was recorded for it; `False` where there is none.
+
+        Args:
+            arrays: each input, of its shape and type.
+            direct: names of those that CUDA copies from where they lie.
+        """
+        graph = self._graphs.get(direct)
+        if graph is None:
+            return False
+        for name, array in arrays.items():
+            buffer = self._buffers[name]
+            if name in direct:
+                cuda.HostArray(array).copy_to(buffer.device, len(array), self._stream)
+            else:
+                np.copyto(buffer.array, array)
+        graph.launch(self._stream)
+        self._stream.synchronize()
+        return True
+
     def wait(self) -> None:
         """Wait for all that was begun, and put on the stream. May be called again, as after Ctrl-C."""
         try:
@@ -153,7 +181,11 @@ class Slot:
     @property
     def outputs(self) -> list[Array]:
         """What was inferred: views of the slot's memory, right from `wait` until the next start."""
-        return [self._buffers[name].array for name in self._engine.output_names]
+        return [self.output(name) for name in self._engine.output_names]
+
+    def output(self, name: str) -> Array:
+        """Return one of `outputs`."""
+        return self._buffers[name].array
 
     def prepare(self, shapes: Shapes) -> None:
         """Take the shapes: memory for them, and the context's own preparations."""

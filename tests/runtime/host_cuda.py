@@ -62,6 +62,7 @@ class HostCuda:
         self.driver = 13000
         self.calls: Counter[str] = Counter()
         self.copies: Counter[Copy] = Counter()
+        self.pageable = 0  # how many of them were from pageable memory, each of which waits for a copy by the driver
         self.faults: list[str] = []
         self.device_limit = 1 << 30
         self.injected: dict[str, list[Status]] = {}
@@ -109,6 +110,10 @@ class HostCuda:
         for _, memory in found:
             raise IllegalAccessError(f"{size} bytes of {memory.kind} memory, freed: {memory.freed}")
         raise IllegalAccessError(f"{size} bytes at {address:#x}, where nothing is")
+
+    def _is_known(self, address: int) -> bool:
+        with self._lock:
+            return any(at <= address <= at + one.size for at, one in self.memory.items())
 
     def put(self, stream_address: int, work: Work) -> None:
         """Put work on a stream, as a kernel launch does; 0 is the default stream, which no other waits for."""
@@ -184,9 +189,15 @@ class HostCuda:
             Copy.cudaMemcpyDefault: ("device", "device"),
         }[kind]
 
+        staged: np.ndarray[Any, Any] | None = None
+        if kind == Copy.cudaMemcpyHostToDevice and not self._is_known(source):
+            # Of what is pageable the driver takes its own copy before it returns.
+            staged = np.frombuffer(ctypes.string_at(source, size), np.uint8)
+            self.pageable += 1
+
         def copy() -> None:
             self.copies[kind] += 1
-            self.view(to, size, to_kind)[:] = self.view(source, size, from_kind)
+            self.view(to, size, to_kind)[:] = self.view(source, size, from_kind) if staged is None else staged
 
         return (self._put(stream, copy),)
 
@@ -375,11 +386,11 @@ class HostCuda:
 @contextlib.contextmanager
 def installed() -> Iterator[HostCuda]:
     """Put keras_trt.cuda on host memory; at the end everything must be freed."""
-    from keras_trt.cuda import arrays, graph, memory, pinned, runtime
+    from keras_trt.cuda import arrays, graph, host, memory, runtime
 
     cuda = HostCuda()
     with pytest.MonkeyPatch.context() as monkeypatch:
-        for module in (runtime, memory, graph, pinned):
+        for module in (runtime, memory, graph, host):
             monkeypatch.setattr(module, "bindings", lambda: cuda)
         monkeypatch.setattr(runtime, "require", lambda *_, **__: cuda)
         monkeypatch.setattr(arrays, "_view", view_of)

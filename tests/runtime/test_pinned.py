@@ -40,7 +40,8 @@ def pinned(host_cuda: HostCuda) -> Iterator[Any]:
 
 @pytest.fixture(autouse=True)
 def _however_few(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("keras_trt.runtime.gpu.AT_ONCE", 0)
+    for module in ("gpu", "slots", "steady"):
+        monkeypatch.setattr(f"keras_trt.runtime.{module}.AT_ONCE", 0)
 
 
 def untouched(one: Any, name: str) -> bool:
@@ -58,7 +59,8 @@ def test_rows_are_read_where_they_lie(host_cuda: HostCuda, pinned: Any, rows: in
         np.testing.assert_array_equal(y, expected({"x": x, "k": k})[1])
         np.testing.assert_array_equal(sums, expected({"x": x, "k": k})[0])
     assert untouched(one, "x")
-    assert not untouched(one, "k")
+    assert untouched(one, "k") == (rows <= 8)  # of a single batch that is full the driver takes its own copy
+    assert (host_cuda.pageable > 0) == (rows <= 8)
     assert host_cuda.executables
     one.close()
 
@@ -108,7 +110,7 @@ def test_what_lies_in_page_locked_memory(host_cuda: HostCuda, pinned: Any) -> No
     with cuda.current_device(0):
         assert cuda.in_pinned_memory(pinned(x))
         assert cuda.in_pinned_memory(pinned(x)[1:3])
-        assert not cuda.in_pinned_memory(pinned(x, more=1))
+        assert cuda.in_pinned_memory(pinned(x, more=1)) is None
         assert not cuda.in_pinned_memory(pinned(x)[:, 1:])
         assert not cuda.in_pinned_memory(pinned(x)[:0])
         assert not cuda.in_pinned_memory(x)
