@@ -134,7 +134,7 @@ class Session:
             RowsDependError: if rows that were taken to be independent are seen not to be. From then on batches are
                 run as they come.
         """
-        if progress is None and out is None and (found := self._again(inputs)) is not None:
+        if progress is None and out is None and not self._life.calls and (found := self._again(inputs)) is not None:
             return found
         onwards = None if progress is None else _Onwards(progress)
         # Rows are written while others, or the same once more, are still to be read.
@@ -149,11 +149,9 @@ class Session:
             raise
 
     def _again(self, inputs: Sequence[Array | DeviceArray]) -> list[Array] | None:
-        """Run a call that is like the one before, unless others are calling; else return `None`."""
+        """Run a call that is like the one before; else return `None`."""
         steady = self._steady
-        if steady is None or steady.plan is not self._plan or self._life.calls:
-            return None
-        return steady.run(inputs)
+        return None if steady is None or steady.plan is not self._plan else steady.run(inputs)
 
     def _run(
         self,
@@ -166,13 +164,13 @@ class Session:
             plan, regrouped = self._plan, self.rows_independent
             rows = len(inputs[0])
             batches = self._batches(plan, inputs) if regrouped else [Batch(0, rows, rows)]
-            run = partial(self._run_batches, inputs, batches, progress, out, regrouped=regrouped)
+            if regrouped and len(batches) == 1 and progress is None and out is None:
+                run = partial(self._run_one, plan, inputs, batches)
+            else:
+                run = partial(self._run_batches, inputs, batches, progress, out, regrouped=regrouped)
             try:
                 if len(batches) > 1 or progress is not None or not self._are_others():
-                    found = run()
-                    if regrouped and out is None:
-                        self._note(plan, inputs, batches)
-                    return found
+                    return run()
                 call = self._call(plan, inputs) if regrouped and out is None and may_join else None
                 if call is None and not plan.is_short(batches[0].size):
                     return run()
@@ -186,15 +184,18 @@ class Session:
                 self._depend(error)
                 raise
 
-    def _note(self, plan: BatchPlan, inputs: Sequence[Array | DeviceArray], batches: Sequence[Batch]) -> None:
-        """Be prepared for more calls like one that has run, where it was one batch of just its size."""
-        if len(batches) > 1 or batches[0].size != len(inputs[0]) or not isinstance(self._runner, GpuRunner):
-            return
-        known, arrays = self._steady, [array for array in inputs if isinstance(array, np.ndarray)]
-        if known is not None and known.plan is plan and known.is_like(inputs):
-            return
-        if self._runner.joins and len(arrays) == len(inputs):
-            self._steady = self._runner.steady(plan, self._fed, self._order, self._dtypes, arrays)
+    def _run_one(self, plan: BatchPlan, inputs: Sequence[Array | DeviceArray], batches: Sequence[Batch]) -> list[Any]:
+        """Run one batch, and be prepared for more calls like it if it is of just its size."""
+        # Whoever is alone has tried that before.
+        if self._life.calls > 1 and (found := self._again(inputs)) is not None:
+            return found
+        outputs, runner, known = self._run_batches(inputs, batches, regrouped=True), self._runner, self._steady
+        if batches[0].size != len(inputs[0]) or not isinstance(runner, GpuRunner) or not runner.joins:
+            return outputs
+        arrays = [array for array in inputs if isinstance(array, np.ndarray)]
+        if len(arrays) == len(inputs) and (known is None or known.plan is not plan or not known.is_like(inputs)):
+            self._steady = runner.steady(plan, self._fed, self._order, self._dtypes, arrays)
+        return outputs
 
     def _are_others(self) -> bool:
         # Who is alone need not wait for a turn; who comes meanwhile may run beside it, once. A handler of a signal must

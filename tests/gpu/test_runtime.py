@@ -13,7 +13,8 @@ import pytest
 import keras_trt
 from keras_trt import cuda
 from keras_trt.runtime import SLOTS
-from keras_trt.runtime.slots import AHEAD
+from keras_trt.runtime.slots import AHEAD, AT_ONCE, ONE_THREADS
+from keras_trt.runtime.steady import Steady
 from keras_trt.specs import Measured
 
 from ..runtime.helpers import in_threads
@@ -116,11 +117,30 @@ def test_large_rows_are_sent_ahead(tmp_path: Path) -> None:
             for start in (0, 32, 64, 0):  # single batches have another graph
                 assert_right(fast.predict(rows[start:], batch_size=32, verbose=0), wanted[start:])
                 assert_right(fast.predict_on_batch(rows[start : start + 32]), wanted[start : start + 32])
+            assert AT_ONCE < rows[:8].nbytes <= ONE_THREADS  # such rows CUDA copies from where they lie
+            for start in range(0, 400, 8):
+                assert_right(fast.predict_on_batch(rows[start : start + 8]), wanted[start : start + 8])
             out = OnGpu(np.full(wanted.shape, np.nan, "float32"))
             fast.predict_on_batch(rows, out=out)
             assert_right(cuda.DeviceArray(out), wanted)
             out.close()
             assert Measured.from_json(measured.to_json()) == measured
+
+
+def test_calls_like_the_one_before(made: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    fast, rows, wanted = made
+    run, taken = Steady.run, list[bool]()
+
+    def watched(steady: Steady, inputs: Any) -> Any:
+        outputs = run(steady, inputs)
+        taken.append(outputs is not None)
+        return outputs
+
+    monkeypatch.setattr(Steady, "run", watched)
+    for count in (2, 8, 2, 32):
+        for start in range(0, 640, 32):
+            assert_right(fast.predict_on_batch(rows[start : start + count]), wanted[start : start + count])
+    assert sum(taken) > 60
 
 
 def test_costs_are_measured_and_kept(made: Any) -> None:
