@@ -15,8 +15,8 @@ from .runtime import (
     current_device,
     device_count,
     device_info,
+    forget_error,
     free_memory,
-    is_current,
     wait_for_default_stream,
 )
 
@@ -34,9 +34,9 @@ __all__ = [
     "current_device",
     "device_count",
     "device_info",
+    "forget_error",
     "free_memory",
     "in_pinned_memory",
-    "is_current",
     "is_on_gpu",
     "wait_for_default_stream",
     "wait_for_owner",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from .runtime import Stream, bindings, check
+from .runtime import Stream, bindings, check, forget_error
 
 
 class Graph:
@@ -53,7 +53,7 @@ def capture(stream: Stream, work: Callable[[], object]) -> Graph:
         status, graph = cudart.cudaStreamEndCapture(stream.handle)
         if int(status) == 0:
             check(cudart.cudaGraphDestroy(graph))
-        cudart.cudaGetLastError()  # else the next call of this thread may be told of the refused capture
+        forget_error()
         raise
     graph = check(cudart.cudaStreamEndCapture(stream.handle))
     try:

@@ -130,9 +130,9 @@ class current_device:  # noqa: N801 (used as a function; a generator would take 
             check(self._cudart.cudaSetDevice(self._before))
 
 
-def is_current(device: int) -> bool:
-    """Tell whether `device` is the calling thread's current GPU."""
-    return int(check(bindings().cudaGetDevice())) == device
+def forget_error() -> None:
+    """Let the calling thread's next call into CUDA not be told of a failure that was dealt with."""
+    bindings().cudaGetLastError()
 
 
 def wait_for_default_stream() -> None:

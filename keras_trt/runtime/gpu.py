@@ -18,7 +18,7 @@ from . import copying
 from .plan import Batch, BatchPlan
 from .pool import SlotPool
 from .results import Results
-from .slots import AT_ONCE, InPlace, Shapes, Slot, is_left_to_cuda
+from .slots import InPlace, Shapes, Slot, is_copied_at_once, is_left_to_cuda
 from .steady import Steady
 
 #: Rows are copied, on their way or computed, and copied back: a call of a few batches that has so many slots lets the
@@ -101,13 +101,17 @@ class GpuRunner:
     def steady(
         self,
         plan: BatchPlan,
-        fed: Sequence[tuple[int, str]],
+        call: Sequence[Any],
+        outputs: Sequence[Array],
+        *,
+        places: Mapping[str, int],
         order: Sequence[int],
         dtypes: Sequence[np.dtype[Any]],
-        inputs: Sequence[Array],
-    ) -> Steady:
-        """Return what runs calls like one of a single batch: see `Steady`."""
-        return Steady(self._engine, self._pool, plan, feeds=fed, order=order, dtypes=dtypes, inputs=inputs)
+    ) -> Steady | None:
+        """Return what runs calls like one that gave these outputs, if they can be: arguments as of `Steady`."""
+        if not (self.joins and Steady.is_for(self._engine, places, call, outputs)):
+            return None
+        return Steady(self._engine, self._pool, plan, places=places, order=order, dtypes=dtypes, inputs=call)
 
     def _run_one(
         self, feeds: Feeds, batch: Batch, order: Sequence[int], wanted: Sequence[str], results: Results
@@ -206,10 +210,12 @@ class GpuRunner:
             array: its rows.
             alone: in which size a single batch is run; 0 where there are several.
         """
-        if not isinstance(array, np.ndarray) or array.nbytes <= AT_ONCE or array.dtype != self._engine.dtype(name):
+        if not isinstance(array, np.ndarray) or is_copied_at_once(array.nbytes):
+            return array
+        if array.dtype != self._engine.dtype(name) or not array.flags.c_contiguous:
             return array
         locked = cuda.in_pinned_memory(array)
-        left = locked is False and is_left_to_cuda(array) and len(array) == alone
+        left = locked is False and is_left_to_cuda(array.nbytes) and len(array) == alone
         return cuda.HostArray(array) if locked or left else array
 
     def _shapes(self, feeds: Feeds, batch: Batch) -> Shapes:

@@ -60,7 +60,7 @@ class SlotPool:
         self._made = 0
         self._limit = SLOTS
         self._closed = False
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # a handler of a signal may call the same model within
         self._quiet = threading.Condition(self._lock)
 
     @overload
@@ -104,16 +104,19 @@ class SlotPool:
                     raise
 
     def take_last(self, shapes: Shapes) -> Slot | None:
-        """Return the slot that was given last, where it has the shapes and nobody has any or waits; else `None`."""
+        """Return the slot with the shapes that was given last, if nobody has one or waits; else `None`."""
         slot, thread = None, threading.get_ident()
         try:
             with self._lock:
                 idle = self._idle
-                if not idle or len(idle) != self._made or self._closed or idle[-1].shapes != shapes:
+                if len(idle) != self._made or self._closed:
                     return None
-                slot = idle[-1]
-                slot.holder = thread
-                del idle[-1]
+                for place in range(len(idle) - 1, -1, -1):
+                    if idle[place].shapes == shapes:
+                        slot = idle[place]
+                        slot.holder = thread
+                        del idle[place]
+                        break
         except BaseException:
             if slot is not None:
                 self.give(slot)

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from .. import cuda
 from .._warn import warn
 from ..backends.base import Array, DeviceEngine, HostEngine
 from ..cuda import DeviceArray
@@ -60,7 +61,7 @@ class Session:
         self._inputs = signature.inputs
         self._names = [spec.name for spec in signature.inputs]
         wanted = set(self._runner.input_names)  # a builder may drop an input that the model does not use
-        self._fed = [(place, name) for place, name in enumerate(self._names) if name in wanted]
+        self._places = {name: place for place, name in enumerate(self._names) if name in wanted}
         self._dtypes = [np.dtype(spec.dtype) for spec in signature.outputs]
         order = list(self._runner.output_names)
         if not (wanted <= {*self._names} and {*order} >= {spec.name for spec in signature.outputs}):
@@ -73,6 +74,7 @@ class Session:
             self._runner.pipeline(self._pipelining)
         self._plan = BatchPlan(self._smallest, self._largest, self._costs)
         self._rows_before = 0
+        self._kinds_before: Sequence[object] = ()  # shapes and types of the last call of one batch
         self._steady: Steady | None = None
         self._life = Lifetime(self._runner.close)
         self._turns = Turns()
@@ -134,8 +136,6 @@ class Session:
             RowsDependError: if rows that were taken to be independent are seen not to be. From then on batches are
                 run as they come.
         """
-        if progress is None and out is None and not self._life.calls and (found := self._again(inputs)) is not None:
-            return found
         onwards = None if progress is None else _Onwards(progress)
         # Rows are written while others, or the same once more, are still to be read.
         if out and (written := [array for array in out if isinstance(array, np.ndarray)]):
@@ -143,15 +143,27 @@ class Session:
         use = self._life.use(block=False)
         try:
             with use:
+                if progress is None and out is None and self._life.calls == 1:
+                    outputs = self._again(inputs)
+                    if outputs is not None:
+                        return outputs
                 return self._run(inputs, onwards, out)
         except BaseException:
             use.__exit__()  # Ctrl-C may have come before it could end
             raise
 
     def _again(self, inputs: Sequence[Array | DeviceArray]) -> list[Array] | None:
-        """Run a call that is like the one before; else return `None`."""
+        """Run a call that is like those before; else, and where it fails, return `None`."""
         steady = self._steady
-        return None if steady is None or steady.plan is not self._plan else steady.run(inputs)
+        if steady is None or steady.plan is not self._plan:
+            return None
+        try:
+            return steady.run(inputs)
+        except CudaError as error:  # the usual way knows what to do, or says what is wrong
+            _logger.debug("A call like those before has failed: %r", error)
+            cuda.forget_error()
+            self._steady = None
+            return None
 
     def _run(
         self,
@@ -185,16 +197,20 @@ class Session:
                 raise
 
     def _run_one(self, plan: BatchPlan, inputs: Sequence[Array | DeviceArray], batches: Sequence[Batch]) -> list[Any]:
-        """Run one batch, and be prepared for more calls like it if it is of just its size."""
+        """Run one batch, and be prepared for more calls like it where it is the second of just that size."""
         # Whoever is alone has tried that before.
         if self._life.calls > 1 and (found := self._again(inputs)) is not None:
             return found
-        outputs, runner, known = self._run_batches(inputs, batches, regrouped=True), self._runner, self._steady
-        if batches[0].size != len(inputs[0]) or not isinstance(runner, GpuRunner) or not runner.joins:
+        outputs, runner = self._run_batches(inputs, batches, regrouped=True), self._runner
+        if not isinstance(runner, GpuRunner) or batches[0].size != len(inputs[0]):
             return outputs
-        arrays = [array for array in inputs if isinstance(array, np.ndarray)]
-        if len(arrays) == len(inputs) and (known is None or known.plan is not plan or not known.is_like(inputs)):
-            self._steady = runner.steady(plan, self._fed, self._order, self._dtypes, arrays)
+        kinds, known = [(array.shape, array.dtype) for array in inputs], self._steady
+        if kinds != self._kinds_before:
+            self._kinds_before, self._steady = kinds, None
+        elif known is None or known.plan is not plan:
+            self._steady = runner.steady(
+                plan, inputs, outputs, places=self._places, order=self._order, dtypes=self._dtypes
+            )
         return outputs
 
     def _are_others(self) -> bool:
@@ -214,7 +230,7 @@ class Session:
         arrays = [array for array in inputs if isinstance(array, np.ndarray)]
         if len(arrays) < len(inputs):
             return None
-        runner.check({name: inputs[place] for place, name in self._fed})
+        runner.check({name: inputs[place] for name, place in self._places.items()})
         return Call(arrays)
 
     def _run_in_turn(self, plan: BatchPlan, call: Call | None, alone: Callable[[], list[Any]]) -> list[Any] | None:
@@ -310,7 +326,7 @@ class Session:
         *,
         regrouped: bool,
     ) -> list[Any]:
-        feeds = {name: inputs[place] for place, name in self._fed}
+        feeds = {name: inputs[place] for name, place in self._places.items()}
         if not isinstance(self._runner, HostRunner):
             results = Results(len(inputs[0]), self._dtypes, progress, out, rows_independent=regrouped)
             self._runner.run(feeds, batches, self._order, results)

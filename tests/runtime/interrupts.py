@@ -49,6 +49,7 @@ def interrupted_at(moment: int, work: Callable[[], object], *modules: ModuleType
     sys.settrace(calls)
     try:
         work()
+        assert left >= 0, "Ctrl-C was lost"
     except KeyboardInterrupt:
         assert left < 0
     finally:
