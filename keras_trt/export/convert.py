@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,6 +12,7 @@ from ..errors import ExportError
 from .check import OPSET
 from .convolutions import is_own_bias
 from .freeze import freeze
+from .logs import captured_log
 from .operators import handlers
 from .trace import Trace
 
@@ -60,7 +60,7 @@ def convert(traced: Trace) -> tuple[Any, list[str]]:
     # Not `function.inputs`: those hold the tensors that layers captured too (the mean of a `Normalization`).
     names = [f"weight_{i}" for i in range(traced.weights)] + [f"input_{i}" for i in range(traced.inputs)]
     inputs = [f"{name}:0" for name in names]
-    with _one_at_a_time, _captured_log("tf2onnx", "tensorflow") as messages, tf.device("/CPU:0"):
+    with _one_at_a_time, captured_log("tf2onnx", "tensorflow") as messages, tf.device("/CPU:0"):
         utils.INTERNAL_NAME = 1  # so that one model gives one graph, to the bit, however many were converted before
         try:
             frozen, outputs = freeze(traced.function)
@@ -115,28 +115,3 @@ def _tell_shapes(converted: Any, proto: Any) -> None:
             if name and name not in told and shape is not None and dtype:
                 sizes = [size if size >= 0 else None for size in shape]
                 proto.graph.value_info.append(helper.make_tensor_value_info(name, dtype, sizes))
-
-
-@contextmanager
-def _captured_log(*names: str) -> Iterator[list[str]]:
-    """Collect what libraries warn of instead of printing it: what matters in it becomes our error."""
-    messages: list[str] = []
-
-    class Collector(logging.Handler):
-        def emit(self, record: logging.LogRecord) -> None:
-            messages.append(record.getMessage())
-
-    collector = Collector(level=logging.WARNING)
-    under = tuple(f"{name}." for name in names)
-    children = [logging.getLogger(name) for name in logging.root.manager.loggerDict if name.startswith(under)]
-    tops = [logging.getLogger(name) for name in names]
-    before = [(one, one.propagate, list(one.handlers)) for one in (*tops, *children)]
-    for one in tops:
-        one.propagate, one.handlers = False, [collector]
-    for one in children:
-        one.propagate, one.handlers = True, []
-    try:
-        yield messages
-    finally:
-        for one, propagate, handlers_before in before:
-            one.propagate, one.handlers = propagate, handlers_before

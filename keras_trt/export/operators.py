@@ -30,7 +30,10 @@ def handlers() -> dict[str, Any]:
         "FloorDiv": _floor_division,
         "FloorMod": _floor_division,
         "Log1p": _log1p,
+        "MirrorPad": _pad,
         "OneHot": _one_hot,
+        "Pad": _pad,
+        "PadV2": _pad,
         "PyFunc": _marker,
         "ReverseV2": _reverse,
         "Select": _select,
@@ -227,6 +230,29 @@ def _one_hot(graph: Any, node: Any, _name: str, _arguments: Any) -> None:
     column = write.node("Unsqueeze", [x, write.constant(np.array([axis], np.int64))])
     wide = write.node("Cast", [column], to=TensorProto.INT64)
     write.result("Where", [write.node("Equal", [wide, write.constant(classes)]), on, off])
+
+
+def _pad(graph: Any, node: Any, _name: str, _arguments: Any) -> None:
+    """A pad of integers as integers; tf2onnx casts most types to floats, but neither the output nor what is filled in.
+
+    Bytes stay bytes, as moves do that `byte_inputs` makes moves of floats.
+    """
+    from onnx import TensorProto
+    from tf2onnx.onnx_opset.nn import Pad
+
+    output, kind = node.output[0], graph.get_dtype(node.input[0])
+    small = (TensorProto.BOOL, TensorProto.INT8, TensorProto.INT16, TensorProto.UINT16)
+    wide = TensorProto.INT32 if kind in small else kind  # not all engines pad these
+    if wide != kind:
+        for name in (node.input[0], *node.input[2:]):
+            graph.set_dtype(graph.insert_new_node_on_input(node, "Cast", name, to=wide).output[0], wide)
+        back = graph.insert_new_node_on_output("Cast", output, to=kind).output[0]
+        graph.set_dtype(back, kind)
+        graph.copy_shape(output, back)
+    node.type = "Pad"
+    graph.set_dtype(output, TensorProto.INT32)  # one of those that tf2onnx adds no casts for
+    Pad.version_11(graph, node)
+    graph.set_dtype(output, wide)
 
 
 def _marker(graph: Any, node: Any, _name: str, _arguments: Any) -> None:

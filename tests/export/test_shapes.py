@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from typing import Any
 
@@ -10,6 +11,7 @@ import onnx
 import pytest
 from onnx import TensorProto
 
+import keras_trt
 from keras_trt.backends import BuildSpec
 from keras_trt.backends.tensorrt.builder import PlanBuilder
 from keras_trt.backends.tensorrt.flavor import flavor
@@ -28,6 +30,8 @@ def joined(x: Any) -> Any:
     return ops.concatenate([x[:, 1:], ops.flip(ops.transpose(x, (0, 2, 1, 3)), axis=1)], axis=1)
 
 
+#: Pads of images, in front of and behind rows and columns.
+AROUND = ((0, 0), (1, 2), (2, 1), (0, 0))
 #: What is done with bytes before they become floats.
 MOVES: dict[str, Callable[[Any], Any]] = {
     "rescaled": lambda x: kl.Flatten()(kl.Rescaling(1 / 128, -1)(x)),
@@ -35,6 +39,9 @@ MOVES: dict[str, Callable[[Any], Any]] = {
     "flattened": lambda x: ops.cast(kl.Flatten()(x), "float32") / 64,
     "sliced": lambda x: ops.cast(kl.Flatten()(x[:, 1:, ::2]), "float32") / 64,
     "joined": lambda x: ops.cast(kl.Flatten()(joined(x)), "float32") / 64,
+    "padded": lambda x: kl.Flatten()(kl.Rescaling(1 / 64)(kl.ZeroPadding2D(1)(x))),
+    "padded with 7": lambda x: ops.cast(kl.Flatten()(ops.pad(x, AROUND, constant_values=7)), "float32") / 64,
+    "mirrored": lambda x: ops.cast(kl.Flatten()(ops.pad(x, AROUND, mode="reflect")), "float32") / 64,
 }
 
 
@@ -90,6 +97,64 @@ def test_integers_and_booleans_go_into_an_engine(dtype: str) -> None:
     fast = accelerate(model, fallback="raise")
     x = integers(2 if dtype == "bool" else 100, 4, dtype=dtype)(9)
     same(model.predict(x, verbose=0), fast.predict(x, verbose=0), 1e-4)
+
+
+@pytest.mark.parametrize("mode", ["zeros", "constant", "reflect", "symmetric"])
+@pytest.mark.parametrize("dtype", ["bool", "int8", "uint8", "int16", "uint16", "uint32", "int32", "int64", "float16"])
+def test_pads_of_each_type(dtype: str, mode: str) -> None:
+    given = "int32" if dtype == "float16" else dtype  # XLA does not round what goes through half precision
+    inputs = keras.Input((4, 4, 3), dtype=given, name="image")
+    filled = True if dtype == "bool" else 2
+    options: dict[str, Any] = {"zeros": {}, "constant": {"constant_values": filled}}.get(mode, {"mode": mode})
+    model = keras.Model(inputs, ops.cast(ops.pad(ops.cast(inputs, dtype), AROUND, **options), "float32"))
+    exported = export(model)
+    x = integers(2 if dtype == "bool" else 100, 4, 4, 3, dtype=given)(3)
+    same(model.predict(x, verbose=0), accelerate(model, fallback="raise").predict(x, verbose=0), 0)
+    if mode == "symmetric" or dtype in ("uint16", "int16", "uint32"):
+        return  # TensorRT has neither `Compress` nor these types
+    profile = OptimizationProfile({"image": ShapeRange((1, 4, 4, 3), (2, 4, 4, 3), (4, 4, 4, 3))})
+    for precision in ("fp32", "fp16"):
+        graph = typed(exported.onnx, precision)
+        assert PlanBuilder(flavor("tensorrt_rtx")).build(graph, BuildSpec(precision, profile, 0), for_this_gpu=False)
+
+
+def test_bytes_that_are_padded_elsewhere_too_are_filled_with_bytes() -> None:
+    inputs, numbers = image(), keras.Input((4, 4, 3), name="numbers")
+    padded = [ops.pad(x, AROUND, constant_values=7) for x in (inputs, ops.cast(numbers, "uint8"))]
+    model = keras.Model([inputs, numbers], [ops.cast(one, "float32") for one in padded])
+    x = [integers(256, 4, 4, 3, dtype="uint8")(5), integers(256, 4, 4, 3)(5).astype("float32")]
+    expected = model.predict(x, verbose=0)
+    same(expected, accelerate(model, fallback="raise", sample=x).predict(x, verbose=0), 0)
+
+
+def test_doctor_says_the_same_of_bytes_that_are_padded_before_they_are_calculated_with() -> None:
+    def said(padded: bool) -> str:
+        inputs = image()
+        x = kl.ZeroPadding2D(1)(inputs) if padded else inputs
+        (finding,) = keras_trt.doctor(keras.Model(inputs, ops.cast(x + x, "float32")), cache=None)
+        assert finding.action == "falls back"
+        return finding.problem
+
+    for problem in (said(True), said(False)):
+        assert "refused the graph" in problem
+        assert "uint8" in problem.lower()
+
+
+def test_nothing_of_a_shape_inference_that_fails_is_printed(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise onnx.shape_inference.InferenceError("of no use")
+
+    inputs = image("float32")
+    model = keras.Model(inputs, kl.Dense(3)(inputs))
+    monkeypatch.setattr(onnx.shape_inference, "infer_shapes", fail)
+    logging.getLogger("onnx_ir").propagate = False  # as without pytest's own handler of the root
+    try:
+        export(model)
+    finally:
+        logging.getLogger("onnx_ir").propagate = True
+    assert capfd.readouterr() == ("", "")
 
 
 @pytest.mark.parametrize("dtype", ["float32", "int32"])

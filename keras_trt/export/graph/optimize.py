@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -10,7 +11,11 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes import common
 
+from ..logs import captured_log
 from . import fold, images, layout, repair, simplify, weights
+
+# What captures a log changes it for all threads.
+_one_at_a_time = threading.Lock()
 
 
 @dataclass(frozen=True)
@@ -47,7 +52,8 @@ def optimize(proto: Any, values: Sequence[Any], *, whole: bool = True) -> Optimi
     repair.groups_of_convolutions(graph)
     repair.tables_of_bytes(graph)
     _tidy(model)
-    common.ShapeInferencePass(data_prop=True)(model)
+    with _one_at_a_time, captured_log("onnx_ir"):  # where it fails, sizes stay open, and `check` says what is wrong
+        common.ShapeInferencePass(data_prop=True)(model)
     simplify.sizes(graph)
     _fold(model)
     simplify.shapes(graph)
