@@ -12,6 +12,7 @@ from .building.engines import cache_of
 from .building.provision import Provisioned, provision
 from .building.tune import tune
 from .errors import EngineLoadError, FallbackWarning, InputError, KerasTRTError, refuse
+from .export.check import too_many_weights
 from .head import Head, split
 from .loading import keras_model
 from .model.predictor import Predictor
@@ -70,8 +71,10 @@ def accelerate(model: Any, *, options: BuildOptions | None = None, **keywords: A
             raise EngineLoadError(" ".join(unusable))
         refuse(source.only_keras_can(model))
         head = split(model)
+        rest = model if head is None else head.tail
+        refuse(too_many_weights(rest))  # before they are hashed, and long before they are exported
         obtain = tune if chosen.precision == "auto" else provision
-        ready = obtain(head.tail if head is not None else model, backend, chosen, cache_of(chosen), head)
+        ready = obtain(rest, backend, chosen, cache_of(chosen), head)
     except InputError:
         raise  # the user's sample: nothing that another engine could mend
     except KerasTRTError as error:

@@ -62,7 +62,7 @@ def export(model: Any, sample: Any = None) -> ExportedModel:
         ExportError: if no valid ONNX graph with exactly the model's inputs can be made of it; names the layer.
         MissingDependencyError: if TensorFlow or tf2onnx is not installed.
     """
-    takes = signature.input_signature(model, sample)
+    takes = _takes(model, sample)
     if on_tensorflow():
         return _finished(model, _converted(model, takes, refuse))
     exported, found = examine(model, sample)
@@ -85,7 +85,7 @@ def examine(model: Any, sample: Any = None) -> tuple[ExportedModel | None, tuple
         MissingDependencyError: if TensorFlow or tf2onnx is not installed.
     """
     try:
-        takes = signature.input_signature(model, sample)
+        takes = _takes(model, sample)
         if on_tensorflow():
             return examine_here(model, takes)
         from . import elsewhere
@@ -106,6 +106,12 @@ def examine_here(model: Any, takes: Signature) -> tuple[ExportedModel | None, tu
     except ExportError as error:
         return None, (*refused, *error.findings)
     return exported, exported.findings
+
+
+def _takes(model: Any, sample: Any) -> Signature:
+    takes = signature.input_signature(model, sample)
+    refuse(check.too_many_weights(model))
+    return takes
 
 
 @dataclass(frozen=True)
@@ -150,6 +156,8 @@ def _finished(model: Any, converted: _Converted) -> ExportedModel:
     try:
         weights = [np.asarray(variable) for variable in model.variables]
         optimized = optimize(converted.proto, weights, whole=converted.whole)
+    except ExportError:
+        raise
     except Exception as error:  # what onnx-ir, ONNX Runtime or a pass of ours cannot do, Keras can
         raise ExportError(f"The graph could not be simplified: {type(error).__name__}: {error}") from error
     refuse(check.invalid(optimized.proto, model, len(converted.signature.inputs), converted.log))
@@ -157,7 +165,7 @@ def _finished(model: Any, converted: _Converted) -> ExportedModel:
     try:
         onnx, names = _finish(optimized.proto, converted.signature)
     except Exception as error:  # protobuf's own kinds of errors differ between its versions
-        raise ExportError(f"The graph could not be written, as of more than 2 GiB: {error}") from error
+        raise ExportError(f"The graph could not be written: {error}") from error
     recipe = optimized.recipe.renamed(names)
     return ExportedModel(onnx, converted.signature, recipe, findings)
 

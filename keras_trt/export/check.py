@@ -2,19 +2,43 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
+
+import numpy as np
 
 from .._subgraphs import subgraphs
 from ..findings import Finding
 
 #: The newest opset that every TensorRT from 8.6 on imports, and that tf2onnx writes.
 OPSET = 17
+#: The most bytes that a protobuf can have, and so a graph with its weights in it.
+LIMIT = 2**31 - 1
 #: TensorFlow's operators that write to a variable.
 _WRITES = re.compile(r"Assign|ResourceScatter|ResourceStrided")
 #: From channels last to channels first and back, of images and volumes.
 _LAYOUTS = ([0, 3, 1, 2], [0, 2, 3, 1], [0, 4, 1, 2, 3], [0, 2, 3, 4, 1])
+
+
+def too_many_weights(model: Any) -> Iterator[Finding]:
+    """Yield that a model's weights are more than a graph can hold, as far as their number tells: nothing is read."""
+    yield from too_large(sum(math.prod(one.shape) * np.dtype(one.dtype).itemsize for one in model.variables))
+
+
+def too_large(size: int) -> Iterator[Finding]:
+    """Yield that weights are more than a graph can hold.
+
+    Args:
+        size: how many bytes they take in it.
+    """
+    if size > LIMIT:
+        yield Finding(
+            f"The weights take {size:,} bytes, and an ONNX graph with its weights in it takes no more than {LIMIT:,}. "
+            'model.quantize("int8") makes them a quarter; or make a model of a part of this one, such as what is '
+            "behind its largest table: keras.Model(table.output, model.output)."
+        )
 
 
 def writes(function: Any, model: Any) -> Iterator[Finding]:
@@ -119,7 +143,7 @@ def _refused_by_checker(proto: Any, log: Sequence[str]) -> Iterator[Finding]:
 
     try:
         onnx.checker.check_model(proto, full_check=True)
-    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError, ValueError) as error:
+    except Exception as error:  # of the checker, of the inference of shapes, or of protobuf, where nodes are too much
         said = f" tf2onnx said: {'; '.join(log)}" if log else ""
         yield Finding(f"The graph is not valid ONNX: {error}.{said}")
 

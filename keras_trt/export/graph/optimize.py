@@ -11,6 +11,8 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes import common
 
+from ...errors import refuse
+from ..check import too_large
 from ..logs import captured_log
 from . import fold, images, layout, repair, simplify, weights
 
@@ -38,6 +40,9 @@ def optimize(proto: Any, values: Sequence[Any], *, whole: bool = True) -> Optimi
         proto: an `onnx.ModelProto` whose inputs are `weight_0`, `weight_1`, … and the model's own.
         values: the weights.
         whole: whether they are all of a model's variables that the graph has values of.
+
+    Raises:
+        ExportError: if the graph takes more than one protobuf can.
     """
     model = ir.from_proto(proto)
     graph = model.graph
@@ -70,6 +75,8 @@ def optimize(proto: Any, values: Sequence[Any], *, whole: bool = True) -> Optimi
     repair.outputs_of_branches(graph)
     repair.own_outputs(graph, outputs)
     common.NameFixPass()(model)
+    # Weights that are used in two forms, such as a table and its transpose, are in the graph twice.
+    refuse(too_large(sum(value.const_value.nbytes for value in graph.initializers.values())))
     # Names are final now.
     recipe = replace(
         recipe,
