@@ -6,7 +6,7 @@ import logging
 import operator
 import weakref
 from collections.abc import Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from functools import partial
 from typing import Any
 
@@ -46,8 +46,9 @@ class Reference:
 
     A model that is called runs Python in each layer, and keeps a training beside it from running; a graph is one call.
     It reads the weights as they are, and is kept as long as the model lives and nothing but their values changes, so
-    that other weights need no tracing. Each `Reference` asks the model itself for a row, and takes no graph that
-    answers otherwise: its code may take another way in a graph, or have changed in a manner that no hash shows.
+    that other weights need no tracing. Each `Reference` asks the model itself for all rows of its first batch, and
+    takes no graph that answers otherwise: its code may take another way in a graph, which does not know how many rows
+    there are, or have changed in a manner that no hash shows. A new graph is asked for a single row too.
 
     Args:
         model: a `keras.Model`.
@@ -82,27 +83,28 @@ class Reference:
         if form in kept and kept[form] is None:
             return None  # the model itself is right in any case
         graph = kept.get(form)
-        if graph is not None or not self._right_in_a_graph:
-            try:
-                some, expected = self._row(structure, tensors)
-            except Exception:  # a model's own code
-                if not self._right_in_a_graph:
-                    raise
+        if graph is None or not self._is_right(graph, structure, tensors):
+            graph = _traced(self._model, structure, form[1])
+            right = self._is_right(graph, structure, tensors)
+            (batch, *_), _ = form[1][0]
+            if right and batch is None and tensors[0].shape[0] > 1:
+                with suppress(Exception):  # a model's own code: it may take no single row
+                    right = self._is_right(graph, structure, [tensor[:1] for tensor in tensors])
+            if not right:
+                _logger.info("'%s' answers otherwise in a graph, and is asked itself", self._model.name)
                 graph = None
-        if graph is None or not _answers(graph, some, expected):
-            graph = kept[form] = _traced(self._model, structure, form[1])
-            if not self._right_in_a_graph and not _answers(graph, some, expected):
-                _logger.info("'%s' answers otherwise in a graph, and is called layer by layer", self._model.name)
-                graph = kept[form] = None
+            kept[form] = graph
         return graph
 
-    def _row(self, structure: Structure, tensors: Sequence[Any]) -> tuple[Sequence[Any], list[Any]]:
-        """Return the first row, or all rows of a model that takes no single one, and the model's own answers."""
-        row = [tensor[:1] for tensor in tensors]
-        try:
-            return row, _call(self._model, structure, *row)
-        except Exception:  # a model's own code
-            return tensors, _call(self._model, structure, *tensors)
+    def _is_right(self, graph: Any, structure: Structure, tensors: Sequence[Any]) -> bool:
+        """Tell whether a graph answers as the model itself."""
+        call = partial(_call, self._model, structure)
+        if self._right_in_a_graph:
+            with suppress(Exception):  # a model's own code
+                if _answers(graph, tensors, call(*tensors)):
+                    return True
+            call = _in_a_graph(call)  # of these shapes, which takes longer than a call
+        return _answers(graph, tensors, call(*tensors))
 
     def _kept(self) -> dict[Any, Any]:
         """Return the graphs of the model as it is but for the values of its weights."""

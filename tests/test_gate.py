@@ -91,6 +91,33 @@ def test_a_model_that_takes_pairs_of_rows() -> None:
     same(model.predict(x, batch_size=2, verbose=0), fast.predict(x, batch_size=2, verbose=0))
 
 
+class Many(kl.Layer):
+    """Gives one row where it does not know how many there are."""
+
+    def call(self, x: Any) -> Any:
+        return x[: x.shape[0] or 1] * 2
+
+
+@pytest.mark.parametrize("scaled", [False, True], ids=["called", "in a graph"])
+def test_an_engine_that_answers_a_single_row_is_refused(scaled: bool) -> None:
+    inputs = keras.Input((4,))
+    model = keras.Model(inputs, Many()(kl.Rescaling(2.0)(inputs) if scaled else inputs))
+    with pytest.raises(VerificationError, match=r"shapes \[\(1, 4\)\] for 4 rows.*keras\.ops\.shape"):
+        accelerate(model, fallback="raise")
+    with recorded() as records:
+        fast = accelerate(model)
+    warns_once(records, "for 4 rows")
+    assert fast.backend == "keras"
+    same(model.predict(floats(4)(6), verbose=0), fast.predict(floats(4)(6), verbose=0))
+
+
+def test_shapes_of_batches_that_are_run_as_they_come_are_told() -> None:
+    inputs = keras.Input((8, 8, 3))
+    model = keras.Model(inputs, kl.Lambda(lambda x: keras.ops.image.elastic_transform(x, seed=3))(inputs))
+    with pytest.raises(VerificationError, match=r"\[\(1, 8, 8, 3\)\] instead of \[\(4, 8, 8, 3\)\] for 4 rows"):
+        accelerate(model, fallback="raise")
+
+
 def test_a_fixed_batch_is_never_cut() -> None:
     inputs = keras.Input(batch_shape=(8, 4))
     model = keras.Model(inputs, kl.Lambda(lambda x: keras.ops.reshape(keras.ops.reshape(x, (4, 8)), (8, 4)))(inputs))

@@ -17,7 +17,7 @@ from ..head import Head
 from ..inputs import Array, standardize
 from ..options import BuildOptions, Precision
 from ..reference import Reference, reference
-from ..runtime import Session
+from ..runtime import RowsDependError, Session
 from ..specs import ShapeRange, Signature
 from . import verify
 from .verify import Difference
@@ -162,6 +162,9 @@ class Gate:
             for _ in range(3 if session.keeps_state else 1):
                 with _failures("The engine fails on the sample"):
                     actual = session.run(some)
+                if (shapes := [one.shape for one in actual]) != [one.shape for one in expected]:
+                    instead = f"{[one.shape for one in expected]} for {len(given[0])} rows"
+                    raise _other_shapes(f"Outputs of shapes {shapes} instead of {instead}")
                 found = _by_rows(expected, actual, answers, len(given[0]))
                 if expected is answers:
                     whole = verify.compare(expected, actual, signature.outputs, verify.LIMITS[precision])
@@ -233,11 +236,20 @@ def _with_rows(found: Sequence[Difference], rows: Sequence[float]) -> list[Diffe
     return [replace(one, worst_row=max(one.worst_row, row)) for one, row in zip(found, rows, strict=True)]
 
 
+def _other_shapes(what: object) -> VerificationError:
+    return VerificationError(
+        f"the engine differs from Keras: {what}. The number of rows is `None` in `x.shape` where a graph is traced, as "
+        "other open sizes are; `keras.ops.shape(x)` has them."
+    )
+
+
 @contextmanager
 def _failures(what: str) -> Iterator[None]:
     """Make a `VerificationError` of what a model's own code or a backend raises; ours pass."""
     try:
         yield
+    except RowsDependError as error:  # those of the model do not
+        raise _other_shapes(error) from error
     except KerasTRTError:
         raise
     except Exception as error:

@@ -148,6 +148,7 @@ OPS = [
         lambda x: ops.image.affine_transform(x, np.float32([1, 0.2, 0, 0, 0.9, 1, 0, 0])),
         IMAGE,
     ),
+    op("image.elastic_transform", lambda x: ops.image.elastic_transform(x, seed=3), IMAGE),
     op("image.gaussian_blur", ops.image.gaussian_blur, IMAGE),
     op("image.hsv_to_rgb", ops.image.hsv_to_rgb, IMAGE, low=0, high=1),
     op("image.perspective_transform", lambda x: ops.image.perspective_transform(x, *CORNERS), IMAGE),
