@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from numbers import Real
 from typing import Any
 
 from .export.signature import unbuilt
@@ -84,3 +85,16 @@ def integer_limit(model: Any) -> int | None:
         if isinstance(size, int) and size > 0
     ]
     return min(sizes, default=None)
+
+
+def padding(model: Any) -> dict[str, float]:
+    """Return what a step is filled with that a layer masks, by the kind of its numbers: "f", floats, and "i"."""
+    import keras
+
+    found: dict[str, float] = {}
+    for layer in model._flatten_layers():
+        if getattr(layer, "mask_zero", False):
+            found["i"] = 0
+        elif isinstance(layer, keras.layers.Masking) and isinstance(layer.mask_value, Real):
+            found["f"] = float(layer.mask_value)
+    return found

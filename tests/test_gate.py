@@ -118,6 +118,26 @@ def test_shapes_of_batches_that_are_run_as_they_come_are_told() -> None:
         accelerate(model, fallback="raise")
 
 
+@pytest.mark.parametrize(
+    "layer", [kl.Masking(-1.0), kl.Embedding(10000, 3, mask_zero=True)], ids=["floats", "integers"]
+)
+def test_random_rows_show_what_becomes_of_a_mask(layer: Any) -> None:
+    class Unmasked(kl.Layer):
+        """Has a mask in Keras, and none in a graph for ONNX, whose number of rows is open."""
+
+        supports_masking = True
+
+        def call(self, x: Any, mask: Any = None) -> Any:
+            return x if x.shape[0] is None else keras.ops.where(mask[..., None], x, 5.0)
+
+        def compute_output_shape(self, shape: Any) -> Any:
+            return shape
+
+    inputs = keras.Input((5, 3)) if isinstance(layer, kl.Masking) else keras.Input((5,), dtype="int32")
+    with pytest.raises(VerificationError, match="relative difference"):
+        accelerate(keras.Model(inputs, Unmasked()(layer(inputs))), fallback="raise")
+
+
 def test_a_fixed_batch_is_never_cut() -> None:
     inputs = keras.Input(batch_shape=(8, 4))
     model = keras.Model(inputs, kl.Lambda(lambda x: keras.ops.reshape(keras.ops.reshape(x, (4, 8)), (8, 4)))(inputs))

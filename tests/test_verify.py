@@ -219,7 +219,7 @@ def test_random_samples_are_seeded_and_of_the_right_kind() -> None:
         TensorSpec("b", (None, 2), "bool"),
     ]
     sizes = {"f": (3,), "i": (), "b": (2,)}
-    one, two = (random_samples(specs, sizes, 64, 5) for _ in range(2))
+    one, two = (random_samples(specs, sizes, 64, 5, {}) for _ in range(2))
     for spec, first, second in zip(specs, one, two, strict=True):
         assert first.dtype == spec.dtype
         assert first.shape == (64, *sizes[spec.name])
@@ -227,3 +227,19 @@ def test_random_samples_are_seeded_and_of_the_right_kind() -> None:
     assert set(one[1].tolist()) == set(range(5))
     assert one[2].any()
     assert not one[2].all()
+
+
+def test_some_random_rows_end_in_masked_steps() -> None:
+    specs = [
+        TensorSpec("vectors", (None, 8, 3), "float32"),
+        TensorSpec("numbers", (None, 8), "float32"),
+        TensorSpec("tokens", (None, 8), "int32"),
+    ]
+    sizes = {"vectors": (8, 3), "numbers": (8,), "tokens": (8,)}
+    vectors, numbers, tokens = random_samples(specs, sizes, 4, 1000, {"f": -1.0, "i": 0})
+    lengths = [8, 2, 8, 6]
+    assert np.any(vectors != -1, axis=2).sum(axis=1).tolist() == lengths
+    assert (tokens != 0).sum(axis=1).tolist() == lengths
+    assert (numbers != -1).all()
+    (short,) = random_samples([TensorSpec("tokens", (None, 1), "int32")], {"tokens": (1,)}, 4, 1000, {"i": 0})
+    assert short.all()

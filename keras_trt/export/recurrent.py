@@ -37,13 +37,17 @@ def inner_loop(layer: Any) -> Callable[..., Any] | None:
     if operator == "LSTM":
         names.append(names[1])  # ONNX tells the activation of the state from that of the output
 
+    # Where Keras unrolls the steps, it zeroes its answers to them with the mask as it came, though it goes backwards.
+    oddly_masked = layer.unroll and layer.go_backwards and layer.zero_output_for_mask and layer.return_sequences
+
     plain = without_cudnn(layer) or partial(type(layer).inner_loop, layer)
 
     def loop(sequences: Any, initial_state: Any, mask: Any = None, training: bool = False) -> Any:
         import tensorflow as tf
 
         valid = None if mask is None else tf.cast(_flat(mask)[0], tf.bool)
-        if not tf.convert_to_tensor(sequences).dtype.is_floating or (valid is not None and valid.shape.rank != 2):
+        other_mask = valid is not None and (oddly_masked or valid.shape.rank != 2)
+        if other_mask or not tf.convert_to_tensor(sequences).dtype.is_floating:
             return plain(sequences, initial_state, mask, training)
         return _run(layer, operator, names, sequences, initial_state, valid)
 

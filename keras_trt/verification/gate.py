@@ -219,7 +219,8 @@ class Gate:
         inputs = self._takes.inputs
         sizes = {spec.name: shapes.opt[1:] for spec, shapes in zip(inputs, self._ranges, strict=True)}
         rows = _fixed_batch(self._takes) or max(_SAMPLE_ROWS, self._ranges[0].min[0])
-        return verify.random_samples(inputs, sizes, rows, source.integer_limit(self._model))
+        limit, padding = source.integer_limit(self._model), source.padding(self._model)
+        return verify.random_samples(inputs, sizes, rows, limit, padding)
 
 
 def _by_rows(expected: Sequence[Array], actual: Sequence[Array], usual: Sequence[Array], count: int) -> list[float]:

@@ -245,15 +245,23 @@ def _mixed(together: Array, row: int, other: Array, noise: float) -> bool:
 
 
 def random_samples(
-    inputs: Sequence[TensorSpec], sizes: Mapping[str, Sequence[int]], rows: int, below: int | None
+    inputs: Sequence[TensorSpec],
+    sizes: Mapping[str, Sequence[int]],
+    rows: int,
+    below: int | None,
+    padding: Mapping[str, float],
 ) -> list[Array]:
     """Return seeded random inputs: standard normal floats, integers from 0, booleans of both kinds.
+
+    Every other row ends in padding, where steps are masked.
 
     Args:
         inputs: what the model takes.
         sizes: by input name, the shape to use without its batch axis.
         rows: how many rows.
         below: integers are smaller than this; where it is `None` they are 0 and 1, and bytes go up to 255.
+        padding: what masked steps hold, by the kind of numbers: "i", with no axis behind that of the steps, and "f",
+            with one.
     """
     generator = np.random.default_rng(0)
     samples: list[Array] = []
@@ -266,4 +274,7 @@ def random_samples(
             samples.append(generator.integers(0, below or (256 if dtype == np.uint8 else 2), shape).astype(dtype))
         else:
             samples.append(generator.standard_normal(shape).astype(dtype))
+        if dtype.kind in padding and len(shape) == (3 if dtype.kind == "f" else 2):
+            for row in range(1, rows, 2):
+                samples[-1][row, max(1, row * shape[1] // rows) :] = padding[dtype.kind]
     return samples

@@ -123,6 +123,25 @@ def test_a_mask_that_zeroes_outputs(sequences: bool) -> None:
     assert operators["LSTM"] == 1
 
 
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("sequences", [True, False])
+@pytest.mark.parametrize("wrapper", ["backwards", "bidirectional"])
+def test_a_mask_that_zeroes_outputs_of_unrolled_steps(kind: str, sequences: bool, wrapper: str) -> None:
+    """There Keras does not reverse the mask that it zeroes a sequence with."""
+    layer = getattr(layers, kind)(4, return_sequences=sequences, unroll=True, go_backwards=wrapper == "backwards")
+    if wrapper == "bidirectional":
+        layer = layers.Bidirectional(layer)
+    else:
+        layer.zero_output_for_mask = True
+    x = keras.Input((6, 3))
+    data = random(5, 6, 3)
+    data[1, :2], data[2, 3:], data[3, 2], data[4] = 0, 0, 0, 0
+    wanted, got, operators = answers(zoo.lively(keras.Model(x, layer(layers.Masking()(x)))), data)
+    assert_same(wanted, got)
+    kept = 1 if wrapper == "bidirectional" else 0
+    assert operators[OPERATORS[kind]] == kept + (not sequences)
+
+
 def test_padding_may_hold_anything() -> None:
     x, mask = keras.Input((6, 3)), keras.Input((6,), dtype="bool")
     data, valid = random(5, 6, 3), np.tile([True, True, True, True, False, False], (5, 1))
