@@ -190,6 +190,8 @@ def _sizes_and_rows(
                 action="kept",
                 cost="batches are run exactly as they come: none is cut or joined, and a larger one is run by Keras",
             )
+        if options.verify:
+            gate.ensure_same_in_float32(exported.signature)
     except VerificationError as error:
         yield Finding(str(error))
 

@@ -23,13 +23,12 @@ _one_at_a_time = threading.RLock()
 
 def is_mixed(model: Any) -> bool:
     """Tell whether a layer computes in half precision with float32 variables."""
-    return any(_is_mixed(layer) for layer in model._flatten_layers())
+    return bool(half_types(model))
 
 
-def computes_in_bfloat16(model: Any) -> bool:
-    """Tell whether all layers with a mixed policy compute in bfloat16, and there are any."""
-    mixed = {layer.compute_dtype for layer in model._flatten_layers() if _is_mixed(layer)}
-    return mixed == {"bfloat16"}
+def half_types(model: Any) -> set[str]:
+    """Return the types in which layers with a mixed policy compute."""
+    return {layer.compute_dtype for layer in model._flatten_layers() if _is_mixed(layer)}
 
 
 def refusals(model: Any) -> Iterator[Finding]:
@@ -38,7 +37,7 @@ def refusals(model: Any) -> Iterator[Finding]:
 
     for layer in model._flatten_layers():
         policy = layer.dtype_policy
-        quantized = getattr(policy, "quantization_mode", None) not in (None, "int8")
+        quantized = layer.quantization_mode not in (None, "int8")
         # Keras 3.10 gives layers whose answers are integers, such as `Discretization`, a policy of these.
         plain = policy.compute_dtype == policy.variable_dtype and (
             policy.compute_dtype == "float32" or keras.backend.is_int_dtype(policy.compute_dtype)
@@ -67,6 +66,7 @@ def repairs(model: Any) -> Iterator[Finding]:
 def in_float32(model: Any) -> Iterator[None]:
     """Give each layer that computes in half precision a float32 policy while the block runs; one block at a time.
 
+    Layers that are quantized stay it: their weights are 8 bits, and nothing without the scales beside them.
     The model must not be used by other threads meanwhile: they would compute in float32 too.
     """
     import keras
@@ -75,9 +75,10 @@ def in_float32(model: Any) -> Iterator[None]:
         # Not through the public setter: on a layer with a `DTypePolicyMap` it writes into the user's map.
         changed = [(layer, layer._dtype_policy) for layer in model._flatten_layers() if _is_mixed(layer)]
         full = keras.DTypePolicy("float32")
+        quantized = keras.dtype_policies.QuantizedDTypePolicy("int8", "float32")
         try:
             for layer, _ in changed:
-                layer._dtype_policy = full
+                layer._dtype_policy = quantized if layer.quantization_mode == "int8" else full
             yield
         finally:
             for layer, policy in changed:
@@ -91,9 +92,16 @@ def full_float32(model: Any) -> Iterator[None]:
     A model whose weights are on the CPU computes there, which has no TF32. For others the switches of TensorFlow and
     PyTorch are turned, and those are the whole process's: what else computes on a GPU meanwhile has no TF32 either.
     """
+    with in_float32(model), in_full(model):
+        yield
+
+
+@contextmanager
+def in_full(model: Any) -> Iterator[None]:
+    """Do what `full_float32` does, but let each layer compute in the type of its own policy."""
     without_tf32 = graphs_without_tf32(model)
     loops = model._flatten_layers() if without_tf32 is on_the_cpu else ()
-    with in_float32(model), without_tf32(), replaced((one, "inner_loop", without_cudnn(one)) for one in loops):
+    with as_it_is(), without_tf32(), replaced((one, "inner_loop", without_cudnn(one)) for one in loops):
         yield
 
 

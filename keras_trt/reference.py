@@ -35,10 +35,20 @@ def reference(model: Any, signature: Signature, inputs: Sequence[Array]) -> list
         signature: its inputs and outputs.
         inputs: flat inputs.
     """
-    call = partial(_call, model, signature.input_structure)
     with policies.full_float32(model):
-        outputs = (_in_a_graph(call) if _is_other_in_a_graph(model) else call)(*map(_tensor, inputs))
-        return _arrays(outputs, signature)
+        return _outputs(model, signature, inputs)
+
+
+def under_its_policy(model: Any, signature: Signature, inputs: Sequence[Array]) -> list[Array]:
+    """Return what `reference` does, but computed in the types of the model's own dtype policies."""
+    with policies.in_full(model):
+        return _outputs(model, signature, inputs)
+
+
+def _outputs(model: Any, signature: Signature, inputs: Sequence[Array]) -> list[Array]:
+    call = partial(_call, model, signature.input_structure)
+    outputs = (_in_a_graph(call) if _is_other_in_a_graph(model) else call)(*map(_tensor, inputs))
+    return _arrays(outputs, signature)
 
 
 class Reference:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import pytest
 
-from keras_trt import OptimizationProfile, ShapeRange
+import keras_trt
+from keras_trt import OptimizationProfile, ShapeRange, policies
 from keras_trt import precision as precision_module
 from keras_trt.cache import EngineCache
 from keras_trt.errors import ExportError, InputError, VerificationError
@@ -27,13 +30,13 @@ def _map(function: Any, shape: tuple[int, ...] = (4,), **keywords: Any) -> Any:
 
 
 def test_a_dtype_policy_map_is_left_as_it_was() -> None:
-    policies = keras.dtype_policies.DTypePolicyMap(default_policy="mixed_float16")
-    model = keras.Sequential([keras.Input((4,)), kl.Dense(3, dtype=policies)])
+    by_path = keras.dtype_policies.DTypePolicyMap(default_policy="mixed_float16")
+    model = keras.Sequential([keras.Input((4,)), kl.Dense(3, dtype=by_path)])
     x = floats(4)(6)
-    expected, entries = model.predict(x, verbose=0), len(policies)
+    expected, entries = model.predict(x, verbose=0), len(by_path)
     fast = accelerate(model)
     assert fast.backend == "onnxruntime"
-    assert len(policies) == entries
+    assert len(by_path) == entries
     assert fast.predict(x, verbose=0).dtype == model.predict(x, verbose=0).dtype == expected.dtype == np.float16
 
 
@@ -51,6 +54,51 @@ def test_mixed_models_may_be_accelerated_by_many_threads() -> None:
     assert backends == ["onnxruntime"] * 4
     assert tf.config.experimental.tensor_float_32_execution_enabled() == before
     assert [layer.dtype_policy.name for layer in model.layers] == ["mixed_float16"] * 2
+
+
+def _halved(policy: str) -> Any:
+    keras.utils.set_random_seed(0)
+    return keras.Sequential([keras.Input((12,)), kl.Dense(16, "relu", dtype=policy), kl.Dense(3, dtype=policy)])
+
+
+@pytest.mark.parametrize("sample", [None, floats(12)(8)])
+@pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16"])
+def test_a_model_that_answers_otherwise_in_float32_is_refused(
+    policy: str, sample: Any, monkeypatch: pytest.MonkeyPatch, cache: EngineCache
+) -> None:
+    """Whatever is done to a model for its export is done to what engines are compared with, and would not be seen."""
+    real = policies.in_float32
+
+    @contextmanager
+    def broken(model: Any) -> Iterator[None]:
+        layer = model.layers[0]
+        usual = layer.activation
+        with real(model):
+            layer.activation = keras.activations.linear
+            try:
+                yield
+            finally:
+                layer.activation = usual
+
+    model = _halved(policy)
+    fast = accelerate(model, sample=sample)
+    assert (fast.backend, fast.report().fell_back) == ("onnxruntime", ())
+    monkeypatch.setattr(policies, "in_float32", broken)
+    assert accelerate(model, sample=sample, cache=cache, verify=False).backend == "onnxruntime"
+    for kept in (None, cache):  # the second finds an engine that was not compared
+        with recorded() as records:
+            fast = accelerate(model, sample=sample, cache=kept)
+        warns_once(records, "otherwise in float32 than under its dtype policies")
+        assert fast.backend == "keras"
+    assert any("otherwise in float32" in one.problem for one in keras_trt.doctor(model, sample=sample, cache=None))
+
+
+def test_where_half_precision_overflows_is_no_difference() -> None:
+    model = _halved("mixed_float16")
+    model.set_weights([np.full((12, 16), 4e4), np.zeros(16), np.full((16, 3), 1e-6), np.zeros(3)])
+    x = floats(12)(8)
+    assert not np.isfinite(model.predict(x, verbose=0)).all()
+    assert accelerate(model, sample=x).backend == "onnxruntime"
 
 
 class Scaled(keras.Model):

@@ -115,7 +115,7 @@ class Ladder:
 
 def default_precision(model: Any, judge: Judge) -> Precision:
     """Return the precision where none is asked for: the backend's, in the half type that the model's policy has."""
-    if judge.default_precision == "fp16" and "bf16" in judge.precisions and policies.computes_in_bfloat16(model):
+    if judge.default_precision == "fp16" and "bf16" in judge.precisions and policies.half_types(model) == {"bfloat16"}:
         return "bf16"
     return judge.default_precision
 

@@ -180,6 +180,7 @@ class _Provision:
         differences = tuple(Difference(**one) for one in record["differences"])
         if self.options.verify and not differences:
             try:
+                self.gate.ensure_same_in_float32(signature)
                 differences = self.engines.checked(session, self._check(signature, record["precision"]))
             except VerificationError:
                 return None  # it was stored unverified; the ladder goes on from here
@@ -196,8 +197,10 @@ class _Provision:
         exported = self._exported()
         with self.engines.timed("verify"):
             independent = not self.gate.rows_depend(exported.signature)
-            if self.options.verify and not independent:
-                self.gate.ensure_answers(exported.signature)
+            if self.options.verify:
+                self.gate.ensure_same_in_float32(exported.signature)
+                if not independent:
+                    self.gate.ensure_answers(exported.signature)
         fell_back: list[tuple[str, str]] = []  # error class and reason
         failures: list[KerasTRTError] = []
         keep = planned(self.options.precision_plan, self.model, exported)

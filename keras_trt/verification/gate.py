@@ -11,12 +11,12 @@ from typing import Any
 
 import numpy as np
 
-from .. import source
+from .. import policies, source
 from ..errors import InputError, KerasTRTError, VerificationError
 from ..head import Head
 from ..inputs import Array, standardize
 from ..options import BuildOptions, Precision
-from ..reference import Reference, reference
+from ..reference import Reference, reference, under_its_policy
 from ..runtime import RowsDependError, Session
 from ..specs import ShapeRange, Signature
 from . import verify
@@ -127,6 +127,36 @@ class Gate:
                 "it answers with something."
             )
 
+    def ensure_same_in_float32(self, signature: Signature) -> None:
+        """Refuse a model that answers otherwise in float32, as it is exported and compared, than under its policies.
+
+        What half precision rounds off is no matter, nor where it overflows. A model that fails under its own policies,
+        as where a device lacks an operator in half, has no answers of its own to differ from.
+
+        Raises:
+            VerificationError: if an output differs.
+        """
+        model = self._model if self._head is None else self._head.model
+        if not (types := policies.half_types(model)):
+            return
+        given = self._sample if self._sample is not None else self._random()
+        rows = [array[: self._usual_rows()] for array in given]
+        whole = signature if self._head is None else self._head.whole(signature)
+        try:
+            own = under_its_policy(model, whole, rows)
+        except Exception as error:
+            _logger.info("'%s' fails under its dtype policies, and is not compared with itself: %s", model.name, error)
+            return
+        with _failures("The model fails on the sample"):
+            full = self._expected(signature, rows)
+        own = [np.where(np.isfinite(one), one, other) for one, other in zip(own, full, strict=True)]
+        # As far as a single row of an engine in that type may be: there are but few.
+        limit = verify.ROW_LIMIT * verify.LIMITS["bf16" if "bfloat16" in types else "fp16"]
+        if bad := [str(one) for one in verify.compare(own, full, whole.outputs, limit) if not one.within]:
+            raise VerificationError(
+                f"'{model.name}' answers otherwise in float32 than under its dtype policies: {'; '.join(bad)}"
+            )
+
     def check(self, session: Session, signature: Signature, precision: Precision) -> tuple[Difference, ...]:
         """Compare an engine with Keras, on the whole sample and on one row of it, in the way that production runs.
 
@@ -218,9 +248,11 @@ class Gate:
     def _random(self) -> list[Array]:
         inputs = self._takes.inputs
         sizes = {spec.name: shapes.opt[1:] for spec, shapes in zip(inputs, self._ranges, strict=True)}
-        rows = _fixed_batch(self._takes) or max(_SAMPLE_ROWS, self._ranges[0].min[0])
         limit, padding = source.integer_limit(self._model), source.padding(self._model)
-        return verify.random_samples(inputs, sizes, rows, limit, padding)
+        return verify.random_samples(inputs, sizes, self._usual_rows(), limit, padding)
+
+    def _usual_rows(self) -> int:
+        return _fixed_batch(self._takes) or max(_SAMPLE_ROWS, self._ranges[0].min[0])
 
 
 def _by_rows(expected: Sequence[Array], actual: Sequence[Array], usual: Sequence[Array], count: int) -> list[float]:
