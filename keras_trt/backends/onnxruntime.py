@@ -124,6 +124,8 @@ class OnnxRuntimeBackend:
     def _session(self, onnx: bytes, options: Any = None) -> Any:
         options = options or self._ort.SessionOptions()
         options.log_severity_level = 3  # errors; what it warns of (such as unused initializers) changes no result
+        # Weights of 8 bits are multiplied in float32: otherwise it rounds what they are multiplied by to 8 bits, too.
+        options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "1")
         return self._ort.InferenceSession(
             onnx, options, providers=["CPUExecutionProvider"], disabled_optimizers=_ends_the_process(onnx)
         )
