@@ -21,7 +21,7 @@ LAYERS = [
     ["_version"],
     ["findings"],
     ["errors"],
-    ["_interrupts", "_files", "_require", "_subgraphs", "_warn"],
+    ["_interrupts", "_files", "_garbage", "_require", "_subgraphs", "_warn"],
     ["_child"],
     ["specs", "progress"],
     ["options"],

@@ -18,6 +18,7 @@ import numpy as np
 
 from .. import policies
 from .._files import replacing
+from .._garbage import collector_at_rest
 from .._subgraphs import subgraphs
 from ..errors import ExportError, refuse
 from ..findings import Finding
@@ -51,6 +52,7 @@ class ExportedModel:
     findings: tuple[Finding, ...] = ()
 
 
+@collector_at_rest()
 def export(model: Any, sample: Any = None) -> ExportedModel:
     """Export a Keras model's inference to ONNX.
 
@@ -71,6 +73,7 @@ def export(model: Any, sample: Any = None) -> ExportedModel:
     return cast(ExportedModel, exported)
 
 
+@collector_at_rest()
 def examine(model: Any, sample: Any = None) -> tuple[ExportedModel | None, tuple[Finding, ...]]:
     """Export a Keras model as `export` does, and return what was found instead of raising it.
 
