@@ -1,4 +1,4 @@
-"""A call like the one before, with almost nothing between numpy and the GPU."""
+"""A call like those before, with almost nothing between numpy and the GPU."""
 
 from __future__ import annotations
 
