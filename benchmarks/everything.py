@@ -86,7 +86,6 @@ def single(script: str, *arguments: str, gpus: int = 1, name: str = "", after: t
 def jobs(gpus: list[str]) -> Iterator[Job]:
     """Yield what is measured, by what is asked first."""
     keras = "keras-tensorflow keras-jax keras-torch onnxruntime"
-    builds = ("--build", "thread", "process")
     yield single("plans", "--models", "ResNet50", "ConvNeXtTiny", "--folder", "{folder}/plans")
     small = ("--models", "NASNetMobile", "--optimization-level", "2", "--folder", "{folder}/plans")
     yield single("plans", *small, name="plans-NASNetMobile")
@@ -97,9 +96,11 @@ def jobs(gpus: list[str]) -> Iterator[Job]:
     yield single("load")
     yield from predict("MobileNetV2-uint8", "keras-tensorflow", "1 32 128")
     yield single("precision", "--folder", "{folder}/precision")
-    beside = len(gpus) > 2
-    long = ("--epochs", "10", "--steps", "3600", *builds, *(("--gpus", "{gpus}") if beside else ()))
-    yield single("checkpoint", *long, gpus=3 if beside else 1)
+    # Side by side where there are GPUs: the training alone, and the same for each way to build.
+    builds = ("process",) if len(gpus) == 2 else ("process", "thread")
+    beside = ("--gpus", "{gpus}") if len(gpus) > 1 else ()
+    long = ("--epochs", "6", "--steps", "3600", "--build", *builds, *beside)
+    yield single("checkpoint", *long, gpus=1 + len(builds) if beside else 1)
     for model in ("MLP", "LSTM", "BERT", "EfficientNetB0", "ConvNeXtTiny"):
         yield from predict(model, keras)
     yield single("copying")
