@@ -89,7 +89,7 @@ def jobs(gpus: list[str]) -> Iterator[Job]:
     yield single("plans", "--models", "ResNet50", "ConvNeXtTiny", "--folder", "{folder}/plans")
     small = ("--models", "NASNetMobile", "--optimization-level", "2", "--folder", "{folder}/plans")
     yield single("plans", *small, name="plans-NASNetMobile")
-    yield from predict("ResNet50", f"keras-jax-half {keras}", "1 32 128", ("tf32 128",))
+    yield from predict("ResNet50", f"keras-tensorflow-without-xla keras-jax-half {keras}", "1 32 128", ("tf32 128",))
     yield from predict("MobileNetV2", keras, "1 32 128")
     built = tuple(f"{model}-keras_trt-fp16-32" for model in ("ResNet50", "MobileNetV2"))
     yield single("pipeline", "--folder", "{folder}/predict", after=built)

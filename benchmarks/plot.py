@@ -14,6 +14,7 @@ from typing import Any
 COLOURS = {
     "keras-tensorflow": "#f4a259",
     "keras-tensorflow-half": "#e07a1f",
+    "keras-tensorflow-without-xla": "#f7c59f",
     "keras-jax": "#8cb369",
     "keras-jax-half": "#5b8e3e",
     "keras-torch": "#bc4b51",
@@ -38,7 +39,8 @@ def draw(files: list[Path]) -> Path:
         rows = [row for engine in COLOURS for row in result["rows"] if row["engine"] == engine]
         model = rows[0]["model"]
         for label, of in by_engine(rows).items():
-            style = "--" if of[0]["engine"] in ("tensorrt-bare", "limit-pcie") else "o-"
+            mark = "s" if of[0]["precision"] == "tf32" else "o"
+            style = f"{mark}--" if of[0]["engine"] in ("tensorrt-bare", "limit-pcie") else f"{mark}-"
             of = sorted(of, key=lambda row: row["batch"])
             rates.plot(
                 [row["batch"] for row in of], [row["rows_per_s"] for row in of], style,
@@ -50,7 +52,7 @@ def draw(files: list[Path]) -> Path:
         rates.yaxis.set_minor_formatter("")
         rates.minorticks_off()
         rates.grid(alpha=0.3)
-        rates.legend(fontsize=8)
+        rates.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.22), ncols=3)
         ones = {label: of[0] for label, of in by_engine([row for row in rows if row["batch"] == 1]).items()}
         bars = single.barh(
             list(ones), [row["median_ms"] for row in ones.values()],

@@ -125,7 +125,7 @@ rounds each result as the typed graph says (int8 and fp8 beside fp16), on the fi
 it says nothing of time. int8 is calibrated with 300 rows of the training data by percentile, fp8 by the largest number.
 Engines are not verified here, so that what fails would show.
 
-Keras computes in float32, but for the results of 2026-11-28: there it was on the GPU, where TensorFlow takes TF32.
+Keras computes in float32, but for precision-2026-11-28.json: there it was on the GPU, where TensorFlow takes TF32.
 A dense network of a few rows, and what TensorRT 8.6 compiles as a whole (Transformers), has no int8 there: fp16 runs.
 
 ONNX Runtime on x86 runs fp16 graphs in float32 on weights rounded to float16, and int8 graphs mostly as float

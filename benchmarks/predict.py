@@ -34,8 +34,12 @@ sys.path.insert(1, str(Path(__file__).parent.parent))
 import environment
 import models
 
-#: `-half` is the same model under the dtype policy mixed_float16.
-KERAS = ("keras-tensorflow", "keras-tensorflow-half", "keras-jax", "keras-jax-half", "keras-torch")
+#: `-half` is the same model under the dtype policy mixed_float16. On TensorFlow Keras lets XLA compile a model, which
+#: takes minutes for some: `-without-xla` is as `compile(jit_compile=False)` has it.
+KERAS = (
+    "keras-tensorflow", "keras-tensorflow-half", "keras-tensorflow-without-xla",
+    "keras-jax", "keras-jax-half", "keras-torch",
+)  # fmt: skip
 ENGINES = (*KERAS, "onnxruntime", "keras_trt", "tensorrt-bare", "limit-pcie")
 #: Rows whose answers are kept and compared.
 COMPARED = 128
@@ -123,6 +127,8 @@ def child(asked: Any) -> None:
         half = models.MODELS[asked.model]()
         half.set_weights(model.get_weights())
         model = half
+    if asked.child.endswith("-without-xla"):
+        model.compile(jit_compile=False)
     alone = asked.child in ("tensorrt-bare", "limit-pcie")  # these read nothing but sizes of rows
     rows = models.rows_for(model, max(asked.batches) if alone else asked.rows if max(asked.batches) > 1 else CALLS)
     for precision, batch in product(precision_of(asked.child, asked), asked.batches):
@@ -324,7 +330,7 @@ def compare(rows: list[dict[str, Any]], answers: list[Path]) -> None:
 def table(rows: list[dict[str, Any]], precisions: list[str]) -> None:
     """Print the rows; the columns named by a precision tell how many times as fast keras_trt is in it."""
     names = ["engine", "precision", "batch", "median ms", "p99 ms", "rows/s", *precisions, "difference"]
-    widths = [21, 13, 5, 10, 9, 10, *[8] * len(precisions), 10]
+    widths = [28, 13, 5, 10, 9, 10, *[8] * len(precisions), 10]
     print(" ".join(name.rjust(width) for name, width in zip(names, widths, strict=True)))
     for row in rows:
         ratios = [f"{row['keras_trt_ratios'].get(precision, float('nan')):7.2f}x" for precision in precisions]

@@ -47,6 +47,9 @@ class EngineCheckpoint(keras.callbacks.ModelCheckpoint):  # type: ignore[misc]
     cloned (a subclassed one without `get_config`, or with attributes that its configuration does not tell) is not
     trained on while its engine is made. Of several workers only the chief makes engines.
 
+    Engines are built in a process of their own, as a builder in this one keeps Python from the training: TensorRT 8.6
+    for 13 s when it starts (`benchmarks/checkpoint.py`). Where a GPU takes one process alone, ask for `build="thread"`.
+
     Args:
         filepath: a path that ends in `.ktrt`, with the placeholders of `ModelCheckpoint`, such as
             `"{epoch:02d}-{val_loss:.2f}.ktrt"`.
@@ -61,7 +64,7 @@ class EngineCheckpoint(keras.callbacks.ModelCheckpoint):  # type: ignore[misc]
         validation_data: `(x, y)`, `(x, y, sample_weight)` or a dataset, for the metrics of the engine. Defaults to
             `None`: none.
         raise_on_failure: whether an engine that cannot be made ends the training. Defaults to `False`.
-        options: a `BuildOptions`. Defaults to `None`: its defaults.
+        options: a `BuildOptions`. Defaults to `None`: its defaults, and `build="process"`.
         **keywords: fields of `BuildOptions`, put over `options`.
 
     Raises:
@@ -103,6 +106,7 @@ class EngineCheckpoint(keras.callbacks.ModelCheckpoint):  # type: ignore[misc]
             initial_value_threshold=initial_value_threshold,
         )
         self.filepath = path
+        options = BuildOptions(build="process") if options is None else options
         self._options = BuildOptions.of(options, {"verbose": 0, "refittable": refit, **keywords})
         self._refit, self._validation_data, self._raise = refit, validation_data, raise_on_failure
         self._background = Background(WAITING_BYTES)

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 import keras_trt
+from keras_trt.backends import child
 from keras_trt.cache import EngineCache
 
 from ..models import keras, kl, recorded, same, tf, warns_once
@@ -31,6 +32,27 @@ def test_each_epochs_engine_is_that_of_its_weights(tmp_path: Path) -> None:
     for file, expected in zip(files, weights.answers, strict=True):
         same(expected, loaded(file).predict(X, verbose=0))
     assert not any(thread.name == "keras_trt engine checkpoints" for thread in threading.enumerate())
+
+
+@pytest.mark.parametrize("build", [None, "thread"])
+def test_engines_are_built_in_a_process_of_their_own_unless_asked(
+    build: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A builder keeps Python from the training where both are in one process."""
+    in_child, built = child.build, list[str]()
+
+    def watched(*arguments: Any) -> bytes:
+        built.append(threading.current_thread().name)
+        return in_child(*arguments)
+
+    monkeypatch.setattr(child, "build", watched)
+    how = {key: value for key, value in QUIET.items() if key != "build"} | ({"build": build} if build else {})
+    model, weights = network(), Weights()
+    checkpoint = keras_trt.EngineCheckpoint(tmp_path / "{epoch}.ktrt", **how)
+    model.fit(X, Y, epochs=2, callbacks=[weights, checkpoint], verbose=0)
+    assert built == ([] if build else 2 * ["keras_trt engine checkpoints"])
+    for epoch, expected in enumerate(weights.answers, 1):
+        same(expected, loaded(tmp_path / f"{epoch}.ktrt").predict(X, verbose=0))
 
 
 def test_engines_are_made_on_the_cpu_and_the_training_computes_as_before(tmp_path: Path) -> None:

@@ -59,6 +59,7 @@ def second_start(cache: str) -> None:
 
 def beside_tensorflow(cache: str) -> None:
     """Let TensorFlow take nine tenths of the GPU's memory first."""
+    os.environ.pop("TF_FORCE_GPU_ALLOW_GROWTH", None)  # with which it takes what it needs
     import keras
     import tensorflow as tf
 

@@ -231,11 +231,12 @@ def test_use_after_fork(second_process: dict[str, Any]) -> None:
     assert "forked" in second_process["in_fork"]
 
 
-def test_tensorflow_holds_most_of_the_memory(cache: Path) -> None:
+def test_tensorflow_holds_most_of_the_memory(accelerated: Any, cache: Path) -> None:
     import tensorflow as tf
 
     if not tf.config.list_physical_devices("GPU"):
         pytest.skip("this TensorFlow does not use the GPU")
+    accelerated("cnn", "fp16")  # which the other process finds
     said = run_child("beside_tensorflow", cache)
     assert said["backend"] == "tensorrt"
     assert said["free_beside"] < 0.2

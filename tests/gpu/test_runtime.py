@@ -13,6 +13,7 @@ import pytest
 import keras_trt
 from keras_trt import cuda
 from keras_trt.runtime import SLOTS
+from keras_trt.runtime.plan import BatchPlan
 from keras_trt.runtime.slots import AHEAD, AT_ONCE, ONE_THREADS
 from keras_trt.runtime.steady import Steady
 from keras_trt.specs import Measured
@@ -137,10 +138,13 @@ def test_calls_like_the_one_before(made: Any, monkeypatch: pytest.MonkeyPatch) -
         return outputs
 
     monkeypatch.setattr(Steady, "run", watched)
+    # By measured costs, which tests beside it disturb, two rows may be better run one after the other.
+    monkeypatch.setattr(fast._session, "_plan", BatchPlan(1, 32))
     for count in (2, 8, 2, 32):
         for start in range(0, 640, 32):
             assert_right(fast.predict_on_batch(rows[start : start + count]), wanted[start : start + count])
-    assert sum(taken) > 60
+    assert all(taken)
+    assert len(taken) == 4 * 18  # all but the first two of each
 
 
 def test_costs_are_measured_and_kept(made: Any) -> None:
