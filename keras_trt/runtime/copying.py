@@ -137,6 +137,11 @@ class Copy:
         """Whether other threads may be at pieces of it."""
         return bool(self._pieces)
 
+    @property
+    def is_done(self) -> bool:
+        """Whether other threads have done all of it, so that `finish` takes no time."""
+        return bool(self._pieces) and all(piece.ran for piece in self._pieces)
+
     def finish(self) -> None:
         """Do what no other thread has begun, and wait until all is copied. May be called again.
 

@@ -140,13 +140,17 @@ class GpuRunner:
         sent: Slot | None = None
         few = isinstance(batches, list) and len(batches) <= FEW
 
-        def advance() -> None:
-            """Launch what is on the GPU, and send there what is staged; what takes no time to send is launched too."""
+        def advance(*, wait: bool = True) -> None:
+            """Launch what is on the GPU, and send there what is staged; what takes no time to send is launched too.
+
+            Args:
+                wait: whether for rows that are still being copied.
+            """
             nonlocal staged, sent
             if sent is not None:
                 slot, sent = sent, None
                 slot.launch()
-            if staged is not None:
+            if staged is not None and (wait or staged.is_staged):
                 slot, staged = staged, None
                 if slot.send():
                     sent = slot
@@ -157,7 +161,9 @@ class GpuRunner:
             slot, batch = under_way[0]
             while slot in (staged, sent):
                 advance()
+            advance(wait=False)  # so that the GPU has as many batches as can be while one is waited for, …
             slot.wait()
+            advance(wait=False)  # … and while its results are copied
             outputs = slot.outputs
             results.put(batch, [outputs[place] for place in order])
             self._pool.give(slot)

@@ -107,6 +107,11 @@ class Slot:
             if not isinstance(array, InPlace):
                 self._buffers[name].begin(array, ONE_THREADS if alone else AT_ONCE, threads)
 
+    @property
+    def is_staged(self) -> bool:
+        """Whether `send` and `launch` need not wait for rows that are still being copied to the slot's own memory."""
+        return all(buffer.copy is None or buffer.copy.is_done for buffer in self._buffers.values())
+
     def send(self) -> bool:
         """Begin to bring to the GPU, ahead of `launch`, what takes a while; return whether there is such an input."""
         names = self._engine.input_names

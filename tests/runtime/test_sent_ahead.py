@@ -53,3 +53,35 @@ def test_large_rows_are_on_the_gpu_when_their_batch_is_launched(
         assert_right(one, inputs(8 if seed % 2 else 16, seed=seed))
     assert len(host_cuda.executables) <= 2 * SLOTS
     one.close()
+
+
+@pytest.mark.parametrize(("slots", "at_once"), [(4, 1 << 16), (6, 1 << 16), (4, 0)])
+def test_the_gpu_has_others_to_compute_while_one_is_waited_for(
+    host_cuda: HostCuda, monkeypatch: pytest.MonkeyPatch, slots: int, at_once: int
+) -> None:
+    """All slots but one, whose rows are on their way; but two, where those are still being copied."""
+    monkeypatch.setattr("keras_trt.runtime.slots.AHEAD", 0)
+    monkeypatch.setattr("keras_trt.runtime.slots.AT_ONCE", at_once)
+    monkeypatch.setattr("keras_trt.runtime.copying.PIECE", 64)
+    computing, found = set[int](), list[int]()
+    launch, wait = host_cuda.cudaGraphLaunch, host_cuda.cudaStreamSynchronize
+
+    def launched(executable: Any, stream: Any) -> Any:
+        computing.add(id(stream))
+        return launch(executable, stream)
+
+    def waited(stream: Any) -> Any:
+        if id(stream) in computing:
+            found.append(len(computing))
+            computing.discard(id(stream))
+        return wait(stream)
+
+    one = session(HostEngineOnDevice(host_cuda), measured=Measured({}, Pipelining(slots, 2)))
+    assert_right(one, inputs(8 * 40))  # graphs are recorded
+    assert_right(one, inputs(8 * 40, seed=1))
+    monkeypatch.setattr(host_cuda, "cudaGraphLaunch", launched)
+    monkeypatch.setattr(host_cuda, "cudaStreamSynchronize", waited)
+    assert_right(one, inputs(8 * 40, seed=2))
+    assert len(found) == 40
+    assert min(found[: 40 - slots]) >= (slots - 1 if at_once else slots - 2)
+    one.close()
