@@ -343,6 +343,31 @@ def test_out_of_memory_does_not_lose_the_engine(accelerated: Any, cache: Path) -
         assert_wide_right(model, fast)
 
 
+def test_batches_are_halved_when_memory_runs_out(cache: Path) -> None:
+    import keras
+    from keras import layers
+
+    keras.utils.set_random_seed(11)
+    steps = keras.Input((1024, 256), name="steps")  # a MiB a row, of which hardly anything is computed
+    model = keras.Model(steps, layers.Dense(3)(layers.GlobalAveragePooling1D()(steps)), name="long")
+    rows = models.random_rows(model, 128, seed=3)
+    reference = np.asarray(model.predict(rows, verbose=0))
+    with accelerate(model, cache, precision="fp32", batch_sizes=(1, 64, 128), fallback="raise") as fast:
+        assert models.relative(fast.predict(rows, batch_size=128, verbose=0), reference) < LIMITS["fp32"]
+        (use,) = fast.memory()
+        pool = runner_of(fast)._pool
+        with cuda.current_device(0):
+            pool.resize(0)  # what is reserved is given back, as another process might have it then
+            pool.resize(1)
+        with (
+            Ballast(use.context_bytes // use.slots + 100 * MIB),
+            pytest.warns(keras_trt.FallbackWarning, match="does not suffice for 128 rows: running 64"),
+        ):
+            got = fast.predict(rows, batch_size=128, verbose=0)
+        assert models.relative(got, reference) < LIMITS["fp32"]
+        assert models.relative(fast.predict(rows, batch_size=128, verbose=0), reference) < LIMITS["fp32"]
+
+
 def test_close_frees_the_memory(accelerated: Any, cache: Path) -> None:
     one = accelerated("cnn", "fp16")
 
