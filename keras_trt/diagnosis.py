@@ -190,6 +190,12 @@ def _sizes_and_rows(
                 action="kept",
                 cost="batches are run exactly as they come: none is cut or joined, and a larger one is run by Keras",
             )
+        if gate.is_other_in_a_graph:
+            yield Finding(
+                "The model answers otherwise where it is traced, as for an export, than where it is called.",
+                action="kept",
+                cost="an engine is built, and Keras runs the model if that answers otherwise too",
+            )
         if options.verify:
             gate.ensure_same_in_float32(exported.signature)
     except VerificationError as error:

@@ -71,6 +71,11 @@ class Reference:
         self._right_in_a_graph = _is_other_in_a_graph(model)
         self._without_tf32 = policies.graphs_without_tf32(model)
 
+    @property
+    def is_other_in_a_graph(self) -> bool:
+        """Whether a graph that was tried, for what was asked so far, answers otherwise than the model."""
+        return None in self._graphs.values()
+
     def __call__(self, signature: Signature, inputs: Sequence[Array]) -> list[Array]:
         """Return what `reference` does."""
         if not on_tensorflow():

@@ -55,14 +55,22 @@ def only_keras_can(model: Any) -> Iterator[Finding]:
                 f"Only Keras can run this model: '{model.name}' overrides `{method}`, which an engine does not run."
                 f"{forward}"
             )
+    frameworks = {keras.layers.JaxLayer: "JAX", keras.layers.TorchModuleWrapper: "PyTorch"}
     for layer in model._flatten_layers():
+        name = layer.path or layer.name
         if getattr(layer, "stateful", False):
-            name = layer.path or layer.name
             yield Finding(
                 f"Only Keras can run this model: the layer '{name}' is stateful, and an engine keeps no state between "
                 "batches.",
                 name,
             )
+        for kind, framework in frameworks.items():
+            if isinstance(layer, kind):
+                yield Finding(
+                    f"Only Keras can run this model: the layer '{name}' runs on {framework}, and the export goes "
+                    "through TensorFlow.",
+                    name,
+                )
 
 
 def loops(model: Any) -> Iterator[Finding]:

@@ -29,6 +29,7 @@ def handlers() -> dict[str, Any]:
         "Expm1": _expm1,
         "FloorDiv": _floor_division,
         "FloorMod": _floor_division,
+        "LeftShift": _shift,
         "Log1p": _log1p,
         "MirrorPad": _pad,
         "OneHot": _one_hot,
@@ -36,6 +37,7 @@ def handlers() -> dict[str, Any]:
         "PadV2": _pad,
         "PyFunc": _marker,
         "ReverseV2": _reverse,
+        "RightShift": _shift,
         "Select": _select,
         "SelectV2": _select,
         "TensorListFromTensor": _list_of_steps,
@@ -213,6 +215,42 @@ def _floor_division(graph: Any, node: Any, _name: str, _arguments: Any) -> None:
         write.result("Add", [rest, write.node("Mul", [below, y])])
     else:
         write.result("Sub", [quotient, below])
+
+
+def _shift(graph: Any, node: Any, _name: str, _arguments: Any) -> None:
+    """A shift of signed integers, as a product with a power of two, or a division by it that is rounded down.
+
+    ONNX shifts unsigned integers alone, which TensorRT has not. As in TensorFlow, nothing is shifted by less than 0
+    or by all bits.
+    """
+    from onnx import TensorProto
+    from tf2onnx import utils
+    from tf2onnx.onnx_opset.math import BitShift
+
+    dtype = graph.get_dtype(node.output[0])
+    kind = np.dtype(utils.map_onnx_to_numpy_type(dtype))
+    if kind.kind == "u":
+        BitShift.version_11(graph, node)
+        return
+    (x, count), left, bits = node.input, node.type == "LeftShift", 8 * kind.itemsize
+    wide, to = (np.int64, TensorProto.INT64) if bits == 64 else (np.int32, TensorProto.INT32)
+    write = Writer(graph, node)
+    zero, two = write.constant(np.zeros((), wide)), write.constant(np.full((), 2, wide))
+    # The last is the sign bit alone, as numbers wrap around.
+    powers = write.constant((np.uint64(1) << np.arange(bits, dtype=np.uint64)).astype(wide))
+    x, count = (write.node("Cast", [one], to=to) for one in (x, count))
+    count = write.node("Min", [write.node("Max", [count, zero]), write.constant(np.full((), bits - 1, wide))])
+    if left:
+        x = write.node("Mul", [x, write.node("Gather", [powers, count])])
+    else:
+        half = write.node("Div", [count, two])
+        for part in (half, write.node("Sub", [count, half])):  # no part is the sign bit
+            power = write.node("Gather", [powers, part])
+            quotient = write.node("Div", [x, power])
+            rest = write.node("Sub", [x, write.node("Mul", [quotient, power])])
+            below = write.node("Cast", [write.node("Less", [rest, zero])], to=to)
+            x = write.node("Sub", [quotient, below])
+    write.result("Cast", [x], to=dtype)
 
 
 def _one_hot(graph: Any, node: Any, _name: str, _arguments: Any) -> None:

@@ -111,6 +111,11 @@ class Gate:
         with _failures("The model fails on the sample"):
             return depend(self._through_head(self._sample))
 
+    @property
+    def is_other_in_a_graph(self) -> bool:
+        """Whether the model, for what it was asked so far, answers otherwise where it is traced."""
+        return self._answers.is_other_in_a_graph
+
     def ensure_answers(self, signature: Signature) -> None:
         """Refuse rows that prove nothing: all that is nothing is equal.
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import warnings
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
@@ -12,6 +14,7 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
+import keras_trt
 from keras_trt.export import ExportedModel, export
 
 from . import table
@@ -60,6 +63,51 @@ def test_documented_table_says_what_the_suite_says() -> None:
         assert ("no" in row.cells[:3] or "-" in row.cells[:3]) == fails, (
             f"{name}: run python -m tests.conformance.table"
         )
+
+
+def said(model: Any) -> str:
+    """Return what `doctor` says of a model, without what is that model's alone: layers, nodes, versions."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", keras_trt.FallbackWarning)  # that another backend runs here is no matter
+        found = keras_trt.doctor(model, backend="tensorrt_rtx", cache=None)
+    text = "\n".join(one.problem for one in found).replace("The operation", "the operation")
+    return re.sub(r" (of )?layer '[^']*'| \(graph node '[^']*'\)|(?<=RTX) [\d.]+", "", text)
+
+
+def shortly(reason: str) -> str:
+    return re.split("[:;] ", reason)[0]
+
+
+@pytest.mark.parametrize(("section", "name"), [(section, name) for section, found in NOT_YET.items() for name in found])
+def test_doctor_says_what_the_table_says(section: str, name: str) -> None:
+    (case,) = (case for case in SECTIONS[section][1] if case.name == name)
+    _, reason = NOT_YET[section][name]
+    model: Any = case.build()
+    if "takes strings" in reason:  # and something is left for an engine
+        model = keras.Sequential([model, keras.layers.Rescaling(1.5)])
+    assert shortly(reason) in said(model)
+
+
+def on_jax(params: Any, inputs: Any) -> Any:
+    return inputs @ params["w"]
+
+
+#: Layers that have no case, in models.
+NO_CASES = {
+    "HashedCrossing": lambda x: keras.layers.HashedCrossing(8)((x, x)),
+    "Hashing": lambda x: keras.layers.Hashing(8)(x),
+    "JaxLayer": lambda x: keras.layers.JaxLayer(on_jax, params={"w": np.eye(1, 2, dtype="float32")})(x),
+    "StringLookup": lambda x: keras.layers.StringLookup(vocabulary=["a", "b"])(x),
+    "TextVectorization": lambda x: keras.layers.TextVectorization(vocabulary=["a", "b"])(x),
+}
+
+
+@pytest.mark.parametrize("name", NO_CASES)
+def test_doctor_says_what_the_table_says_of_what_has_no_case(name: str) -> None:
+    dtypes = {"JaxLayer": "float32", "Hashing": "int32", "HashedCrossing": "int32"}
+    given = keras.Input((1,), dtype=dtypes.get(name, "string"))
+    model = keras.Model(given, keras.layers.Rescaling(1.5)(NO_CASES[name](given)))
+    assert shortly(NOT_EXPORTABLE["keras.layers"][name]) in said(model)
 
 
 class TestComparisonCanFail:

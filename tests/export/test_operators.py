@@ -149,6 +149,21 @@ def test_floor_division(dtype: str, divisor: int) -> None:
     compare(Function(lambda x: ops.floor_divide(x, divisor)), x)
 
 
+@pytest.mark.parametrize("dtype", ["int8", "int16", "int32", "int64", "uint8"])
+@pytest.mark.parametrize("open_count", [False, True])
+def test_shifts(dtype: str, open_count: bool) -> None:
+    """The lowest and the highest number, and counts that no type has bits for, too."""
+    limits = np.iinfo(dtype)
+    x = np.concatenate([np.arange(-9 if limits.min else 0, 11), [limits.min, limits.max, 77]]).astype(dtype)[:, None]
+    counts = np.arange(8 if dtype == "uint8" else 70, dtype=dtype)
+
+    def both(x: Any) -> Any:
+        count = counts + (x - x) if open_count else counts
+        return [ops.bitwise_left_shift(x, count), ops.bitwise_right_shift(x, count)]
+
+    compare(Function(both), x)
+
+
 @pytest.mark.parametrize("axis", [-1, 0, 1])
 def test_one_hot_of_numbers_out_of_range(axis: int) -> None:
     x = np.array([[0, 3, -1], [4, 1, -5], [2, 2, 100]], "int32")
