@@ -57,8 +57,10 @@ class Running:
     began: float
 
 
-def predict(model: str, engines: str, batches: str = "1 8 32 128", more: tuple[str, ...] = ()) -> Iterator[Job]:
-    """Yield what makes the table of a model: a job for each engine and size that is built, and for each backend."""
+def predict(
+    model: str, engines: str, batches: str = "1 8 32 128", more: tuple[tuple[str, str], ...] = (), *, apart: bool
+) -> Iterator[Job]:
+    """Yield what makes the table of a model: a job for each engine, of all sizes or `apart` for each that is built."""
     folder = ("--folder", "{folder}/predict")
     make, names = f"make-{model}", []
 
@@ -68,12 +70,13 @@ def predict(model: str, engines: str, batches: str = "1 8 32 128", more: tuple[s
         return Job(names[-1], (*command, *sizes.split()), (after,))
 
     yield Job(make, ("predict.py", model, *folder, "--child", "make"))
-    for precision, size in [*(("fp16", size) for size in batches.split()), *(one.split() for one in more)]:
-        yield (built := job("keras_trt", precision, size))
-        yield job("tensorrt-bare", precision, size, built.name)
+    # A process begins for half a minute, which is lost for each size where there are no GPUs for all.
+    for precision, sizes in [*(("fp16", one) for one in (batches.split() if apart else [batches])), *more]:
+        yield (built := job("keras_trt", precision, sizes))
+        yield job("tensorrt-bare", precision, sizes, built.name)
     for engine in ("limit-pcie", *engines.split()):
         yield job(engine, "fp16", batches)
-    precisions = dict.fromkeys(("fp16", *(one.split()[0] for one in more)))
+    precisions = dict.fromkeys(("fp16", *(precision for precision, _ in more)))
     listed = ("--batches", *batches.split(), "--precisions", *precisions)
     engines_in = ("--engines", "keras_trt", "tensorrt-bare", "limit-pcie", *engines.split())
     yield Job(f"table-{model}", ("predict.py", model, *folder, "--table", *listed, *engines_in), tuple(names), gpus=0)
@@ -86,15 +89,18 @@ def single(script: str, *arguments: str, gpus: int = 1, name: str = "", after: t
 def jobs(gpus: list[str]) -> Iterator[Job]:
     """Yield what is measured, by what is asked first."""
     keras = "keras-tensorflow keras-jax keras-torch onnxruntime"
+    apart = len(gpus) > 2
     yield single("plans", "--models", "ResNet50", "ConvNeXtTiny", "--folder", "{folder}/plans")
     small = ("--models", "NASNetMobile", "--optimization-level", "2", "--folder", "{folder}/plans")
     yield single("plans", *small, name="plans-NASNetMobile")
-    yield from predict("ResNet50", f"keras-tensorflow-without-xla keras-jax-half {keras}", "1 32 128", ("tf32 128",))
-    yield from predict("MobileNetV2", keras, "1 32 128")
-    built = tuple(f"{model}-keras_trt-fp16-32" for model in ("ResNet50", "MobileNetV2"))
+    of_resnet = f"keras-tensorflow-without-xla keras-jax-half {keras}"
+    yield from predict("ResNet50", of_resnet, "1 32 128", (("tf32", "128"),), apart=apart)
+    yield from predict("MobileNetV2", keras, "1 32 128", apart=apart)
+    sizes = "32" if apart else "1-32-128"
+    built = tuple(f"{model}-keras_trt-fp16-{sizes}" for model in ("ResNet50", "MobileNetV2"))
     yield single("pipeline", "--folder", "{folder}/predict", after=built)
     yield single("load")
-    yield from predict("MobileNetV2-uint8", "keras-tensorflow", "1 32 128")
+    yield from predict("MobileNetV2-uint8", "keras-tensorflow", "1 32 128", apart=apart)
     yield single("precision", "--folder", "{folder}/precision")
     # Side by side where there are GPUs: the training alone, and the same for each way to build.
     builds = ("process",) if len(gpus) == 2 else ("process", "thread")
@@ -102,7 +108,7 @@ def jobs(gpus: list[str]) -> Iterator[Job]:
     long = ("--epochs", "6", "--steps", "3600", "--build", *builds, *beside)
     yield single("checkpoint", *long, gpus=1 + len(builds) if beside else 1)
     for model in ("MLP", "LSTM", "BERT", "EfficientNetB0", "ConvNeXtTiny"):
-        yield from predict(model, keras)
+        yield from predict(model, keras, apart=apart)
     yield single("copying")
     yield single(
         "start", "--backend", "tensorrt", "--models", "ResNet50", "--folder", "{folder}/start", "--repeats", "5"
