@@ -40,7 +40,8 @@ def find_precision_plan(
         A plan as `accelerate(precision_plan=…)` takes it; empty where the precision is right as it is.
 
     Raises:
-        VerificationError: if the engine differs from Keras with all layers in float32 too.
+        VerificationError: if the engine differs from Keras with all layers in float32 too, or the model answers with
+            nothing that could be compared.
         PrecisionError: if the backend lacks the precision.
         ExportError, BuildError, EngineLoadError: if no engine can be had.
         ValueError: for another precision.
@@ -68,6 +69,7 @@ def find_precision_plan(
     exported = export(model, chosen.sample)
     signature = exported.signature
     independent = not gate.rows_depend(signature)
+    gate.ensure_answers(signature, independent=independent)
     layers = nodes_by_layer(model, exported)
     given = planned(chosen.precision_plan, model, exported)
     engines = Engines(backend, cache_of(chosen), chosen, model.name, keep=False)

@@ -181,8 +181,10 @@ class _Provision:
         if self.options.verify and not differences:
             try:
                 self.gate.ensure_same_in_float32(signature)
+                self.gate.ensure_answers(signature, independent=independent)
                 differences = self.engines.checked(session, self._check(signature, record["precision"]))
             except VerificationError:
+                session.close()
                 return None  # it was stored unverified; the ladder goes on from here
             self._store_record(key, {**record, "differences": [vars(one) for one in differences]})
         graph = self.engines.graph(record["engine"], record["graph"])
@@ -199,8 +201,7 @@ class _Provision:
             independent = not self.gate.rows_depend(exported.signature)
             if self.options.verify:
                 self.gate.ensure_same_in_float32(exported.signature)
-                if not independent:
-                    self.gate.ensure_answers(exported.signature)
+                self.gate.ensure_answers(exported.signature, independent=independent)
         fell_back: list[tuple[str, str]] = []  # error class and reason
         failures: list[KerasTRTError] = []
         keep = planned(self.options.precision_plan, self.model, exported)

@@ -116,20 +116,26 @@ class Gate:
         """Whether the model, for what it was asked so far, answers otherwise where it is traced."""
         return self._answers.is_other_in_a_graph
 
-    def ensure_answers(self, signature: Signature) -> None:
-        """Refuse rows that prove nothing: all that is nothing is equal.
+    def ensure_answers(self, signature: Signature, *, independent: bool) -> None:
+        """Refuse rows that prove nothing: all that is nothing is equal, and NaN is equal to NaN.
+
+        Args:
+            signature: inputs and outputs of the model.
+            independent: whether its rows are; outputs whose sizes depend on the data are of those that are not.
 
         Raises:
-            VerificationError: if the model leaves an output empty for them.
+            VerificationError: if the model leaves an output empty for them, or has no number in it.
         """
         with _failures("The model fails on the sample"):
             answers = self._expected(signature, self._sample if self._sample is not None else self._random())
-        empty = [spec.name for spec, one in zip(signature.outputs, answers, strict=True) if not one.size]
-        if empty:
+        found = list(zip((spec.name for spec in signature.outputs), answers, strict=True))
+        empty = [] if independent else [name for name, one in found if not one.size]
+        odd = [name for name, one in found if one.size and not np.isfinite(one).any()]
+        if empty or odd:
             raise VerificationError(
-                f"The model answers {'random rows' if self._sample is None else 'the sample'} with nothing in "
-                f"{', '.join(map(repr, empty))}, so that no engine can be compared with it. Pass rows, `sample=`, that "
-                "it answers with something."
+                f"The model answers {'random rows' if self._sample is None else 'the sample'} with nothing "
+                f"{'' if empty else 'but NaN or infinity '}in {', '.join(map(repr, empty or odd))}, so that no engine "
+                "can be compared with it. Pass rows, `sample=`, that it answers with something."
             )
 
     def ensure_same_in_float32(self, signature: Signature) -> None:

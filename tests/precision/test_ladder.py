@@ -62,6 +62,24 @@ def test_the_layers_that_overflow_run_in_float32(cache: EngineCache) -> None:
     assert (warm.report.kept_float32, warm.report.fell_back) == (ready.report.kept_float32, ready.report.fell_back)
 
 
+def of_logarithms() -> Any:
+    """What `overflowing` is, behind logarithms: of rows with negative numbers, as random ones are, nothing is left."""
+    inputs = keras.Input((6,))
+    return keras.Model(inputs, overflowing()(keras.ops.log(inputs)))
+
+
+def test_rows_that_the_model_answers_with_nan_prove_nothing(cache: EngineCache) -> None:
+    model = of_logarithms()
+    for _ in range(2):
+        with pytest.raises(errors.VerificationError, match="random rows with nothing but NaN or infinity in"):
+            provisioned(model, cache=cache)
+        provisioned(model, cache=cache, verify=False)  # its record is no verdict
+    x = np.exp(floats(6)(9))
+    ready = provisioned(model, cache=cache, sample=x)
+    assert "NaN or infinity in" in ready.report.fell_back[0]
+    agrees(model, ready, x)
+
+
 def test_a_loop_that_overflows_runs_in_float32() -> None:
     model = awkward.state_of_a_loop(1e3)
     ready = provisioned(model)

@@ -52,6 +52,14 @@ def test_bisection_finds_what_is_needed_and_no_more(count: int, data: st.DataObj
     assert len(asked) <= len(wanted) * (count.bit_length() + 1)
 
 
+def test_no_plan_is_found_on_rows_that_the_model_answers_with_nan() -> None:
+    inputs = keras.Input((6,))
+    model = keras.Model(inputs, kl.Dense(3)(keras.ops.log(inputs)))
+    with pytest.raises(VerificationError, match="nothing but NaN"):
+        keras_trt.find_precision_plan(model, backend="onnxruntime", verbose=0)
+    assert keras_trt.find_precision_plan(model, backend="onnxruntime", verbose=0, sample=np.exp(floats(6)(4))) == {}
+
+
 def test_the_layers_that_break_half_precision_are_found_and_kept(cache: EngineCache) -> None:
     model, options = deep(), {"backend": "onnxruntime", "batch_sizes": (1, 8, 32), "verbose": 0}
     plan = keras_trt.find_precision_plan(model, **options)
