@@ -100,7 +100,7 @@ class _Tuning:
                 _logger.warning(
                     "The precision that was chosen before can be had no more, and is chosen anew: %s", error
                 )
-        reference = self._metric(own(self._whole, "predict")(self._x, verbose=0))
+        reference = self._metric(own(self._whole, "predict")(self._as_keras_takes_it(), verbose=0))
         self._mode = self._mode or _mode(self._whole, self._monitored)
         table = [Candidate("keras", reference, None, "the model itself")]
         tried = [self._try(precision, reference) for precision in _CANDIDATES]
@@ -118,6 +118,17 @@ class _Tuning:
             with contextlib.suppress(CacheError):
                 self._cache.put_record(key, {"precision": chosen, "table": list(map(_to_json, table))})
         return self._with(self._provision(chosen), table)
+
+    def _as_keras_takes_it(self) -> Any:
+        """Return the inputs with tensors in the place of arrays of strings, which Keras's `predict` refuses."""
+        if self._head is None:
+            return self._x
+        import keras
+        import tensorflow as tf
+
+        return keras.tree.map_structure(
+            lambda array: tf.constant(array) if array.dtype.kind in "OSU" else array, self._x
+        )
 
     def _try(self, precision: Precision, reference: float) -> Candidate:
         """Measure a precision. Its outcome is why it cannot be chosen, or empty."""

@@ -304,6 +304,28 @@ def test_a_metric_that_falls_is_no_loss_where_less_is_better() -> None:
     assert table["fp16"].outcome in ("chosen", "slower")
 
 
+@pytest.mark.parametrize("form", ["objects", "texts", "tensors", "dataset"])
+def test_a_model_that_takes_strings_is_measured_too(form: str, cache: EngineCache) -> None:
+    word, size = keras.Input((1,), dtype="string", name="word"), keras.Input((4,), name="size")
+    number = kl.StringLookup(vocabulary=["a", "b"], output_mode="one_hot")(word)
+    model = keras.Model([word, size], kl.Dense(2)(kl.Concatenate()([kl.Flatten()(number), size])))
+    model.compile("sgd", "mse", metrics=["mae"])
+    texts = np.array(["a", "b", "c", "b"] * 16)[:, None]
+    x, y = [tf.constant(texts), X], np.zeros((64, 2), "float32")
+    expected = model.evaluate(x, y, verbose=0, return_dict=True)["mae"]
+    data: Any = {
+        "objects": ([texts.astype(object), X], y),
+        "texts": ([texts, X], y),
+        "tensors": (x, y),
+        "dataset": tf.data.Dataset.from_tensor_slices(((texts, X), y)).batch(24),
+    }[form]
+    options = {**QUIET, "cache": cache, "precision": "auto", "validation_data": data, "accuracy_budget": 0.1}
+    first, again = (keras_trt.accelerate(model, **options).report() for _ in range(2))
+    assert first.candidates[0].metric == pytest.approx(expected)
+    assert first.precision in ("fp16", "fp32")
+    assert first.candidates == again.candidates
+
+
 def choice_key(folder: str) -> str | None:
     """Return what the choice for a model that takes strings is found by."""
     given = keras.Input((), dtype="string")
