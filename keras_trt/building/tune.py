@@ -224,6 +224,7 @@ class _Tuning:
             return None
         try:
             structure, weights = fingerprint.structure_key(self._whole), fingerprint.weights_key(self._whole)
+            judges = fingerprint.code_key(_judges(self._whole))
         except fingerprint.Unhashable:
             return None
         compiled, data = self._whole.get_compile_config(), (self._x, self._y, self._weights)
@@ -232,7 +233,7 @@ class _Tuning:
             {
                 "structure": structure,
                 "weights": weights,
-                "compiled": [str(compiled.get(name)) for name in _JUDGES],
+                "compiled": [*(str(compiled.get(name)) for name in _JUDGES), judges],
                 "data": [None if part is None else digest_of(flatten(part)) for part in data],
                 "calibration": [digest_of(self._calibration), options.calibration_method],
                 "sample": digest_of(None if options.sample is None else standardize(options.sample, self._takes)),
@@ -243,6 +244,16 @@ class _Tuning:
                 "keras_trt": __version__,
             },
         )
+
+
+def _judges(model: Any) -> list[Any]:
+    """Return the losses and metrics that a model was compiled with; of functions its configuration has names alone."""
+    import keras
+
+    # Keras has no public door to the metrics. They are the same from 3.10 on.
+    metrics = getattr(model, "_compile_metrics", None)
+    kinds = [getattr(metrics, f"_user_{name}", None) for name in ("metrics", "weighted_metrics")]
+    return [found for one in (model.loss, *kinds) for found in keras.tree.flatten(one)]
 
 
 def _to_json(one: Candidate) -> dict[str, Any]:

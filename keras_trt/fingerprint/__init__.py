@@ -10,8 +10,9 @@ walk           one SHA-256 over a graph of objects, and `Unhashable`, which says
 
 from __future__ import annotations
 
+from .code_digest import code_key
 from .model_digest import structure_key
 from .walk import Unhashable
 from .weights_digest import weights_key
 
-__all__ = ["Unhashable", "structure_key", "weights_key"]
+__all__ = ["Unhashable", "code_key", "structure_key", "weights_key"]

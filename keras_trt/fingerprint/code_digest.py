@@ -15,7 +15,7 @@ import importlib.util
 import inspect
 import sys
 import types
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from .libraries import (
@@ -28,8 +28,9 @@ from .libraries import (
     words,
 )
 from .value_digest import ValueDigester
+from .walk import Unhashable
 
-__all__ = ["Digester"]
+__all__ = ["Digester", "code_key"]
 
 # Attributes of a class that do not change what its instances do, or repeat what is hashed elsewhere.
 _CLASS_NOISE = words(
@@ -261,3 +262,34 @@ class Digester(ValueDigester):
     def later(self, cls: type) -> set[str]:  # noqa: ARG002 -- for subclasses
         """Return the members of a user's class that count only if other code names them."""
         return set()
+
+
+def code_key(items: Iterable[Any]) -> str:
+    """Return a hash of the code of functions, and of those that objects of libraries were made with.
+
+    Args:
+        items: functions, objects and names, as Keras takes losses and metrics. What else is in an object of a library
+            its configuration tells.
+
+    Returns:
+        64 hexadecimal digits.
+
+    Raises:
+        Unhashable: if a function has no certain hash, or something is of a user's class, whose attributes change as it
+            is used.
+    """
+    walk = Digester()
+    try:
+        for item in items:
+            if item is None or isinstance(item, str):
+                walk.value(item)
+            elif not walk.runnable(item):
+                if not is_library_class(type(item)):
+                    walk.refuse(f"an object of class {type(item).__qualname__} may hold anything")
+                walk.cls(type(item))
+                walk.value([held for held in vars(item).values() if isinstance(held, types.FunctionType)])
+    except Unhashable:
+        raise
+    except Exception as error:  # users' objects may raise anything; no key is always a right answer
+        raise Unhashable(f"{type(error).__name__} while code was read: {error}") from error
+    return walk.digest().hex()

@@ -304,6 +304,27 @@ def test_a_metric_that_falls_is_no_loss_where_less_is_better() -> None:
     assert table["fp16"].outcome in ("chosen", "slower")
 
 
+def _error(power: int) -> Any:
+    def error(y: Any, found: Any) -> Any:
+        return keras.ops.mean(keras.ops.abs(y - found) ** power)
+
+    return error
+
+
+@pytest.mark.parametrize("wrapped", [False, True], ids=["function", "object"])
+def test_a_choice_is_of_the_code_of_a_metric_and_not_of_its_name(wrapped: bool, cache: EngineCache) -> None:
+    model, y = keras.Sequential([keras.Input((4,)), kl.Dense(2)]), np.ones((64, 2), "float32")
+    options = {**QUIET, "cache": cache, "precision": "auto", "validation_data": (X, y), "mode": "min"}
+    found = []
+    for power in (1, 1, 2):
+        metric = keras.metrics.MeanMetricWrapper(_error(power), name="error") if wrapped else _error(power)
+        model.compile("sgd", "mse", metrics=[metric])
+        report = keras_trt.accelerate(model, **options).report()
+        assert report.candidates[0].metric == pytest.approx(model.evaluate(X, y, verbose=0)[1])
+        found.append(report.candidates)
+    assert found[0] == found[1], "times would differ if they were measured again"
+
+
 @pytest.mark.parametrize("form", ["objects", "texts", "tensors", "dataset"])
 def test_a_model_that_takes_strings_is_measured_too(form: str, cache: EngineCache) -> None:
     word, size = keras.Input((1,), dtype="string", name="word"), keras.Input((4,), name="size")
