@@ -66,7 +66,9 @@ class Rung:
             raise BuildError(f"The graph could not be converted to {self.precision}: {error}") from error
 
     def layers(self, model: Any) -> tuple[str, ...]:
-        """Return the Keras layers of the nodes that are kept in float32."""
+        """Return the Keras layers of the nodes that are kept in float32, where others are not."""
+        if self.precision in ("tf32", "fp32"):
+            return ()
         return tuple(sorted({layer_of(model, name) or model.name for name in self.keep}))
 
 

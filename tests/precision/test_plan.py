@@ -114,6 +114,15 @@ def test_a_pattern_that_fits_nothing_lists_the_layers() -> None:
         accelerate(deep(), precision="fp16", precision_plan={"dens": "float32"})
 
 
+def test_where_all_is_float32_no_layer_is_told_apart() -> None:
+    fast = accelerate(deep(), precision="fp32", precision_plan={"other": "float32"})
+    assert (fast.precision, fast.report().kept_float32) == ("fp32", ())
+    with recorded():  # ONNX Runtime has no tf32
+        fast = accelerate(deep(), precision="tf32", precision_plan={"other": "float32"})
+    assert (fast.precision, fast.report().kept_float32) == ("fp32", ())
+    assert "but for" not in str(fast.report())
+
+
 @pytest.mark.parametrize("plan", [{"a": "fp16"}, ["a"], {1: "float32"}])
 def test_plans_that_are_none(plan: Any) -> None:
     with pytest.raises(ValueError, match="precision_plan"):
