@@ -17,8 +17,8 @@ Method = Literal["entropy", "percentile", "minmax"]
 
 _logger = logging.getLogger("keras_trt")
 
-#: Scales below this are lost in float16; numbers that need them are nothing beside all others.
-_SMALLEST_SCALE = 1e-6
+#: Scales below these are lost in the type, and so are the numbers that need them.
+_SMALLEST_SCALES = {"float16": 1e-6, "float32": 1e-30}
 _LARGEST = {"int8": 127.0, "fp8": 448.0}
 
 
@@ -183,7 +183,9 @@ class _Pairs:
         name = f"{value.name}/{self._zero.name.lower()}"
         while f"{name}/scale" in self._graph.initializers:  # the same weights under another axis or threshold
             name += "_"
-        scales = np.maximum(np.asarray(limit) / self._largest, _SMALLEST_SCALE).astype(value.dtype.numpy())
+        dtype = value.dtype.numpy()
+        scales = np.maximum(np.asarray(limit) / self._largest, _SMALLEST_SCALES[dtype.name])
+        scales = np.where(np.asarray(limit) > 0, scales, 1.0).astype(dtype)  # of zeros alone any will do
         scale = self._constant(f"{name}/scale", scales, value.dtype)
         zero = self._constant(f"{name}/zero", np.zeros(scales.shape, self._zero.numpy()), self._zero)
         attributes = {} if axis is None else {"axis": axis}

@@ -238,6 +238,15 @@ def test_a_backend_without_fp8_says_so() -> None:
     assert fast.precision == "fp16"
 
 
+@pytest.mark.parametrize(("weights", "rows"), [(1e-6, 1e6), (1e6, 1e-6)])
+def test_small_numbers_are_quantized_as_large_ones_are(weights: float, rows: float) -> None:
+    inputs, first = keras.Input((6,)), kl.Dense(8, "relu")
+    model = keras.Model(inputs, kl.Dense(3)(first(inputs)))
+    first.kernel.assign(first.kernel * weights)
+    fast = accelerate(model, precision="int8", calibration_data=floats(6)(64) * np.float32(rows))
+    assert (fast.precision, fast.report().fell_back) == ("int8", ())
+
+
 def test_a_model_that_8_bits_break_runs_in_more() -> None:
     """Rows of one in a thousand, calibrated with rows of one."""
     model = zoo.make("mlp")
