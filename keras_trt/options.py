@@ -175,6 +175,19 @@ class BuildOptions:
         """The indices of the GPUs."""
         return (self.device,) if isinstance(self.device, int) else tuple(self.device)
 
+    def ensure_repeatable(self) -> None:
+        """Refuse data that can be read but once, for a model of which engines are made again and again.
+
+        Raises:
+            ValueError: for a generator or another iterator, of which the next engine would get what is left.
+        """
+        for name in ("calibration_data", "validation_data"):
+            if isinstance(data := getattr(self, name), Iterator):
+                raise ValueError(
+                    f"`{name}` is read again for the engine of other weights, which no iterator can be: give "
+                    f"arrays, a dataset or a keras.utils.PyDataset. Received: {name} of type {type(data).__name__}"
+                )
+
     @classmethod
     def of(cls, options: BuildOptions | None, keywords: Mapping[str, Any]) -> BuildOptions:
         """Return `options` with `keywords` put over them.

@@ -68,7 +68,8 @@ class EngineCheckpoint(keras.callbacks.ModelCheckpoint):  # type: ignore[misc]
         **keywords: fields of `BuildOptions`, put over `options`.
 
     Raises:
-        ValueError: for a path that does not end in `.ktrt`, and as `ModelCheckpoint`.
+        ValueError: for a path that does not end in `.ktrt`, for calibration data that can be read but once, and as
+            `ModelCheckpoint`.
         TypeError: for an unknown option.
         OSError: when training begins, if no file can be written there.
 
@@ -108,6 +109,7 @@ class EngineCheckpoint(keras.callbacks.ModelCheckpoint):  # type: ignore[misc]
         self.filepath = path
         options = BuildOptions(build="process") if options is None else options
         self._options = BuildOptions.of(options, {"verbose": 0, "refittable": refit, **keywords})
+        self._options.ensure_repeatable()
         self._refit, self._validation_data, self._raise = refit, validation_data, raise_on_failure
         self._background = Background(WAITING_BYTES)
         self._clone: Any = None  # or the model itself, where it has none

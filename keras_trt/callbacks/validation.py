@@ -61,6 +61,7 @@ class EngineValidation(keras.callbacks.Callback):  # type: ignore[misc]
         }
         self._freq = validation_freq
         self._options = BuildOptions.of(options, {"verbose": 0, "refittable": True, **keywords})
+        self._options.ensure_repeatable()
         self._fast: TRTModel | None = None
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:

@@ -48,7 +48,8 @@ def follow(
         check_weights: how that is noticed.
 
     Raises:
-        ValueError: for a value that is not allowed.
+        ValueError: for a value that is not allowed, and for data that can be read but once where engines are made
+            again.
         KerasTRTError: as `accelerate`.
     """
     for name, value, allowed in (
@@ -57,6 +58,8 @@ def follow(
     ):
         if value not in allowed:
             raise ValueError(f"`{name}` is one of {', '.join(map(repr, allowed))}. Received: {name}={value!r}")
+    if on_weight_change in ("refit", "rebuild"):
+        options.ensure_repeatable()
     # Watched from before the engine is made: what is written meanwhile is noticed.
     watch = Watch(model, check_weights) if model.built else None
     try:

@@ -13,7 +13,7 @@ import pytest
 
 import keras_trt
 
-from ..models import keras, kl, same
+from ..models import keras, kl, same, tf
 from .helpers import QUIET, Engine, X, Y, assign, by_keras, network
 
 # numpy 2 says so of TensorFlow's variables when Keras saves them.
@@ -102,6 +102,34 @@ def test_what_is_saved_is_the_engine_of_the_weights_of_now(tmp_path: Path) -> No
     with pytest.raises(keras_trt.StaleEngineError, match="nothing is saved"):
         fast.save(tmp_path / "two.ktrt")
     assert not (tmp_path / "two.ktrt").exists()
+
+
+def test_data_that_can_be_read_but_once_are_refused_where_engines_are_made_again() -> None:
+    def batches() -> Any:
+        yield from ((X[start : start + 8], Y[start : start + 8]) for start in range(0, len(X), 8))
+
+    model = network()
+    for options in (
+        {"precision": "int8", "calibration_data": batches()},
+        {"precision": "auto", "validation_data": batches()},
+    ):
+        with pytest.raises(ValueError, match=r"_data` is read again .* of type generator"):
+            model.compile_trt(**QUIET, **options)
+    once: dict[str, Any] = {"precision": "int8", "calibration_data": batches()}
+    for make in (
+        lambda: keras_trt.EngineCheckpoint("best.ktrt", **once),
+        lambda: keras_trt.EngineValidation((X, Y), **once),
+    ):
+        with pytest.raises(ValueError, match="is read again"):
+            make()
+    assert model.compile_trt(**QUIET, **once, on_weight_change="keras").precision == "int8"
+    again = [tf.data.Dataset.from_tensor_slices(X).batch(8), X]
+    for data in again:
+        fast = model.compile_trt(**QUIET, precision="int8", calibration_data=data)
+        for _ in range(2):
+            assign(model)
+            model.predict(X, verbose=0)
+            assert (fast.precision, fast.report().compared_on) == ("int8", "calibration data")
 
 
 def test_validation_inside_fit_is_keras_own(monkeypatch: pytest.MonkeyPatch) -> None:
