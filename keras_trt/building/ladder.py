@@ -12,7 +12,7 @@ from .. import policies
 from .. import precision as types
 from .._subgraphs import all_nodes
 from ..backends import Judge
-from ..errors import BuildError, KerasTRTError, PrecisionError
+from ..errors import BuildError, KerasTRTError, PrecisionError, VerificationError
 from ..export import ExportedModel
 from ..export.check import layer_of
 from ..inputs import Array
@@ -79,6 +79,7 @@ class Ladder:
         asked: the precision to start with.
         quantization: tells how the forms in 8 bits are quantized.
         keep: names of nodes that compute in float32 in all forms.
+        only: whether there are no forms in other precisions. Defaults to `False`.
     """
 
     def __init__(
@@ -86,15 +87,34 @@ class Ladder:
         asked: Precision,
         quantization: Callable[[], types.Quantization] | None = None,
         keep: frozenset[str] = frozenset(),
+        *,
+        only: bool = False,
     ) -> None:
         self._keep = keep
         self._waiting = [
-            Rung(precision, keep, quantization if precision in ("int8", "fp8") else None) for precision in LADDER[asked]
+            Rung(precision, keep, quantization if precision in ("int8", "fp8") else None)
+            for precision in (LADDER[asked][:1] if only else LADDER[asked])
         ]
 
     def __iter__(self) -> Iterator[Rung]:
         while self._waiting:
             yield self._waiting.pop(0)
+
+    def ensure_in_range(self, rung: Rung, exported: ExportedModel, rows: Sequence[Array]) -> None:
+        """Refuse the form in which numbers leave the range of float16, before an engine is built of it.
+
+        Raises:
+            VerificationError: if answers are others for it.
+        """
+        if rung.precision != "fp16" or rung.keep != self._keep:
+            return
+        try:
+            shows = types.overflow_shows(exported.onnx, _feeds(exported, rows), rung.keep)
+        except Exception as error:  # as in `failed`
+            _logger.info("Whether numbers leave the range of float16 cannot be seen: %s", error)
+            return
+        if shows:
+            raise VerificationError("numbers leave the range of float16, and answers are others for it")
 
     def failed(self, rung: Rung, exported: ExportedModel, rows: Sequence[Array]) -> None:
         """Note that the engine of a form differs from Keras: where numbers leave its range, they get another chance.
@@ -105,14 +125,17 @@ class Ladder:
             rows: what the engine was compared on.
         """
         if rung.precision == "fp16" and rung.keep == self._keep:
-            feeds = {spec.name: array for spec, array in zip(exported.signature.inputs, rows, strict=True)}
             try:
-                more = types.overflowing(exported.onnx, feeds) - self._keep
+                more = types.overflowing(exported.onnx, _feeds(exported, rows)) - self._keep
             except Exception as error:  # ONNX Runtime's share no base class; it may lack an operator that TensorRT has
                 _logger.info("Where numbers leave the range of float16 cannot be seen: %s", error)
                 return
             if more:
                 self._waiting.insert(0, Rung("fp16", self._keep | more))
+
+
+def _feeds(exported: ExportedModel, rows: Sequence[Array]) -> dict[str, Array]:
+    return {spec.name: array for spec, array in zip(exported.signature.inputs, rows, strict=True)}
 
 
 def default_precision(model: Any, judge: Judge) -> Precision:

@@ -70,7 +70,13 @@ class Provisioned:
 
 
 def provision(
-    model: Any, backend: Backend, options: BuildOptions, cache: EngineCache | None, head: Head | None = None
+    model: Any,
+    backend: Backend,
+    options: BuildOptions,
+    cache: EngineCache | None,
+    head: Head | None = None,
+    *,
+    only: bool = False,
 ) -> Provisioned:
     """Return a verified engine for a model.
 
@@ -80,6 +86,8 @@ def provision(
         options: what is asked for.
         cache: where engines are kept, or `None`.
         head: what runs in front of the engine, if anything does.
+        only: whether no other precision than the one asked for will do; single layers may be in float32 all the same.
+            Defaults to `False`: that is as `fallback` says.
 
     Raises:
         ExportError, BuildError, EngineLoadError, CudaError: if no engine can be had.
@@ -87,7 +95,7 @@ def provision(
         InputError: if the sample does not fit the model.
         ValueError: if a size of an input is not known.
     """
-    return _Provision(model, backend, options, cache, head).run()
+    return _Provision(model, backend, options, cache, head, only).run()
 
 
 @dataclass
@@ -97,6 +105,7 @@ class _Provision:
     options: BuildOptions
     cache: EngineCache | None
     head: Head | None = None
+    only: bool = False
 
     def __post_init__(self) -> None:
         self.engines = Engines(self.backend, self.cache, self.options, self.model.name)
@@ -166,7 +175,8 @@ class _Provision:
         if record is None:
             return None
         fell_back = tuple(why for _, why in record["fell_back"])
-        if fell_back and self.options.fallback == "raise":
+        as_asked = self.only and record["precision"] == self.asked
+        if fell_back and self.options.fallback == "raise" and not as_asked:
             kind, why = record["fell_back"][0]
             raise getattr(errors, kind)(f"{why} (as seen when the engine was built)")
         entry = self.cache.get(record["engine"])
@@ -205,7 +215,7 @@ class _Provision:
         fell_back: list[tuple[str, str]] = []  # error class and reason
         failures: list[KerasTRTError] = []
         keep = planned(self.options.precision_plan, self.model, exported)
-        ladder = Ladder(self.asked, partial(self._quantization, exported), keep)
+        ladder = Ladder(self.asked, partial(self._quantization, exported), keep, only=self.only)
         for rung in ladder:
             if (why := lacks(self.backend, rung.precision)) is not None:
                 if rung.precision == self.asked:
@@ -213,13 +223,16 @@ class _Provision:
                 fell_back.append(("PrecisionError", why))
                 continue
             try:
+                if self.options.verify:
+                    with self.engines.timed("verify"):
+                        ladder.ensure_in_range(rung, exported, self.gate.rows())
                 return self._build_one(key, exported, rung, independent, fell_back)
             except UnsupportedOperatorError as error:
                 if layers := {f"'{name}'" for node in error.nodes if (name := layer_of(self.model, node))}:
                     error.add_note(f"These are nodes of the Keras layers {', '.join(sorted(layers))}.")
                 raise  # no other precision would help
             except (VerificationError, BuildError) as error:
-                if self.options.fallback == "raise":
+                if self.options.fallback == "raise" and not self.only:
                     raise
                 failures.append(error)
                 kept = rung.layers(self.model)
@@ -227,7 +240,7 @@ class _Provision:
                 fell_back.append((type(error).__name__, f"{form}: {error}"))
                 if isinstance(error, VerificationError):
                     ladder.failed(rung, exported, self.gate.rows())
-        if all(isinstance(error, BuildError) for error in failures):
+        if self.only or all(isinstance(error, BuildError) for error in failures):
             raise failures[-1]
         reasons = "; ".join(why for _, why in fell_back)
         raise VerificationError(f"No engine of '{self.model.name}' is close enough to Keras: {reasons}")

@@ -157,7 +157,7 @@ class _Tuning:
         options = self._in(precision)
         if precision in ("int8", "fp8"):
             options = replace(options, verify=False)
-        return provision(self._model, self._backend, options, self._cache, self._head)
+        return provision(self._model, self._backend, options, self._cache, self._head, only=True)
 
     def _in(self, precision: Precision) -> BuildOptions:
         return replace(

@@ -7,7 +7,7 @@ from collections.abc import Collection
 from ..options import Precision
 from .lower import lower, lowered
 from .quantize import Quantization, calibrate, even_thresholds, quantized
-from .ranges import overflowing, values_of
+from .ranges import overflow_shows, overflowing, values_of
 from .types import tensor_types
 
 __all__ = [
@@ -15,6 +15,7 @@ __all__ = [
     "calibrate",
     "even_thresholds",
     "lowered",
+    "overflow_shows",
     "overflowing",
     "tensor_types",
     "typed",

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from ..errors import PrecisionError
 from .lower import finished, lower
 from .ranges import largest, values_by_batch
 
@@ -47,7 +48,7 @@ def calibrate(onnx: bytes, feeds: Mapping[str, Array], method: Method) -> dict[s
         method: how to weigh numbers that saturate against the fineness of all others.
 
     Raises:
-        ValueError: if there is NaN or infinity where numbers are to be quantized.
+        PrecisionError: if there is NaN or infinity where numbers are to be quantized.
     """
     import onnx as onnx_package
 
@@ -58,7 +59,7 @@ def calibrate(onnx: bytes, feeds: Mapping[str, Array], method: Method) -> dict[s
     limits = largest(onnx, feeds, wanted)
     for node, tensors in places.items():
         if not all(np.isfinite(limits[name]) for name in tensors.values()):
-            raise ValueError(f"with the calibration data, '{node}' reads NaN or infinity")
+            raise PrecisionError(f"with the calibration data, '{node}' reads NaN or infinity")
     if method != "minmax":
         limits = _weighed(onnx, feeds, method, limits)
     return {

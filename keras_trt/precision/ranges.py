@@ -15,14 +15,15 @@ Array = np.ndarray[Any, np.dtype[Any]]
 
 #: Rows that a graph is run on at once.
 ROWS = 16
-#: Half of float16's largest number: other rows than those that were looked at may have larger ones.
-_LARGEST = 65504 / 2
+#: The largest number of float16.
+_LARGEST = 65504.0
 
 
 def overflowing(onnx: bytes, feeds: Mapping[str, Array]) -> frozenset[str]:
     """Return the names of the nodes that would be in float16 and read or make numbers that are too large for it.
 
-    Of a loop or a branch that does, these are all the nodes inside: what they make cannot be seen.
+    Half of its largest number is too large: other rows than those that were looked at may have larger ones. Of a loop
+    or a branch that does, these are all the nodes inside: what they make cannot be seen.
 
     Args:
         onnx: a serialized float32 `onnx.ModelProto`.
@@ -36,12 +37,71 @@ def overflowing(onnx: bytes, feeds: Mapping[str, Array]) -> frozenset[str]:
     # An output of the graph is cast to float32 under its own name.
     candidates = [node for node in graph.node if any(one in half or one in names for one in node.output)]
     reached = largest(onnx, feeds, rows=None)
-    large = {name for name, value in reached.items() if value > _LARGEST}
+    large = {name for name, value in reached.items() if value > _LARGEST / 2}
     found = {node.name for node in candidates if large.intersection((*node.input, *node.output))}
     for node in graph.node:
         if large.intersection((*node.input, *node.output)):
             found.update(inner.name for inner in all_nodes(subgraphs(node)))
     return frozenset(found)
+
+
+def overflow_shows(onnx: bytes, feeds: Mapping[str, Array], keep: Collection[str] = ()) -> bool:
+    """Tell whether answers are others where numbers become infinite that float16 has not.
+
+    To compare whole outputs of an engine may not show it: what is infinite may end as a wrong share between 0 and 1,
+    in an output that has pixels beside it.
+
+    Args:
+        onnx: a serialized float32 `onnx.ModelProto`.
+        feeds: rows for its inputs; the graph is run on them by ONNX Runtime.
+        keep: names of nodes that compute in float32.
+    """
+    import onnx as onnx_package
+
+    types = tensor_types(lower(onnx, "fp16", keep))
+    half = {name for name, kind in types.items() if kind == "float16"}
+    large = {name for name, value in largest(onnx, feeds, half, rows=None).items() if value > _LARGEST}
+    if not large:
+        return False
+    proto = onnx_package.load_from_string(onnx)
+    (rows,) = batches(proto, feeds, None)
+    answers = _session(proto).run(None, rows)
+    _make_infinite(proto.graph, large)
+    return any(map(_differ, answers, _session(proto).run(None, rows)))
+
+
+def _make_infinite(graph: Any, names: Collection[str]) -> None:
+    """Make the numbers of tensors infinite that are too large for float16."""
+    from onnx import helper, numpy_helper
+
+    graph.initializer.append(numpy_helper.from_array(np.array(_LARGEST, "float32"), "largest_of_float16"))
+    graph.initializer.append(numpy_helper.from_array(np.array(np.inf, "float32"), "infinity"))
+    nodes = list(graph.node)
+    for place, node in reversed(list(enumerate(nodes))):
+        for i, name in enumerate(node.output):
+            if name in names:
+                node.output[i] = full = f"{name}_in_full"
+                size, is_large, sign, infinite = (f"{name}_{what}" for what in ("size", "is_large", "sign", "infinite"))
+                nodes[place + 1 : place + 1] = [
+                    helper.make_node("Abs", [full], [size]),
+                    helper.make_node("Greater", [size, "largest_of_float16"], [is_large]),
+                    helper.make_node("Sign", [full], [sign]),
+                    helper.make_node("Mul", [sign, "infinity"], [infinite]),
+                    helper.make_node("Where", [is_large, infinite, full], [name]),
+                ]
+    del graph.node[:]
+    graph.node.extend(nodes)
+
+
+def _differ(one: Array, other: Array) -> bool:
+    """Tell whether a number is another by more than what operators that are fused otherwise round off."""
+    if one.shape != other.shape or one.dtype.kind != "f":
+        return not np.array_equal(one, other)
+    finite = np.abs(one[np.isfinite(one)])
+    rounding = 1e-3 * np.abs(one) + 1e-6 * (float(finite.max()) if finite.size else 0.0)
+    with np.errstate(invalid="ignore"):
+        same = (np.abs(one - other) <= rounding) | (one == other) | (np.isnan(one) & np.isnan(other))
+    return not bool(same.all())
 
 
 def largest(

@@ -37,7 +37,7 @@ def user_sample(
     """
     if options.sample is None and otherwise is None:
         return None
-    sample = list(otherwise or ()) if options.sample is None else standardize(options.sample, takes)
+    sample = _finite(otherwise or ()) if options.sample is None else standardize(options.sample, takes)
     fixed, received = _fixed_batch(takes), len(sample[0])
     if received < (fixed or 1):
         raise InputError(
@@ -46,6 +46,18 @@ def user_sample(
     optimum = options.batch_sizes[1] if options.profiles is None else options.profiles.batch[1]
     rows = fixed or max(_SAMPLE_ROWS, optimum)
     return [np.asarray(array[:rows]) for array in sample]  # rows that lie on a GPU too
+
+
+def _finite(rows: Sequence[Array]) -> list[Array]:
+    """Return the rows without NaN and infinity, which hardly any model answers with numbers; all where there are none.
+
+    What is wrong with them is nothing that engines in other precisions are to be blamed for.
+    """
+    good = np.ones(len(rows[0]), bool)
+    for array in rows:
+        if array.dtype.kind == "f":
+            good &= np.isfinite(array).reshape(len(array), -1).all(axis=1)
+    return [array[good] for array in rows] if good.any() else list(rows)
 
 
 def _fixed_batch(takes: Signature) -> int | None:

@@ -54,7 +54,7 @@ def test_the_layers_that_overflow_run_in_float32(cache: EngineCache) -> None:
     assert ready.report.kept_float32 == ("wide",)  # the weights of "narrow" are too small for float16 anyway
     (why,) = ready.report.fell_back
     assert "fp16" in why
-    assert "NaN or infinity" in why
+    assert "leave the range of float16" in why
     assert "but for wide in float32" in str(ready.report)
     agrees(model, ready, floats(6)(9))
     warm = provisioned(model, cache=cache)
@@ -76,7 +76,7 @@ def test_rows_that_the_model_answers_with_nan_prove_nothing(cache: EngineCache) 
         provisioned(model, cache=cache, verify=False)  # its record is no verdict
     x = np.exp(floats(6)(9))
     ready = provisioned(model, cache=cache, sample=x)
-    assert "NaN or infinity in" in ready.report.fell_back[0]
+    assert "leave the range of float16" in ready.report.fell_back[0]
     agrees(model, ready, x)
 
 
@@ -90,8 +90,45 @@ def test_a_loop_that_overflows_runs_in_float32() -> None:
 
 
 def test_the_error_is_raised_where_that_is_asked_for() -> None:
-    with pytest.raises(errors.VerificationError, match="NaN or infinity in"):
+    with pytest.raises(errors.VerificationError, match="leave the range of float16"):
         provisioned(overflowing(), fallback="raise")
+
+
+def detector(size: float) -> Any:
+    """Boxes in pixels and scores between 0 and 1 in one output, as detectors have; scores come from large numbers."""
+    inputs = keras.Input((12,))
+    boxes = kl.Dense(4, activation="sigmoid")(kl.Dense(16, activation="tanh")(inputs)) * 640.0
+    scores = keras.ops.sigmoid(kl.Dense(8, name="wide")(inputs) * (2.0 / size))
+    model = keras.Model(inputs, keras.ops.concatenate([boxes, scores], axis=-1))
+    wide = model.get_layer("wide")
+    wide.kernel.assign(size / 4 * np.sign(wide.kernel))
+    return model
+
+
+def test_an_overflow_that_hides_beside_larger_numbers_is_seen(cache: EngineCache) -> None:
+    x = floats(12)(9)
+    small = provisioned(detector(1e3), sample=x)
+    assert (small.report.kept_float32, small.report.fell_back) == ((), ())
+    model = detector(2.4e5)  # its weights are numbers that float16 has
+    ready = provisioned(model, cache=cache, sample=x)
+    assert ready.report.precision == "fp16"
+    assert "wide" in ready.report.kept_float32
+    wanted, got = np.asarray(model.predict(x, verbose=0)), ready.session.run([x])[0]
+    assert np.abs(wanted[:, 4:] - got[:, 4:]).max() < 1e-2
+    assert np.ptp(wanted[:, 4:]) > 0.3
+
+
+def test_an_overflow_that_changes_no_answer_is_none() -> None:
+    """What is infinite is cut off, as at ReLU6's 6: no layer is kept in float32 for it."""
+    inputs = keras.Input((6,))
+    wide = kl.Dense(8, name="wide")
+    model = keras.Model(inputs, kl.Dense(3)(kl.ReLU(6.0)(wide(inputs))))
+    wide.kernel.assign(wide.kernel * 6e4)
+    x = 4 * floats(6)(9)
+    assert np.abs(np.asarray(wide(x))).max() > 65504
+    ready = provisioned(model, sample=x)
+    assert (ready.report.precision, ready.report.kept_float32, ready.report.fell_back) == ("fp16", (), ())
+    agrees(model, ready, x)
 
 
 def test_without_overflow_the_next_precision_is_tried() -> None:

@@ -207,10 +207,12 @@ def test_calibration_data_that_are_none(model: Any, rows: Any, says: str) -> Non
 
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("value", [np.nan, np.inf])
-def test_nan_in_calibration_data_is_named(method: str, value: float) -> None:
+@pytest.mark.parametrize("given", [True, False])
+def test_nan_in_calibration_data_is_named(method: str, value: float, given: bool) -> None:
+    """Such a row is no reason to refuse other precisions too, where there is no other `sample`."""
     rows = floats(6)(32)
     rows[3, 2] = value
-    options = {"calibration_data": rows, "calibration_method": method, "sample": floats(6)(16)}
+    options = {"calibration_data": rows, "calibration_method": method, "sample": floats(6)(16) if given else None}
     with recorded() as records:
         fast = accelerate(zoo.make("mlp"), precision="int8", **options)
     warns_once(records, "with the calibration data, '", "reads NaN or infinity")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +13,16 @@ import pytest
 
 import keras_trt
 from keras_trt import backends
-from keras_trt.building.tune import _mode, _Tuning
+from keras_trt.building.provision import provision
+from keras_trt.building.tune import _mode, _Tuning, tune
 from keras_trt.cache import EngineCache
 from keras_trt.errors import InputError, VerificationError
 from keras_trt.head import split
+from keras_trt.options import BuildOptions
 
 from ..models import accelerate, floats, keras, kl, recorded, tf, warns_once
+from .reference import ReferenceBackend
+from .test_ladder import overflowing
 from .trained import accuracy, digits, digits_model
 
 
@@ -86,6 +91,24 @@ def test_losses_are_better_as_they_are_smaller() -> None:
     (keras_itself, *_) = fast.report().candidates
     assert 0 < keras_itself.metric < 1
     assert fast.backend == "onnxruntime"
+
+
+def test_layers_that_overflow_are_no_reason_against_fp16(monkeypatch: pytest.MonkeyPatch, cache: EngineCache) -> None:
+    """They are in float32, as where fp16 is asked for."""
+    model, x = overflowing(), floats(6)(40)
+    y = np.asarray(model.predict(x, verbose=0))
+    model.compile(loss="mse")
+    monkeypatch.setattr(_Tuning, "_milliseconds", lambda *_: 1.0)
+    options = BuildOptions(precision="auto", validation_data=(x, y), accuracy_budget=1.0, batch_sizes=(1, 4, 6))
+    for _ in range(2):
+        ready = tune(model, ReferenceBackend(), options, cache)
+        table = {one.precision: one for one in ready.report.candidates}
+        assert table["fp16"].metric == pytest.approx(0, abs=1e-4)
+        assert table["fp16"].outcome in ("chosen", "slower")
+        ready.session.close()
+    asked = replace(options, precision="fp16", validation_data=None, accuracy_budget=0.0, fallback="raise")
+    with pytest.raises(VerificationError, match="leave the range"):
+        provision(model, ReferenceBackend(), asked, cache)
 
 
 def test_a_dataset_judges_as_its_arrays_do() -> None:
