@@ -24,6 +24,8 @@ _WRITES = (
     *("batch_scatter_update", "_strided_slice_assign", "_restore_from_tensors"),
 )
 _WATCHES = "_keras_trt_watches"
+#: How many numbers a weight may have that is read at every call.
+_SMALL = 1 << 16
 
 
 class Watch:
@@ -31,8 +33,10 @@ class Watch:
 
     What is written through a variable in Python is seen as it happens. What a `tf.function` writes, as that of `fit`
     does, is seen at the next look by its pulse: the steps that the model's optimizers have made, and a small weight of
-    the last layer, which hardly any training leaves as it is. Layers are told by Keras's own bookkeeping. On Keras's
-    other backends every write shows: JAX's arrays are others after one, and PyTorch counts what is written to a tensor.
+    the last layer, which hardly any training leaves as it is. So does what a graph writes that is traced meanwhile, as
+    that of another model's `fit` that shares layers: the smallest weight that it writes to is of the pulse too. Layers
+    are told by Keras's own bookkeeping. On Keras's other backends every write shows: JAX's arrays are others after one,
+    and PyTorch counts what is written to a tensor.
 
     Args:
         model: a built `keras.Model`.
@@ -42,6 +46,7 @@ class Watch:
     def __init__(self, model: Any, check: Literal["writes", "content"] = "writes") -> None:
         self._model, self._check = model, check
         self._hooked: list[Any] = []
+        self._traced: dict[int, tuple[weakref.ref[Any], Any]] = {}  # by graph, the smallest variable that it writes to
         self._states: list[tuple[Any, weakref.ref[Any], int]] = []  # on other backends than TensorFlow
         self.settle()
 
@@ -85,11 +90,24 @@ class Watch:
         if not on_tensorflow():
             self._states = [(variable, *_state(variable)) for variable in self._model.weights]
         last = (self._model.trainable_weights or self._weights)[-2:]  # frozen ones may be trained: see `compile`
-        small = sorted(last, key=lambda weight: math.prod(weight.shape))
-        pulse = (*_steps(self._model), *small[:1]) if on_tensorflow() else ()
-        self._pulse_of = [_reader(variable) for variable in pulse]
+        small = sorted(last, key=_size)
+        pulse = [one.value for one in (*_steps(self._model), *small[:1])] if on_tensorflow() else []
+        hooked = {id(variable) for variable in self._hooked}
+        pulse += [one for _, one in list(self._traced.values()) if id(one) in hooked and _size(one) <= _SMALL]
+        self._pulse_of = [_reader(variable) for variable in {id(one): one for one in pulse}.values()]
         self._written = False
         self._counts, self._marks, self._pulse = self._count(), self._look(), self._beat()
+
+    def _notice(self, variable: Any) -> None:
+        """Learn of a write, which in a graph happens again, without Python, whenever the graph runs."""
+        import tensorflow as tf
+
+        self._written = True
+        if tf.inside_function():
+            graph = tf.compat.v1.get_default_graph()
+            of, smallest = self._traced.get(id(graph), (None, variable))
+            if of is None or of() is not graph or _size(variable) <= _size(smallest):
+                self._traced[id(graph)] = weakref.ref(graph), variable
 
     def _beat(self) -> list[bytes]:
         return [read().numpy().tobytes() for read in self._pulse_of]
@@ -173,11 +191,14 @@ def _steps(model: Any) -> Iterator[Any]:
                 yield counts._iterations
 
 
-def _reader(variable: Any) -> Callable[[], Any]:
-    """Return what reads a variable of Keras: in the shortest way, since it is read at every call."""
+def _size(variable: Any) -> int:
+    return math.prod(variable.shape)
+
+
+def _reader(held: Any) -> Callable[[], Any]:
+    """Return what reads a variable of TensorFlow: in the shortest way, since it is read at every call."""
     import tensorflow as tf
 
-    held = variable.value
     if isinstance(held, tf.distribute.DistributedValues):
         return held.read_value  # type: ignore[no-any-return]
     return partial(tf.raw_ops.ReadVariableOp, resource=held.handle, dtype=held.dtype)
@@ -191,11 +212,12 @@ def _noticing(variable: Any, watches: weakref.WeakSet[Watch]) -> Iterator[tuple[
 
     def noticing(method: Any) -> Any:
         def write(*arguments: Any, **keywords: Any) -> Any:
+            written = of()
             try:
-                return method(of(), *arguments, **keywords)
+                return method(written, *arguments, **keywords)
             finally:  # not before: another thread might look in between
                 for watch in watches:
-                    watch._written = True
+                    watch._notice(written)
 
         return tf.autograph.experimental.do_not_convert(write)
 

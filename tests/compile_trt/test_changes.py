@@ -195,6 +195,39 @@ def test_training_with_optimizers_of_its_own_is_noticed(held: Any) -> None:
     same(expected, model.predict(X, verbose=0))
 
 
+def test_training_another_model_that_shares_layers_is_noticed_each_time() -> None:
+    """Its graph is traced at its first `fit` alone, and neither the optimizer nor the last layer is this model's."""
+    inputs = keras.Input((4,))
+    body = kl.Dense(6, activation="tanh")(inputs)
+    model, other = keras.Model(inputs, kl.Dense(2)(body)), keras.Model(inputs, kl.Dense(3)(body))
+    other.compile(keras.optimizers.SGD(0.5), "mse")
+    model.compile_trt(**QUIET)
+    before = model.predict(X, verbose=0)
+    for _ in range(3):
+        other.fit(X, Y, verbose=0)
+        expected = by_keras(model)
+        assert np.abs(expected - before).max() > 1e-3
+        same(expected, model.predict(X, verbose=0))
+        before = expected
+
+
+def test_each_graph_that_is_traced_while_the_model_is_watched_is_noticed() -> None:
+    model = network()
+    model.compile_trt(**QUIET)
+    kernel, mean = model.layers[0].kernel, model.layers[1].moving_mean
+    steps = [
+        tf.function(lambda: kernel.assign(kernel * 1.5)),
+        tf.function(lambda: [mean.assign(mean + 1.0), kernel.assign(kernel + 0.1)]),
+    ]
+    before = model.predict(X, verbose=0)
+    for step in 3 * steps:
+        step()
+        expected = by_keras(model)
+        assert np.abs(expected - before).max() > 1e-3
+        same(expected, model.predict(X, verbose=0))
+        before = expected
+
+
 def test_training_of_what_was_frozen_after_it_was_traced_is_noticed() -> None:
     model = network(None)
     whole = keras.Sequential([model, kl.Dense(3)])
