@@ -6,13 +6,15 @@ import logging
 import math
 import os
 import tempfile
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import keras
-from keras.src.utils import io_utils  # what Keras's callbacks print with, public in no version
+from keras.src.backend.common import global_state  # public in no version, as what follows
+from keras.src.utils import io_utils  # what Keras's callbacks print with
 
 from .. import fingerprint, policies
 from .._warn import warn
@@ -23,6 +25,9 @@ from ..options import BuildOptions
 from .background import Background
 
 _logger = logging.getLogger("keras_trt")
+
+#: What of Keras's own state a model is made by: classes and functions in a scope, and whether lambdas are taken.
+_MADE_BY = ("custom_objects_scope_dict", "safe_mode_saving")
 
 #: How much the weights of checkpoints whose turn has not come may take before the training waits for them.
 WAITING_BYTES = 1 << 30
@@ -176,8 +181,9 @@ class EngineCheckpoint(keras.callbacks.ModelCheckpoint):  # type: ignore[misc]
         """Return a clone of a model with a loss and metrics of its own, or the model itself if it has none."""
         try:
             # In a thread of its own, where no distribution strategy is in scope that would mirror its variables.
+            state = {name: global_state.get_global_attribute(name) for name in _MADE_BY}
             with ThreadPoolExecutor(1) as thread:
-                return thread.submit(_clone, model, self._validation_data is not None).result()
+                return thread.submit(_clone, model, self._validation_data is not None, state).result()
         except Exception as error:  # a user's `get_config` and `__init__` may raise anything
             why = f"{type(error).__name__}: {error}"
             warn(
@@ -227,8 +233,14 @@ class EngineCheckpoint(keras.callbacks.ModelCheckpoint):  # type: ignore[misc]
         self._fast = self._clone = None
 
 
-def _clone(model: Any, compiled: bool) -> Any:
-    """Return a clone on the CPU: it takes no memory of a GPU, and is compared there, beside the training."""
+def _clone(model: Any, compiled: bool, state: Mapping[str, Any]) -> Any:
+    """Return a clone on the CPU: it takes no memory of a GPU, and is compared there, beside the training.
+
+    It is made in a thread of its own, of which Keras's state begins anew.
+    """
+    for name, value in state.items():
+        global_state.set_global_attribute(name, value)
+    keras.config.set_dtype_policy(model.dtype_policy)  # which a Sequential or Functional clone does not take over
     with policies.on_the_cpu():
         clone = keras.models.clone_model(model)
         if not clone.built:

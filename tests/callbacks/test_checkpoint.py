@@ -171,6 +171,30 @@ def test_a_normalization_in_the_clone_computes_with_what_was_adapted(tmp_path: P
         same(expected, loaded(tmp_path / f"{epoch + 1}.ktrt").predict(x, verbose=0))
 
 
+def twice(x: Any) -> Any:
+    return 2 * x
+
+
+@pytest.mark.parametrize("made", ["under a mixed policy", "in a scope"])
+def test_what_keras_knows_in_the_thread_of_the_training_alone(made: str, tmp_path: Path) -> None:
+    """A policy for all layers and a scope of custom objects are such. A clone, made in another, is still the model."""
+    policy = keras.config.dtype_policy()
+    scope = {"twice": twice} if made == "in a scope" else {}
+    try:
+        with keras.saving.custom_object_scope(scope):
+            keras.config.set_dtype_policy("float32" if scope else "mixed_float16")
+            inputs = keras.Input((4,))
+            functional = keras.Model(inputs, kl.Dense(3)(kl.Dense(8, activation=twice if scope else "relu")(inputs)))
+            for model in (network(), functional):
+                model.compile("sgd", "mse")
+                path = tmp_path / f"{model.name}.ktrt"
+                # Without a warning that it cannot be cloned.
+                model.fit(X, Y, verbose=0, callbacks=[keras_trt.EngineCheckpoint(path, precision="fp32", **QUIET)])
+                same(model.predict(X, verbose=0), loaded(path).predict(X, verbose=0), 1e-5 if scope else 1e-2)
+    finally:
+        keras.config.set_dtype_policy(policy)
+
+
 @keras.saving.register_keras_serializable("keras_trt_tests")
 class Scaled(keras.Model):
     """Computes with an attribute that no configuration tells."""
