@@ -12,8 +12,10 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
@@ -22,6 +24,24 @@ from ._interrupts import deferred
 from .errors import KerasTRTError
 
 _ERROR, _LOG = "error.json", "log"
+
+
+@contextmanager
+def shared_folder(what: str, error: type[KerasTRTError]) -> Iterator[Path]:
+    """Give a folder that parent and child share, for as long as the block runs.
+
+    Args:
+        what: the work that the child does, such as `"build"`.
+        error: what is raised where the system has no room for the folder, or starts no process.
+
+    Raises:
+        KerasTRTError: in place of an `OSError`.
+    """
+    try:
+        with tempfile.TemporaryDirectory(prefix=f"keras_trt-{what}-") as name:
+            yield Path(name)
+    except OSError as refused:  # said without the folder's name, which is another each time
+        raise error(f"No process of its own can do the {what}: {refused.strerror or refused}.") from refused
 
 
 def run(
@@ -48,8 +68,7 @@ def run(
         subprocess.TimeoutExpired: if it takes too long.
     """
     root = str(Path(__file__).parents[1])
-    # As here, whatever has changed it. An empty entry is the current folder, where `python -c` and notebooks look.
-    path = os.pathsep.join([root, *(entry or str(Path.cwd()) for entry in sys.path)])
+    path = os.pathsep.join([root, *_looked_in()])
     # -P: not with the folder that happens to be the current one in front of all modules.
     command = [sys.executable, "-P", "-m", module, str(folder)]
     with (folder / _LOG).open("w+b") as log:
@@ -74,6 +93,15 @@ def run(
             code = child.wait(timeout)
         log.seek(0)
         return code, log.read()[-4000:].decode(errors="replace").strip()
+
+
+def _looked_in() -> Iterator[str]:
+    """Yield where Python looks for modules here, whatever has changed it."""
+    for entry in sys.path:
+        if isinstance(entry, str):  # a `Path`, say, is passed over by Python too
+            with contextlib.suppress(FileNotFoundError):  # the current folder may have been deleted
+                # Empty is the current folder, where `python -c` and notebooks look.
+                yield entry or str(Path.cwd())
 
 
 def _listen(lines: IO[str] | None, on_line: Callable[[str], None]) -> None:

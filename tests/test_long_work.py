@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import textwrap
 import threading
 import time
@@ -115,6 +116,29 @@ def test_the_child_tells_what_is_not_installed(monkeypatch: pytest.MonkeyPatch) 
     with pytest.raises(keras_trt.MissingDependencyError, match="pip install") as caught:
         child.build(OnnxRuntimeBackend(), b"", BuildSpec("fp32", profile), None, 60, lambda _: None)
     assert caught.value.package == "no-such-package"
+
+
+def test_what_python_passes_over_on_its_path_is_passed_over(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A `Path`, and the current folder where there is none any more."""
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    monkeypatch.setattr(sys, "path", ["", tmp_path, *sys.path])
+    assert accelerate(CASES["sequential"].build(), build="process", fallback="raise").report().origin == "built"
+
+
+@pytest.mark.parametrize("lacks", ["a folder", "an interpreter"])
+def test_where_no_process_can_be_had_keras_runs(lacks: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    if lacks == "a folder":
+        monkeypatch.setattr(tempfile, "tempdir", "/none/such")
+    else:
+        monkeypatch.setattr(sys, "executable", "")
+    model, x = CASES["sequential"].build(), floats(4)(40)
+    with recorded() as records:
+        fast = accelerate(model, build="process")
+    warns_once(records, "No process of its own can do the build")
+    assert "keras_trt-build-" not in str(records[-1].message), "the same reason is said in the same words"
+    same(model.predict(x, verbose=0), fast.predict(x, verbose=0))
 
 
 def test_ctrl_c_ends_the_child() -> None:

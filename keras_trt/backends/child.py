@@ -10,7 +10,6 @@ import contextlib
 import json
 import subprocess
 import sys
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -37,10 +36,9 @@ def build(
         report: called with the share that is done.
 
     Raises:
-        BuildError: as the backend; if the child crashes; if it takes too long.
+        BuildError: as the backend; if the child crashes, takes too long, or cannot be started.
     """
-    with tempfile.TemporaryDirectory(prefix="keras_trt-build-") as name:
-        folder = Path(name)
+    with _child.shared_folder("build", BuildError) as folder:
         (folder / _GRAPH).write_bytes(graph)
         asked = {
             "backend": backend.name,

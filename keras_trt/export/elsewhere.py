@@ -11,7 +11,6 @@ import importlib
 import json
 import math
 import sys
-import tempfile
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
@@ -58,8 +57,7 @@ def examine(model: Any, takes: Signature) -> tuple[ExportedModel | None, tuple[F
             f"{', '.join(missing)} must be installed: pip install 'keras-trt[tensorflow]'. Keras stays as it is.",
             package=missing[0],
         )
-    with tempfile.TemporaryDirectory(prefix="keras_trt-export-") as name:
-        folder = Path(name)
+    with _child.shared_folder("export", ExportError) as folder:
         asked = {
             "takes": takes.to_json(),
             "settings": {key: getattr(keras.config, key)() for key in ("floatx", "epsilon", "image_data_format")},
