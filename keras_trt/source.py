@@ -11,6 +11,8 @@ from .findings import Finding
 
 #: What runs on the engine once a model is compiled for it.
 ON_ENGINE = ("predict", "predict_on_batch", "evaluate", "test_on_batch")
+#: Those of them that Keras's own trainer does.
+TESTS = ("evaluate", "test_on_batch")
 
 
 def placed(model: Any, method: str) -> Any:

@@ -12,7 +12,7 @@ from ..errors import StaleEngineError
 from ..model.face import ClosedError
 from ..model.trt_model import TRTModel
 from ..options import BuildOptions
-from ..source import ON_ENGINE, own, placed
+from ..source import ON_ENGINE, TESTS, own, placed
 from .watch import Change, Watch
 
 OnWeightChange = Literal["refit", "rebuild", "keras", "raise"]
@@ -82,7 +82,9 @@ def detach(model: Any) -> None:
 
 
 def _on_engine(model: Any, fast: TRTModel, method: str) -> Any:
-    by_keras, by_engine = own(model, method), getattr(fast, method)
+    by_keras = own(model, method)
+    # A class may have an `evaluate` of its own, which takes what it likes.
+    by_engine = functools.partial(fast._test, method) if method in TESTS else getattr(fast, method)
 
     @functools.wraps(by_keras)
     def run(*arguments: Any, **keywords: Any) -> Any:

@@ -35,18 +35,18 @@ class Evaluator:
         self._one_at_a_time = threading.RLock()
         self._only_keras: list[str] | None = None
 
-    def run(self, method: str, predictor: Predictor, arguments: dict[str, Any]) -> Any:
+    def run(self, method: str, predictor: Predictor, /, *arguments: Any, **keywords: Any) -> Any:
         """Return what a method of the Keras model would, `evaluate` or `test_on_batch`, with an engine's outputs."""
         with self._one_at_a_time:
             if self._only_keras is None:
                 self._only_keras = list(only_keras_evaluates(self._source, self.signature))
             for why in self._only_keras:
                 predictor.warn_once("evaluate", f"Keras evaluates '{self._source.name}' itself: {why}.")
-                return own(self._source, method)(**arguments)
+                return own(self._source, method)(*arguments, **keywords)
             self._stand_in = self._stand_in or _stand_in(self._source, self.signature)
             around = self._stand_in.on(predictor)  # a callback of one evaluation may begin another
             try:
-                return getattr(self._stand_in, method)(**arguments)
+                return getattr(self._stand_in, method)(*arguments, **keywords)
             except Exception:
                 if failures := self._stand_in.failures:  # TensorFlow makes an error of its own of the engine's
                     raise failures[0] from None

@@ -110,7 +110,7 @@ class KerasFace:
             "return_dict": return_dict,
             **keywords,
         }
-        return self._test("evaluate", arguments)
+        return self._test("evaluate", **arguments)
 
     def test_on_batch(self, x: Any, y: Any = None, sample_weight: Any = None, return_dict: bool = False) -> Any:
         """Return the loss and the metrics of one batch, as `keras.Model.test_on_batch` does.
@@ -129,7 +129,7 @@ class KerasFace:
             ValueError: if the model is not compiled.
         """
         arguments = {"x": x, "y": y, "sample_weight": sample_weight, "return_dict": return_dict}
-        return self._test("test_on_batch", arguments)
+        return self._test("test_on_batch", **arguments)
 
     def summary(
         self,
@@ -181,7 +181,7 @@ class KerasFace:
             )
         raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
 
-    def _test(self, method: Literal["evaluate", "test_on_batch"], arguments: dict[str, Any]) -> Any:
+    def _test(self, method: str, /, *arguments: Any, **keywords: Any) -> Any:
         with self._engine() as (predictor, evaluator):
             if evaluator is None and not hasattr(self._source, method):
                 raise NotImplementedError(
@@ -189,8 +189,8 @@ class KerasFace:
                     "loss and the metrics of the Keras model."
                 )
             if evaluator is not None:
-                return evaluator.run(method, predictor, arguments)
-            return own(self._source, method)(**arguments)
+                return evaluator.run(method, predictor, *arguments, **keywords)
+            return own(self._source, method)(*arguments, **keywords)
 
     def _engine(self) -> Any:
         raise NotImplementedError

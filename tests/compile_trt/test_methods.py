@@ -51,6 +51,27 @@ def test_the_models_own_methods_run_the_engine(monkeypatch: pytest.MonkeyPatch) 
         assert engine.runs > before
 
 
+@keras.saving.register_keras_serializable("keras_trt_tests")
+class OwnEvaluate(keras.Sequential):
+    """Evaluates what it is given in a manner of its own."""
+
+    def evaluate(self, dataset: Any, *, scale: float = 1.0) -> float:
+        return scale * super().evaluate(dataset, verbose=0, return_dict=True)["loss"]
+
+
+def test_an_evaluate_of_the_models_own_takes_what_it_likes(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = OwnEvaluate([keras.Input((4,)), keras.layers.Dense(3)])
+    model.compile(loss="mse")
+    dataset = tf.data.Dataset.from_tensor_slices((X, Y)).batch(16)
+    expected = model.evaluate(dataset)
+    model.compile_trt(**QUIET)
+    model.evaluate(dataset)
+    engine = Engine(monkeypatch)
+    assert model.evaluate(dataset) == pytest.approx(expected)
+    assert model.evaluate(dataset=dataset, scale=3.0) == pytest.approx(3 * expected)
+    assert engine.runs == 6
+
+
 def test_it_is_given_back_exactly_as_it_was() -> None:
     model = network()
     model.predict(X, verbose=0)
