@@ -14,6 +14,8 @@ from .predictor import Predictor
 
 #: What a test function is traced for; another loss, other metrics or another way of running need another one.
 _TRACED_FOR = ("_compile_loss", "_compile_metrics", "_loss_tracker", "run_eagerly", "steps_per_execution")
+#: What an `evaluate` of the model's own may call that is no part of Keras's: it would keep on the model what it traces.
+_OF_THE_MODEL = ("predict", "predict_on_batch", "fit", "train_on_batch")
 
 
 class Evaluator:
@@ -112,7 +114,7 @@ def _stand_in(source: Any, signature: Signature) -> Any:
 
         def __getattr__(self, name: str) -> Any:
             method = next((vars(kind)[name] for kind in type(source).__mro__ if name in vars(kind)), None)
-            if isinstance(method, FunctionType) and placed(source, name) is None:
+            if isinstance(method, FunctionType) and placed(source, name) is None and name not in _OF_THE_MODEL:
                 return MethodType(method, self)
             return getattr(source, name)
 

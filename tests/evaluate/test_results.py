@@ -160,6 +160,26 @@ def test_what_the_models_own_class_overrides_is_honoured(monkeypatch: pytest.Mon
     close(expected, fast.evaluate(x, y, verbose=0, return_dict=True))
 
 
+class Predicting(keras.Sequential):
+    """Evaluates its predictions too."""
+
+    def evaluate(self, x: Any, y: Any, **keywords: Any) -> Any:
+        error = float(np.abs(self.predict(x, verbose=0) - y).mean())
+        return {"error": error, **super().evaluate(x, y, **keywords)}
+
+
+def test_an_own_evaluate_that_predicts_leaves_the_models_predict_as_it_was() -> None:
+    model = Predicting([keras.Input((4,)), kl.Dense(3)])
+    model.compile(loss="mse")
+    x, y, _ = data()
+    expected = model.evaluate(x, y, verbose=0, return_dict=True)
+    model.predict_function = None  # as before it has predicted
+    with accelerate(model) as fast:
+        close(expected, fast.evaluate(x, y, verbose=0, return_dict=True))
+    model.set_weights([weight + 1.0 for weight in model.get_weights()])
+    np.testing.assert_allclose(model.predict(x, verbose=0), np.asarray(model(x)), rtol=1e-5, atol=1e-5)
+
+
 def test_weight_regularizers_count() -> None:
     model = keras.Sequential([keras.Input((4,)), kl.Dense(3, kernel_regularizer=keras.regularizers.L2(0.5))])
     model.compile(loss="mse")
