@@ -53,6 +53,9 @@ class Background:
         self._changed = threading.Condition()
         self._thread: threading.Thread | None = None
 
+    def __reduce__(self) -> tuple[type[Background], tuple[int]]:
+        return type(self), (self._limit,)  # a copy, as tuners make them of callbacks, has nothing to do
+
     def submit(self, key: str, job: Callable[[], None], size: int = 0) -> None:
         """Have a job done, which holds `size` bytes. It must handle its own exceptions."""
         with self._changed:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import csv
 import math
 import threading
@@ -147,6 +148,15 @@ def test_by_batches_if_it_is_the_best(tmp_path: Path) -> None:
         )  # fmt: skip
         network().fit(X, Y, batch_size=10, epochs=1, callbacks=[checkpoint], verbose=0)
         assert any(file.name.startswith("1-3-") for file in tmp_path.iterdir()) == some
+
+
+def test_a_copy_is_a_checkpoint_of_its_own(tmp_path: Path) -> None:
+    """As of `ModelCheckpoint`: tuners copy the callbacks for each of their trainings."""
+    first = keras_trt.EngineCheckpoint(tmp_path / "{epoch}.ktrt", **QUIET)
+    for checkpoint in (copy.deepcopy(first), first):
+        model = network()
+        model.fit(X, Y, verbose=0, callbacks=[checkpoint])
+        same(model.predict(X, verbose=0), loaded(tmp_path / "1.ktrt").predict(X, verbose=0))
 
 
 def test_training_is_the_same_with_and_without(tmp_path: Path) -> None:
