@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
+from types import FunctionType
 from typing import Any, Literal
 
 import keras
@@ -241,7 +242,11 @@ def _clone(model: Any, compiled: bool, state: Mapping[str, Any]) -> Any:
     for name, value in state.items():
         global_state.set_global_attribute(name, value)
     keras.config.set_dtype_policy(model.dtype_policy)  # which a Sequential or Functional clone does not take over
-    with policies.on_the_cpu():
+    # Keras compiles what it clones, and finds a function of the user's own only by its name in a scope.
+    given = keras.tree.flatten(model._compile_config.config) if hasattr(model, "_compile_config") else []
+    functions = {one.__name__: one for one in given if isinstance(one, FunctionType)}
+    scope = {**(global_state.get_global_attribute("custom_objects_scope_dict") or {}), **functions}
+    with policies.on_the_cpu(), keras.saving.custom_object_scope(scope):  # which takes the place of another
         clone = keras.models.clone_model(model)
         if not clone.built:
             clone.build_from_config(model.get_build_config())

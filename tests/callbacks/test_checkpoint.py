@@ -159,6 +159,18 @@ def test_a_copy_is_a_checkpoint_of_its_own(tmp_path: Path) -> None:
         same(model.predict(X, verbose=0), loaded(tmp_path / "1.ktrt").predict(X, verbose=0))
 
 
+def of_its_own(y: Any, y_pred: Any) -> Any:
+    return keras.ops.mean(abs(y - y_pred), axis=-1)
+
+
+def test_losses_and_metrics_that_are_functions(tmp_path: Path) -> None:
+    model = network(loss=of_its_own, metrics=[of_its_own, "mse"])
+    checkpoint = keras_trt.EngineCheckpoint(tmp_path / "a.ktrt", validation_data=(X, Y), **QUIET)
+    model.fit(X, Y, epochs=2, verbose=0, callbacks=[checkpoint])  # without a warning that it cannot be cloned
+    expected = model.evaluate(X, Y, verbose=0, return_dict=True)
+    assert {name: checkpoint._known[name] for name in expected} == pytest.approx(expected)
+
+
 def test_training_is_the_same_with_and_without(tmp_path: Path) -> None:
     def history(*callbacks: Any) -> Any:
         keras.utils.set_random_seed(5)
