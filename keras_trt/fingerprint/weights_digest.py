@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import math
 import os
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from typing import Any
 
 from ..cache.keys import digest
@@ -41,7 +42,9 @@ def weights_key(model: Any) -> str:
     # hashlib lets other threads run, and so does TensorFlow while it copies from a GPU.
     others = min(8, os.cpu_count() or 1, numbers_in_all // _A_THREAD + 1) - 1
     with ThreadPoolExecutor(max(1, others)) as pool:  # starts no thread but for a job
-        jobs = [pool.submit(work) for _ in range(others)]
+        jobs: list[Future[None]] = []
+        with suppress(RuntimeError):  # Python starts none once it ends, as when a training is interrupted
+            jobs += (pool.submit(work) for _ in range(others))
         work()
         for job in jobs:
             job.result()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import threading
 import types
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -74,6 +75,20 @@ def test_threads_are_for_many_numbers_and_change_no_key(a_thread: int, monkeypat
     monkeypatch.setattr(weights_digest, "_content", looked_at)
     assert weights_key(holder) == expected
     assert len(threads) > 1 if a_thread == 1 else threads == {threading.get_ident()}
+
+
+def test_where_python_starts_no_thread_any_more_one_hashes_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An engine that is being made when Ctrl-C ends the program is still finished."""
+    holder = Holder(*(np.full((5, place + 1), place, "float32") for place in range(9)))
+    expected = weights_key(holder)
+
+    def refuse(*_: Any) -> Any:
+        raise RuntimeError("cannot schedule new futures after interpreter shutdown")
+
+    monkeypatch.setattr(os, "cpu_count", lambda: 4)
+    monkeypatch.setattr(weights_digest, "_A_THREAD", 1)
+    monkeypatch.setattr(ThreadPoolExecutor, "submit", refuse)
+    assert weights_key(holder) == expected
 
 
 @settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.too_slow])
