@@ -6,6 +6,8 @@ import logging
 import math
 import os
 import tempfile
+import threading
+import weakref
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -32,6 +34,10 @@ _MADE_BY = ("custom_objects_scope_dict", "safe_mode_saving")
 
 #: How much the weights of checkpoints whose turn has not come may take before the training waits for them.
 WAITING_BYTES = 1 << 30
+
+#: By path, whose training began last: engines of an interrupted one, which are still made, are not written over its.
+_newest: weakref.WeakValueDictionary[Path, EngineCheckpoint] = weakref.WeakValueDictionary()
+_saving = threading.Lock()
 
 
 class EngineCheckpoint(keras.callbacks.ModelCheckpoint):  # type: ignore[misc]
@@ -137,6 +143,9 @@ class EngineCheckpoint(keras.callbacks.ModelCheckpoint):  # type: ignore[misc]
         folder.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=folder).close()
         self._end()  # of a training that was interrupted
+        with _saving:
+            self._place = Path(self.filepath).resolve()
+            _newest[self._place] = self
         self._known, self._failures, self._told = {}, [], None
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
@@ -200,12 +209,19 @@ class EngineCheckpoint(keras.callbacks.ModelCheckpoint):  # type: ignore[misc]
     def _make(self, path: str, epoch: int, weights: Any, *, measured: bool) -> None:
         """Save the engine of the clone with these weights; without any, that of the model as it is now."""
         try:
+            if not self._is_newest():
+                return
             if weights is not None:
                 _take(self._clone, weights)
             Path(path).parent.mkdir(parents=True, exist_ok=True)
             if self._fast is None or self._fast.backend == "keras":
                 self._fast = follow(self._clone, self._options, "refit" if self._refit else "rebuild")
-            self._fast.save(path)  # it follows the weights first
+            with self._fast._engine():  # it follows the weights, which takes a while, and not where others wait for it
+                pass
+            with _saving:
+                if not self._is_newest():
+                    return
+                self._fast.save(path)
             known = {"epoch": epoch + 1, **_figures(self._fast)}
             if measured and self._validation_data is not None:
                 known |= self._fast.evaluate(**arguments(self._validation_data), verbose=0, return_dict=True)
@@ -215,6 +231,10 @@ class EngineCheckpoint(keras.callbacks.ModelCheckpoint):  # type: ignore[misc]
         except Exception as error:  # whatever it is, the training goes on unless it was to end
             _logger.info("The engine of epoch %d could not be made.", epoch + 1, exc_info=error)
             self._failures.append((epoch, error))
+
+    def _is_newest(self) -> bool:
+        """Tell whether no training has begun since that is to write to the same path."""
+        return _newest.get(self._place) is self
 
     def _tell_failures(self) -> None:
         """Warn of engines that could not be made, or raise; in the thread of the training, where the user hears it."""

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 import warnings
 from pathlib import Path
@@ -17,6 +18,8 @@ import numpy as np
 import pytest
 
 import keras_trt
+from keras_trt.callbacks import checkpoint as checkpoint_module
+from keras_trt.model.trt_model import TRTModel
 
 from ..models import keras, recorded, same, warns_once
 from .helpers import QUIET, Weights, X, Y, hopeless, loaded, network
@@ -97,6 +100,39 @@ def test_bad_arguments_are_answered_as_keras_does(tmp_path: Path) -> None:
         with pytest.raises(OSError, match="file"):
             model.fit(X, Y, verbose=0, callbacks=[keras_trt.EngineCheckpoint(path, **QUIET)])
     same(before, model.get_weights())
+
+
+@pytest.mark.parametrize("at", ["build", "save"])
+def test_an_interrupted_training_writes_over_no_later_one(
+    at: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was begun is finished, but its file may be another training's by then, as in a notebook."""
+    path, (reached, go_on) = tmp_path / "a.ktrt", (threading.Event(), threading.Event())
+    first = keras_trt.EngineCheckpoint(path, **QUIET)
+    owner, name = (checkpoint_module, "follow") if at == "build" else (TRTModel, "save")
+    usual = getattr(owner, name)
+
+    def waits(*arguments: Any, **keywords: Any) -> Any:
+        if threading.current_thread() is first._background._thread and not reached.is_set():
+            reached.set()
+            assert go_on.wait(60)
+        return usual(*arguments, **keywords)
+
+    class Interrupts(keras.callbacks.Callback):
+        def on_epoch_end(self, epoch: int, logs: Any = None) -> None:  # noqa: ARG002
+            assert reached.wait(60)
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(owner, name, waits)
+    with pytest.raises(KeyboardInterrupt):
+        network().fit(X, Y, epochs=2, callbacks=[first, Interrupts()], verbose=0)
+    if at == "save":  # whoever has begun to write is waited for
+        threading.Timer(0.5, go_on.set).start()
+    model, weights = network(), Weights()
+    model.fit(X, Y, epochs=1, callbacks=[weights, keras_trt.EngineCheckpoint(path, **QUIET)], verbose=0)
+    go_on.set()
+    first._background.wait()
+    same(weights.answers[0], loaded(path).predict(X, verbose=0))
 
 
 INTERRUPTED = """
