@@ -35,7 +35,7 @@ def overflowing(onnx: bytes, feeds: Mapping[str, Array]) -> frozenset[str]:
     import onnx as onnx_package
 
     graph = onnx_package.load_from_string(onnx).graph
-    half = {name for name, kind in tensor_types(lower(onnx, "fp16")).items() if kind == "float16"}
+    half = _in_half(onnx)
     names = {output.name for output in graph.output}
     # An output of the graph is cast to float32 under its own name.
     candidates = [node for node in graph.node if any(one in half or one in names for one in node.output)]
@@ -63,8 +63,7 @@ def overflow_shows(onnx: bytes, feeds: Mapping[str, Array], keep: Collection[str
 
     if max(largest(onnx, feeds, rows=_FEW, most=_FEW).values(), default=0.0) <= _SHARE * _LARGEST:
         return False
-    types = tensor_types(lower(onnx, "fp16", keep))
-    half = {name for name, kind in types.items() if kind == "float16"}
+    half = _in_half(onnx, keep)
     large = {name for name, value in largest(onnx, feeds, half, rows=None).items() if value > _LARGEST}
     if not large:
         return False
@@ -73,6 +72,11 @@ def overflow_shows(onnx: bytes, feeds: Mapping[str, Array], keep: Collection[str
     answers = _session(proto).run(None, rows)
     _make_infinite(proto.graph, large)
     return any(map(_differ, answers, _session(proto).run(None, rows)))
+
+
+def _in_half(onnx: bytes, keep: Collection[str] = ()) -> set[str]:
+    """Return the names of the tensors that are float16 where the graph is in it but for some nodes."""
+    return {name for name, kind in tensor_types(lower(onnx, "fp16", keep)).items() if kind == "float16"}
 
 
 def _make_infinite(graph: Any, names: Collection[str]) -> None:
