@@ -100,16 +100,22 @@ class Ladder:
         while self._waiting:
             yield self._waiting.pop(0)
 
-    def ensure_in_range(self, rung: Rung, exported: ExportedModel, rows: Sequence[Array]) -> None:
+    def ensure_in_range(self, rung: Rung, exported: ExportedModel, rows: Callable[[], Sequence[Array]]) -> None:
         """Refuse the form in which numbers leave the range of float16, before an engine is built of it.
+
+        Args:
+            rung: the form.
+            exported: the graph.
+            rows: gives what an engine would be compared on.
 
         Raises:
             VerificationError: if answers are others for it.
         """
         if rung.precision != "fp16" or rung.keep != self._keep:
             return
+        feeds = _feeds(exported, rows())
         try:
-            shows = types.overflow_shows(exported.onnx, _feeds(exported, rows), rung.keep)
+            shows = types.overflow_shows(exported.onnx, feeds, rung.keep)
         except Exception as error:  # as in `failed`
             _logger.info("Whether numbers leave the range of float16 cannot be seen: %s", error)
             return

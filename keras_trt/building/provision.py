@@ -225,7 +225,7 @@ class _Provision:
             try:
                 if self.options.verify:
                     with self.engines.timed("verify"):
-                        ladder.ensure_in_range(rung, exported, self.gate.rows())
+                        ladder.ensure_in_range(rung, exported, self.gate.rows)
                 return self._build_one(key, exported, rung, independent, fell_back)
             except UnsupportedOperatorError as error:
                 if layers := {f"'{name}'" for node in error.nodes if (name := layer_of(self.model, node))}:
