@@ -67,9 +67,9 @@ def predict(
     def job(engine: str, precision: str, sizes: str, after: str = make) -> Job:
         names.append("-".join((model, engine, precision, *sizes.split())))
         command = ("predict.py", model, *folder, "--child", engine, "--precisions", precision, "--batches")
-        return Job(names[-1], (*command, *sizes.split()), (after,))
+        return Job(names[-1], (*command, *sizes.split()), (after,), gpus=0 if engine == "onnxruntime" else 1)
 
-    yield Job(make, ("predict.py", model, *folder, "--child", "make"))
+    yield Job(make, ("predict.py", model, *folder, "--child", "make"), gpus=0)
     # A process begins for half a minute, which is lost for each size where there are no GPUs for all.
     for precision, sizes in [*(("fp16", one) for one in (batches.split() if apart else [batches])), *more]:
         yield (built := job("keras_trt", precision, sizes))

@@ -27,8 +27,9 @@ import environment
 import models
 
 BATCH = 32
-#: Sizes of single calls: the usual ones, odd ones, and more than an engine takes.
-SIZES = (1, 2, 3, 7, 8, 16, 31, 32, 33, 57, 150)
+#: Sizes of single calls: the usual ones, odd ones, and more than an engine takes; each as often as it is small, so that
+#: of all calls together each size has as many rows.
+SIZES = np.array((1, 2, 3, 7, 8, 16, 31, 32, 33, 57, 150))
 
 
 def run_threads(
@@ -78,7 +79,8 @@ def run_calls(fast: Any, rows: np.ndarray, count: int, reads: int = 10) -> list[
     """Make single calls of mixed sizes and return what memory is held after each part of them."""
     generator, found, begin = np.random.default_rng(0), [], time.perf_counter()
     for part in range(reads + 1):
-        for size in generator.choice(SIZES, 2000 if part == 0 else count // reads):  # the first part is a warm-up
+        calls = 2000 if part == 0 else count // reads  # the first part is a warm-up
+        for size in generator.choice(SIZES, calls, p=1 / SIZES / (1 / SIZES).sum()):
             fast.predict_on_batch(rows[:size])
         found.append({"calls": part * (count // reads), "seconds": time.perf_counter() - begin, **memory()})
         print(found[-1], flush=True)

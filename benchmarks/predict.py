@@ -178,10 +178,12 @@ def measured(model: Any, rows: np.ndarray, batch: int, path: Path) -> dict[str, 
         return seconds
 
     # Full batches alone: each further size is compiled once more by XLA, which takes a minute for some models.
-    few = min(len(rows), max(16, COMPARED // batch) * batch)
+    few = max(COMPARED, batch)
     if batch > 1:
         answers = model.predict(rows[:COMPARED], batch_size=batch, verbose=0)
-        predict(few)  # all slots are made
+        if predict(few) < SECONDS / 10:
+            few = min(len(rows), 16 * batch)
+            predict(few)  # all slots are made
     else:
         answers = one_by_one(model, rows[:COMPARED])
     np.save(path.with_suffix(".npy"), np.asarray(answers, np.float32))

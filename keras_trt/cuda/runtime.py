@@ -164,6 +164,21 @@ class Stream:
         cudart = bindings()
         check(cudart.cudaStreamSynchronize(self.handle))
 
+    @property
+    def is_idle(self) -> bool:
+        """Whether all that was put on the stream has run, so that `synchronize` takes no time.
+
+        Raises:
+            CudaError: if any of it failed.
+        """
+        cudart = bindings()
+        (status,) = cudart.cudaStreamQuery(self.handle)
+        if status == cudart.cudaError_t.cudaErrorNotReady:
+            cudart.cudaGetLastError()  # which says the same, and TensorRT would take for a failure of its own
+            return False
+        check((status,))
+        return True
+
     def close(self) -> None:
         """Free the stream. It must be idle."""
         if self.handle is not None:

@@ -138,9 +138,9 @@ class Copy:
         return bool(self._pieces)
 
     @property
-    def is_done(self) -> bool:
-        """Whether other threads have done all of it, so that `finish` takes no time."""
-        return bool(self._pieces) and all(piece.ran for piece in self._pieces)
+    def is_under_way(self) -> bool:
+        """Whether other threads are still at it, so that `finish` would wait for them."""
+        return not all(piece.ran for piece in self._pieces)
 
     def finish(self) -> None:
         """Do what no other thread has begun, and wait until all is copied. May be called again.

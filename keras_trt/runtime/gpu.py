@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from ..backends.base import Array, DeviceEngine
 from ..errors import InputError
 from ..specs import Pipelining
 from . import copying
+from .pipeline import Pipeline
 from .plan import Batch, BatchPlan
 from .pool import SlotPool
 from .results import Results
@@ -134,58 +134,28 @@ class GpuRunner:
     def _pipeline(
         self, feeds: Feeds, batches: Iterable[Batch], order: Sequence[int], wanted: Sequence[str], results: Results
     ) -> None:
-        """Run batches over as many slots as can be had: of each, rows are copied while others are waited for."""
-        under_way: deque[tuple[Slot, Batch]] = deque()
-        staged: Slot | None = None
-        sent: Slot | None = None
+        """Run batches over as many slots as can be had."""
         few = isinstance(batches, list) and len(batches) <= FEW
 
-        def advance(*, wait: bool = True) -> None:
-            """Launch what is on the GPU, and send there what is staged; what takes no time to send is launched too.
+        def take(batch: Batch, held: int) -> Slot | None:
+            # Who holds slots must not wait for another: two calls might wait for each other.
+            return self._pool.take(self._shapes(feeds, batch), wait=not held, change=not few or held < ENOUGH)
 
-            Args:
-                wait: whether for rows that are still being copied.
-            """
-            nonlocal staged, sent
-            if sent is not None:
-                slot, sent = sent, None
-                slot.launch()
-            if staged is not None and (wait or staged.is_staged):
-                slot, staged = staged, None
-                if slot.send():
-                    sent = slot
-                else:
-                    slot.launch()
+        def stage(slot: Slot, batch: Batch) -> None:
+            rows = {name: feeds[name][batch.start : batch.stop] for name in self.input_names}
+            slot.stage(rows, results.targets(batch, wanted), threads=self._threads)
 
-        def finish() -> None:
-            slot, batch = under_way[0]
-            while slot in (staged, sent):
-                advance()
-            advance(wait=False)  # so that the GPU has as many batches as can be while one is waited for, …
-            slot.wait()
-            advance(wait=False)  # … and while its results are copied
+        def give(slot: Slot, batch: Batch) -> None:
             outputs = slot.outputs
             results.put(batch, [outputs[place] for place in order])
             self._pool.give(slot)
-            under_way.popleft()
 
+        pipeline = Pipeline(batches, take=take, stage=stage, give=give)
         try:
-            for batch in batches:
-                # Who holds slots must not wait for another: two calls might wait for each other.
-                while (slot := self._slot_for(feeds, batch, len(under_way), few=few)) is None:
-                    finish()
-                under_way.append((slot, batch))
-                rows = {name: feeds[name][batch.start : batch.stop] for name in self.input_names}
-                slot.stage(rows, results.targets(batch, wanted), threads=self._threads)
-                advance()
-                staged = slot
-            while staged or sent:
-                advance()
-            while under_way:
-                finish()
+            pipeline.run()
         except BaseException:
             with ExitStack() as leaving:
-                for slot, _ in under_way:
+                for slot, _ in pipeline.under_way:
                     leaving.callback(self._pool.give_up, slot)
             raise
 
@@ -204,9 +174,6 @@ class GpuRunner:
                     expected=f"{limits.min} to {limits.max}",
                     received=f"{low} to {high}",
                 )
-
-    def _slot_for(self, feeds: Feeds, batch: Batch, held: int, *, few: bool) -> Slot | None:
-        return self._pool.take(self._shapes(feeds, batch), wait=not held, change=not few or held < ENOUGH)
 
     def _in_place(self, name: str, array: Feed, alone: int) -> Feed:
         """Return an array as what CUDA reads where it lies, if that is possible; small ones are copied faster.

@@ -143,20 +143,29 @@ class Session:
         use = self._life.use(block=False)
         try:
             with use:
-                if progress is None and out is None and self._life.calls == 1:
-                    outputs = self._again(inputs)
-                    if outputs is not None:
-                        return outputs
+                if progress is None and out is None and (outputs := self._again(inputs)) is not None:
+                    return outputs
                 return self._run(inputs, onwards, out)
         except BaseException:
             use.__exit__()  # Ctrl-C may have come before it could end
             raise
 
     def _again(self, inputs: Sequence[Array | DeviceArray]) -> list[Array] | None:
-        """Run a call that is like those before; else, and where it fails, return `None`."""
+        """Run a call that is like those before; return `None` of others, and where it fails.
+
+        Where several threads call, short ones take turns; those that are long may be run as one batch instead.
+        """
         steady = self._steady
-        if steady is None or steady.plan is not self._plan:
+        if steady is None or steady.plan is not self._plan or not steady.is_like(inputs):
             return None
+        if self._life.calls == 1:
+            return self._run_steady(steady, inputs)
+        if not (steady.is_short and self._are_others()):
+            return None
+        with self._turns.wait():
+            return self._run_steady(steady, inputs)
+
+    def _run_steady(self, steady: Steady, inputs: Sequence[Array | DeviceArray]) -> list[Array] | None:
         try:
             return steady.run(inputs)
         except CudaError as error:  # the usual way knows what to do, or says what is wrong
@@ -198,9 +207,6 @@ class Session:
 
     def _run_one(self, plan: BatchPlan, inputs: Sequence[Array | DeviceArray], batches: Sequence[Batch]) -> list[Any]:
         """Run one batch, and be prepared for more calls like it where it is the second of just that size."""
-        # Whoever is alone has tried that before.
-        if self._life.calls > 1 and (found := self._again(inputs)) is not None:
-            return found
         outputs, runner = self._run_batches(inputs, batches, regrouped=True), self._runner
         if not isinstance(runner, GpuRunner) or batches[0].size != len(inputs[0]):
             return outputs

@@ -109,16 +109,20 @@ class Slot:
 
     @property
     def is_staged(self) -> bool:
-        """Whether `send` and `launch` need not wait for rows that are still being copied to the slot's own memory."""
-        return all(buffer.copy is None or buffer.copy.is_done for buffer in self._buffers.values())
+        """Whether `send` need not wait for other threads that still copy rows to the slot's own memory."""
+        return not any(buffer.copy and buffer.copy.is_under_way for buffer in self._buffers.values())
 
-    def send(self) -> bool:
-        """Begin to bring to the GPU, ahead of `launch`, what takes a while; return whether there is such an input."""
+    @property
+    def is_idle(self) -> bool:
+        """Whether the GPU has done all that it was given: what was sent is there, and what was launched has run."""
+        return self._stream.is_idle
+
+    def send(self) -> None:
+        """Begin to bring to the GPU, ahead of `launch`, what takes a while."""
         names = self._engine.input_names
         self._ahead = [name for name in names if self._buffers[name].array.nbytes >= AHEAD and self._is_on_host(name)]
         for name in self._ahead:
             self._bring(name)
-        return bool(self._ahead)
 
     def launch(self) -> None:
         """Put the inference on the stream, once its rows are there."""

@@ -42,6 +42,7 @@ class Steady:
         inputs: Sequence[Array],
     ) -> None:
         self.plan = plan
+        self.is_short = plan.is_short(len(inputs[0]))
         self._device, self._pool = engine.device, pool
         self._outputs = [(engine.output_names[place], dtype) for place, dtype in zip(order, dtypes, strict=True)]
         self._kinds = [(array.shape, array.dtype) for array in inputs]
@@ -67,8 +68,8 @@ class Steady:
         return True
 
     def run(self, call: Sequence[Any]) -> list[Array] | None:
-        """Return the outputs; `None` of a call that is not like it, and where others use the engine."""
-        slot = self._pool.take_last(self._shapes) if self.is_like(call) else None
+        """Return the outputs of a call that is like it; `None` where others use the engine."""
+        slot = self._pool.take_last(self._shapes)
         if slot is None:
             return None
         try:

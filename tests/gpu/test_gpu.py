@@ -359,9 +359,10 @@ def test_batches_are_halved_when_memory_runs_out(cache: Path) -> None:
         with cuda.current_device(0):
             pool.resize(0)  # what is reserved is given back, as another process might have it then
             pool.resize(1)
+        size = max(batch.size for batch in fast._session._plan.cut(len(rows)))  # as measured costs have it
         with (
-            Ballast(use.context_bytes // use.slots + 100 * MIB),
-            pytest.warns(keras_trt.FallbackWarning, match="does not suffice for 128 rows: running 64"),
+            Ballast(use.context_bytes // use.slots + size * MIB * 3 // 4),
+            pytest.warns(keras_trt.FallbackWarning, match=f"does not suffice for {size} rows: running {size // 2}"),
         ):
             got = fast.predict(rows, batch_size=128, verbose=0)
         assert models.relative(got, reference) < LIMITS["fp32"]

@@ -40,7 +40,7 @@ def runner(engine: HostEngineOnDevice) -> Iterator[GpuRunner]:
 
 @pytest.fixture
 def one(host_cuda: HostCuda) -> Iterator[Session]:
-    """A session whose short calls can be run together."""
+    """A session whose calls can be run together."""
     one = session(HostEngineOnDevice(host_cuda), largest=32, costs=COSTS)
     assert_right(one, inputs(1))  # it is known then that the shapes of its outputs are
     yield one

@@ -15,7 +15,7 @@ import ctypes
 import itertools
 import threading
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -48,6 +48,7 @@ class HostCuda:
         device_limit: device memory that there is, in bytes.
         driver: the CUDA that the driver supports; 0 where there is none.
         injected: from the name of a function to what its next calls return; `Status.cudaSuccess` lets one pass.
+        is_quick: says whether what is on a stream has run by the time that somebody asks; by default it never has.
     """
 
     cudaHostAllocDefault = 0  # noqa: N815
@@ -66,6 +67,7 @@ class HostCuda:
         self.faults: list[str] = []
         self.device_limit = 1 << 30
         self.injected: dict[str, list[Status]] = {}
+        self.is_quick: Callable[[StreamHandle], bool] = lambda _: False
         self.memory: dict[int, Memory] = {}
         self.streams: dict[int, StreamHandle] = {}
         self.default_stream = StreamHandle(0, 0)
@@ -152,7 +154,11 @@ class HostCuda:
         return (Status.cudaSuccess,)
 
     def cudaGetLastError(self) -> tuple[Any, ...]:  # noqa: N802
-        return (Status.cudaSuccess,)
+        error, self._current.error = self.cudaPeekAtLastError(), Status.cudaSuccess
+        return error
+
+    def cudaPeekAtLastError(self) -> tuple[Any, ...]:  # noqa: N802
+        return (getattr(self._current, "error", Status.cudaSuccess),)
 
     def cudaDriverGetVersion(self) -> tuple[Any, ...]:  # noqa: N802
         return Status.cudaSuccess, self.driver
@@ -247,6 +253,12 @@ class HostCuda:
         finally:
             stream.busy.release()
         return (Status.cudaSuccess,)
+
+    def cudaStreamQuery(self, stream: StreamHandle) -> tuple[Any, ...]:  # noqa: N802
+        if stream.pending and not self.is_quick(stream):
+            self._current.error = Status.cudaErrorNotReady
+            return (self._current.error,)
+        return self.cudaStreamSynchronize(stream) if stream.pending else (Status.cudaSuccess,)
 
     def cudaStreamDestroy(self, stream: StreamHandle) -> tuple[Any, ...]:  # noqa: N802
         self.calls["cudaStreamDestroy"] += 1

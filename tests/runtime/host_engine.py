@@ -130,6 +130,8 @@ class HostContext:
     def enqueue(self, stream: int) -> dict[str, tuple[int, ...]]:
         self.engine.strike("enqueue")
         cuda = self.engine.cuda
+        if cuda.cudaPeekAtLastError() != (0,):
+            raise EngineLoadError("TensorRT looks whether its kernels could be launched, and finds what was before.")
         if cuda.is_capturing(stream) and not (self.warm and self.engine.can_capture):
             cuda.invalidate(stream)
             raise EngineLoadError("This inference cannot be captured.")

@@ -19,6 +19,7 @@ class Status(enum.IntEnum):
     cudaErrorNoDevice = 100  # noqa: N815
     cudaErrorInvalidDevice = 101  # noqa: N815
     cudaErrorIllegalState = 401  # noqa: N815
+    cudaErrorNotReady = 600  # noqa: N815
     cudaErrorIllegalAddress = 700  # noqa: N815
     cudaErrorStreamCaptureUnsupported = 900  # noqa: N815
     cudaErrorStreamCaptureInvalidated = 901  # noqa: N815

@@ -15,7 +15,7 @@ from keras_trt.runtime.plan import WORTH_WAKING, Batch
 from .helpers import assert_right, inputs, one_by_one
 from .test_pool import until
 
-COSTS = one_by_one({1: 1.0e-4, 8: 1.1e-4, 32: 1.2e-4})
+COSTS = one_by_one({1: 1.0e-3, 8: 1.1e-3, 32: 1.2e-3})
 
 
 @contextmanager

@@ -276,22 +276,22 @@ def test_the_next_rows_are_copied_while_the_last_ones_are_waited_for(
     host_cuda: HostCuda, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[str] = []
-    stage, launch = Slot.stage, Slot.launch
+    stage, wait = Slot.stage, Slot.wait
 
     def staged(slot: Slot, *arguments: Any, **keywords: Any) -> None:
         seen.append("stage")
         stage(slot, *arguments, **keywords)
 
-    def launched(slot: Slot) -> None:
-        seen.append("launch")
-        launch(slot)
+    def waited(slot: Slot) -> None:
+        seen.append("wait")
+        wait(slot)
 
     monkeypatch.setattr(Slot, "stage", staged)
-    monkeypatch.setattr(Slot, "launch", launched)
+    monkeypatch.setattr(Slot, "wait", waited)
     one = session(HostEngineOnDevice(host_cuda), largest=8)
-    assert_right(one, inputs(30))
+    assert_right(one, inputs(8 * 6))
     one.close()
-    assert seen == ["stage", "stage", "launch", "stage", "launch", "stage", "launch", "launch"]
+    assert seen == ["stage"] * SLOTS + ["wait", "stage"] * 2 + ["wait"] * SLOTS
 
 
 @pytest.mark.parametrize(("rows", "begun"), [([8], 0), ([8, 8], 2)])

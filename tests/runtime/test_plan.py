@@ -138,7 +138,7 @@ def test_as_many_as_are_worth_it(costs: dict[int, Cost], rows: list[int]) -> Non
 
     count, size = plan.together(rows)
     assert count == 1 or WORTH_WAKING <= count <= len(rows)
-    apart = [plan.seconds(some, further=not plan.is_short(some)) for some in rows]
+    apart = [plan.seconds(some, further=True) for some in rows]
     for more in range(WORTH_WAKING, len(rows) + 1):
         together, one_by_one = seconds(more), list(itertools.accumulate(one or 0.0 for one in apart[:more]))[-1]
         worth = None not in apart[:more] and together is not None and together <= min(WORTH * one_by_one, LONG)
@@ -148,7 +148,8 @@ def test_as_many_as_are_worth_it(costs: dict[int, Cost], rows: list[int]) -> Non
         if more > count:
             assert not worth
     for calls in (2, 5):
-        assert plan.is_joined(rows[0], calls) == (plan.together(rows[:1] * calls)[0] > 1)
+        worth = not plan.is_short(rows[0]) and plan.together(rows[:1] * calls)[0] > 1
+        assert plan.is_joined(rows[0], calls) == worth
 
 
 def test_long_calls_are_joined_where_there_are_enough_of_them() -> None:

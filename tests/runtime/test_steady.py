@@ -199,7 +199,7 @@ def test_other_shapes_become_those_before(one: Session, taken: list[bool]) -> No
     settle(one)
     for seed in range(4):
         assert_right(one, inputs(8, 7, seed=seed))
-    assert taken == [False, True, True]  # the first finds what was known of others
+    assert taken == [True, True]
 
 
 @pytest.mark.usefixtures("direct")
@@ -292,12 +292,11 @@ def test_many_threads(host_cuda: HostCuda, taken: list[bool]) -> None:
         in_threads([lambda place=place: work(place) for place in range(6)])  # type: ignore[misc]
     finally:
         sys.setswitchinterval(interval)
-    assert taken.count(True) > 5
-    assert taken.count(False) > 5
+    assert 5 < taken.count(True) < 6 * 40 - 5
     one.close()
 
 
-def test_whoever_is_not_alone_waits_for_its_turn(host_cuda: HostCuda) -> None:
+def test_whoever_is_not_alone_waits_for_its_turn(host_cuda: HostCuda, taken: list[bool]) -> None:
     one = session(HostEngineOnDevice(host_cuda), costs=one_by_one({1: 1e-4, 8: 1e-4}))
     settle(one)
     ended = threading.Event()
@@ -306,6 +305,7 @@ def test_whoever_is_not_alone_waits_for_its_turn(host_cuda: HostCuda) -> None:
         thread.start()
         assert not ended.wait(0.2)
     assert ended.wait(10)
+    assert taken == [True]
     thread.join()
     one.close()
 

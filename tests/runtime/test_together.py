@@ -15,10 +15,10 @@ from keras_trt.runtime import turns as turns_module
 from keras_trt.runtime.plan import Batch
 from keras_trt.specs import Cost
 
-from .helpers import Array, assert_right, in_threads, inputs, session
+from .helpers import Array, assert_right, in_threads, inputs, one_by_one, session
 from .host_cuda import HostCuda
 from .host_engine import HostEngineOnDevice
-from .joined import busy, right, waiting
+from .joined import busy, noted, right, waiting
 
 # What comes of it.
 
@@ -72,7 +72,7 @@ def test_two_are_run_one_after_the_other(one: Session, ran: list[Batch]) -> None
 
 
 def test_out_is_written_by_its_own_call(one: Session, ran: list[Batch]) -> None:
-    """And is not run along; the others are."""
+    """It is not run along, and waits for no turn; the others are."""
 
     def into() -> None:
         given, out = inputs(3, seed=7), [np.empty((3, 5), "float32"), np.empty(3, "float32")]
@@ -80,10 +80,10 @@ def test_out_is_written_by_its_own_call(one: Session, ran: list[Batch]) -> None:
         assert got[0] is out[0]
         np.testing.assert_array_equal(out[0], 2 * given[0] + 1)
 
-    with waiting(one, [right(one, 1), into, right(one, 2), right(one, 3)]) as errors:
-        pass
+    with waiting(one, [right(one, 1), right(one, 2), right(one, 3)]) as errors:
+        into()
     assert not errors
-    assert sorted(batch.stop for batch in ran) == [3, 6]
+    assert [batch.stop for batch in ran] == [3, 6]
 
 
 def test_each_owns_its_answers(one: Session, ran: list[Batch]) -> None:
@@ -118,7 +118,19 @@ def test_many_threads(one: Session, ran: list[Batch]) -> None:
     assert len(whole) < 12 * calls
 
 
-# Who waits for no turn.
+# Who is not run along, or waits for no turn.
+
+
+def test_short_calls_take_turns(host_cuda: HostCuda, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One batch would take less, and all whose calls are in it would have to be woken, which takes longer."""
+    one = session(HostEngineOnDevice(host_cuda), largest=32, costs=one_by_one({1: 9e-5, 8: 9e-5, 32: 9e-5}))
+    ran = noted(one, monkeypatch)
+    for before in range(4):  # with all that calls have found out by then
+        with waiting(one, [right(one, 2, seed=place) for place in range(6)]) as errors:
+            pass
+        assert not errors
+        assert [batch.stop for batch in ran] == [2] * 6 * (before + 1)
+    one.close()
 
 
 def test_a_few_threads_with_long_calls_run_beside_each_other(host_cuda: HostCuda) -> None:

@@ -142,9 +142,8 @@ def test_outputs_whose_shape_depends_on_the_data_are_each_calls_own(
         np.testing.assert_array_equal(one.run(given)[1], np.full(8, 5, "float32"))
 
     for _ in range(2):  # also where none has run yet
-        with waiting(one, [work] * 3) as errors:
-            pass
-        assert not errors
+        with busy(one):
+            in_threads([work] * 3)
     assert [batch.stop for batch in ran] == [8] * 6
     one.close()
 

@@ -1,0 +1,86 @@
+"""The batches of one call, on their way over several slots at once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+from .plan import Batch
+from .slots import Slot
+
+#: With so many batches the GPU does not run out of work before the thread has seen to the next ones.
+BUSY = 2
+
+
+class Pipeline:
+    """Copies batches to page-locked memory, sends them to the GPU, has them computed, and takes their results out.
+
+    Whatever is ready is done at once. Else the thread waits: for results, as long as the GPU has more to compute after
+    them, and only else for rows. While it waited for rows first, the GPU had two batches less; while it waited for
+    results alone, rows that were there waited too (MobileNetV2 on an H200: 0.5 to 0.7 of what its engine does).
+
+    Args:
+        batches: in the order in which their results are taken out.
+        take: returns a slot for a batch, where the call holds so many others; `None` where there is none to be had now.
+        stage: begins to copy a batch to a slot's memory.
+        give: takes the results of a batch out of a slot that has run, and gives the slot back.
+    """
+
+    def __init__(
+        self,
+        batches: Iterable[Batch],
+        *,
+        take: Callable[[Batch, int], Slot | None],
+        stage: Callable[[Slot, Batch], None],
+        give: Callable[[Slot, Batch], None],
+    ) -> None:
+        self._left = iter(batches)
+        self._next = next(self._left, None)
+        self._take, self._stage_rows, self._give = take, stage, give
+        self._may_take = True  # whether a slot may be had, as after one was given back
+        #: From the first on, so many are computed, and so many sent; those behind are copied.
+        self.under_way: list[tuple[Slot, Batch]] = []
+        self._computed = self._sent = 0
+
+    def run(self) -> None:
+        """Run all batches. After an error, slots that are `under_way` are left to the caller."""
+        while self._next is not None or self.under_way:
+            behind = self._computed + self._sent
+            sent = self.under_way[self._computed][0] if self._sent else None
+            copied = self.under_way[behind][0] if behind < len(self.under_way) else None
+            if sent and sent.is_idle:
+                self._launch(sent)
+            elif copied and copied.is_staged:
+                self._send(copied)
+            elif self._next is not None and self._may_take:
+                self._stage(self._next)
+            elif self._computed >= BUSY or not (sent or copied) or (self._computed and self.under_way[0][0].is_idle):
+                self._finish()
+            elif sent:
+                self._launch(sent)
+            elif copied:
+                self._send(copied)
+
+    def _stage(self, batch: Batch) -> None:
+        slot = self._take(batch, len(self.under_way))
+        self._may_take = slot is not None
+        if slot is not None:
+            self.under_way.append((slot, batch))
+            self._next = next(self._left, None)
+            self._stage_rows(slot, batch)
+
+    def _send(self, slot: Slot) -> None:
+        slot.send()
+        self._sent += 1
+
+    def _launch(self, slot: Slot) -> None:
+        slot.launch()
+        self._sent -= 1
+        self._computed += 1
+
+    def _finish(self) -> None:
+        slot, batch = self.under_way[0]
+        slot.wait()
+        self._give(slot, batch)
+        del self.under_way[0]
+        self._computed -= 1
+        self._may_take = True
