@@ -9,7 +9,8 @@ Each way runs `predict` of the same rows on the same engine, and is told as a sh
 - `rows sent ahead`: each batch is launched when its rows are there, and meanwhile those of the next are on their way,
   as in `predict`, but for all that the processor does there. What this loses against the engine alone no pipeline can
   have: most likely new rows take room in the GPU's cache;
-- `as it is`; `copied in the graph`, where the GPU's own work waits for rows; `N slots, M threads`;
+- `as it is`; `copied in the graph`, where the GPU's own work waits for rows; `N slots, M threads`; page-locked memory
+  that is `write-combined`;
 - `nothing copied`: the pipeline without the copies of rows on the host, which leaves what the loop itself takes;
 - `rows page-locked`: rows that the caller has put there, which are not copied either.
 
@@ -44,6 +45,7 @@ import models
 from predict import depth, prepared, times
 
 from keras_trt import cuda
+from keras_trt.cuda.runtime import bindings
 from keras_trt.runtime import copying, results, slots
 from keras_trt.runtime.gpu import GpuRunner
 from keras_trt.specs import Pipelining
@@ -70,12 +72,27 @@ def ways() -> Iterator[tuple[str, list[Any]]]:
         for threads in THREADS:
             if threads <= copying.cores():
                 yield f"{count} slots, {threads} threads", pipelined(count, threads)
+    yield "write-combined", [write_combined()]
 
 
 def pipelined(count: int, threads: int) -> list[Any]:
     """Return what lets an engine have so many batches under way, each copied by so many threads."""
     use, how = GpuRunner.pipeline, Pipelining(count, threads)
     return [mock.patch.object(GpuRunner, "pipeline", lambda runner, _: use(runner, how))]
+
+
+def write_combined() -> Any:
+    """Return what gives page-locked memory that the processor writes past its caches.
+
+    It reads it so slowly that it is for rows alone, not for the few bytes of answers.
+    """
+    cudart = bindings()
+    usual, combined = cudart.cudaHostAlloc, cudart.cudaHostAllocWriteCombined
+
+    def allocate(size: int, flags: int) -> Any:
+        return usual(size, flags if size < 1 << 20 else combined)
+
+    return mock.patch.object(cudart, "cudaHostAlloc", allocate)
 
 
 @contextmanager

@@ -52,7 +52,7 @@ def draw(files: list[Path]) -> Path:
         rates.yaxis.set_minor_formatter("")
         rates.minorticks_off()
         rates.grid(alpha=0.3)
-        rates.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.22), ncols=3)
+        rates.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.22), ncols=2)
         ones = {label: of[0] for label, of in by_engine([row for row in rows if row["batch"] == 1]).items()}
         bars = single.barh(
             list(ones), [row["median_ms"] for row in ones.values()],
