@@ -131,7 +131,7 @@ class current_device:  # noqa: N801 (used as a function; a generator would take 
 
 
 def forget_error() -> None:
-    """Let the calling thread's next call into CUDA not be told of a failure that was dealt with."""
+    """Let nobody whom the calling thread asks for CUDA's last error be told of one that was dealt with."""
     bindings().cudaGetLastError()
 
 
@@ -174,7 +174,6 @@ class Stream:
         cudart = bindings()
         (status,) = cudart.cudaStreamQuery(self.handle)
         if status == cudart.cudaError_t.cudaErrorNotReady:
-            cudart.cudaGetLastError()  # which says the same, and TensorRT would take for a failure of its own
             return False
         check((status,))
         return True

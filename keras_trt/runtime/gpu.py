@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from .. import cuda
+from .._interrupts import deferred
 from ..backends.base import Array, DeviceEngine
 from ..errors import InputError
 from ..specs import Pipelining
@@ -74,6 +75,8 @@ class GpuRunner:
         batches: Iterable[Batch],
         order: Sequence[int],
         results: Results,
+        *,
+        nested: bool = False,
     ) -> None:
         """Run batches of rows: while the GPU computes one, the next is copied in, and the one before copied out.
 
@@ -83,6 +86,7 @@ class GpuRunner:
             batches: which rows run together; their shapes must lie in the engine's profile.
             order: places in `output_names` of the outputs that are wanted.
             results: takes them.
+            nested: whether the thread has another call under way, as in a handler of a signal: it may hold all slots.
 
         Raises:
             InputError: if a shape is outside the profile, or an integer does not fit the engine's type.
@@ -94,9 +98,9 @@ class GpuRunner:
             one = batches[0] if isinstance(batches, list) and len(batches) == 1 else None
             feeds = {name: self._in_place(name, array, one.size if one else 0) for name, array in feeds.items()}
             if one is not None:
-                self._run_one(feeds, one, order, wanted, results)
+                self._run_one(feeds, one, order, wanted, results, nested=nested)
             else:
-                self._pipeline(feeds, batches, order, wanted, results)
+                self._pipeline(feeds, batches, order, wanted, results, nested=nested)
 
     def steady(
         self,
@@ -114,12 +118,12 @@ class GpuRunner:
         return Steady(self._engine, self._pool, plan, places=places, order=order, dtypes=dtypes, inputs=call)
 
     def _run_one(
-        self, feeds: Feeds, batch: Batch, order: Sequence[int], wanted: Sequence[str], results: Results
+        self, feeds: Feeds, batch: Batch, order: Sequence[int], wanted: Sequence[str], results: Results, *, nested: bool
     ) -> None:
         """Run a single batch, with as little as can be between the rows and the GPU."""
-        slot = self._pool.take(self._shapes(feeds, batch), wait=True)
+        slot = self._pool.take(self._shapes(feeds, batch), wait=True, nested=nested)
         try:
-            slot.stage(feeds, results.targets(batch, wanted), threads=self._threads, alone=True)
+            slot.stage(feeds, results.targets(batch, wanted), threads=self._threads)
             slot.launch()
             slot.wait()
             outputs = slot.outputs
@@ -132,14 +136,22 @@ class GpuRunner:
             raise
 
     def _pipeline(
-        self, feeds: Feeds, batches: Iterable[Batch], order: Sequence[int], wanted: Sequence[str], results: Results
+        self,
+        feeds: Feeds,
+        batches: Iterable[Batch],
+        order: Sequence[int],
+        wanted: Sequence[str],
+        results: Results,
+        *,
+        nested: bool,
     ) -> None:
         """Run batches over as many slots as can be had."""
         few = isinstance(batches, list) and len(batches) <= FEW
 
         def take(batch: Batch, held: int) -> Slot | None:
             # Who holds slots must not wait for another: two calls might wait for each other.
-            return self._pool.take(self._shapes(feeds, batch), wait=not held, change=not few or held < ENOUGH)
+            shapes, change = self._shapes(feeds, batch), not few or held < ENOUGH
+            return self._pool.take(shapes, wait=not held, change=change, nested=nested and not held)
 
         def stage(slot: Slot, batch: Batch) -> None:
             rows = {name: feeds[name][batch.start : batch.stop] for name in self.input_names}
@@ -154,7 +166,7 @@ class GpuRunner:
         try:
             pipeline.run()
         except BaseException:
-            with ExitStack() as leaving:
+            with deferred(), ExitStack() as leaving:  # a second Ctrl-C must lose none of them
                 for slot, _ in pipeline.under_way:
                     leaving.callback(self._pool.give_up, slot)
             raise

@@ -8,16 +8,18 @@ from .plan import Batch
 from .slots import Slot
 
 #: With so many batches on the GPU, one of which is waited for, it has work until the thread has seen to the next ones,
-#: and the end of one overlaps with the next: on two streams an engine did 0.94 of what it does on four (H200).
-BUSY = 3
+#: and the end of one overlaps with the next: on two streams an engine did 0.94 of what it does on four (H200). Of few
+#: slots one is left for rows on their way, but two batches are needed for either.
+BUSY, FEW_BUSY = 3, 2
 
 
 class Pipeline:
     """Copies batches to page-locked memory, sends them to the GPU, has them computed, and takes their results out.
 
-    Whatever is ready is done at once. Else the thread waits: for results, as long as the GPU has more to compute after
-    them, and only else for rows. While it waited for rows first, the GPU had two batches less; while it waited for
-    results alone, rows that were there waited too (MobileNetV2 on an H200: 0.5 to 0.7 of what its engine does).
+    Whatever is ready is done: rows are launched first, then sent, then staged, and results are taken out last. Where
+    nothing is, the thread waits: for results, as long as the GPU has more to compute after them, and only else for
+    rows. A fixed order of waits let the GPU or the copies stand still (MobileNetV2 on an H200: 0.5 to 0.7 of what its
+    engine does).
 
     Args:
         batches: in the order in which their results are taken out.
@@ -54,12 +56,17 @@ class Pipeline:
                 self._send(copied)
             elif self._next is not None and self._may_take:
                 self._stage(self._next)
-            elif self._computed >= BUSY or not (sent or copied) or (self._computed and self.under_way[0][0].is_idle):
+            elif self._is_busy or not (sent or copied) or (self._computed and self.under_way[0][0].is_idle):
                 self._finish()
             elif sent:
                 self._launch(sent)
             elif copied:
                 self._send(copied)
+
+    @property
+    def _is_busy(self) -> bool:
+        """Whether the GPU has enough to compute while results are waited for."""
+        return self._computed >= min(BUSY, max(FEW_BUSY, len(self.under_way) - 1))
 
     def _stage(self, batch: Batch) -> None:
         slot = self._take(batch, len(self.under_way))

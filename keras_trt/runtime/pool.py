@@ -64,16 +64,18 @@ class SlotPool:
         self._quiet = threading.Condition(self._lock)
 
     @overload
-    def take(self, shapes: Shapes, *, wait: Literal[True]) -> Slot: ...
+    def take(self, shapes: Shapes, *, wait: Literal[True], nested: bool = False) -> Slot: ...
     @overload
-    def take(self, shapes: Shapes, *, wait: bool, change: bool = True) -> Slot | None: ...
-    def take(self, shapes: Shapes, *, wait: bool, change: bool = True) -> Slot | None:
+    def take(self, shapes: Shapes, *, wait: bool, change: bool = True, nested: bool = False) -> Slot | None: ...
+    def take(self, shapes: Shapes, *, wait: bool, change: bool = True, nested: bool = False) -> Slot | None:
         """Return a slot with the shapes: an idle one that last ran them, else a new one, else one that changes its own.
 
         Args:
             shapes: of the inputs.
             wait: whether to wait for a slot. Who holds one must not: two might wait for each other.
             change: whether an idle slot may change its shapes; it may for whoever waits.
+            nested: whether the thread may hold slots of another call, for which it would wait for ever: where there is
+                none, it gets one more than there may be, until that is given back.
 
         Returns:
             `None` where there is none to be had now, or others wait.
@@ -93,14 +95,18 @@ class SlotPool:
                     if not turn.granted:
                         if not wait:
                             return None
-                        turn.wait_in(self._queue)
+                        if nested:
+                            self._made += 1
+                            turn.granted = True
+                        else:
+                            turn.wait_in(self._queue)
                 if not turn.granted:
                     turn.woken.acquire()
                     if not turn.granted:
                         raise RuntimeError("This engine is closed.")
                 return self._prepared(turn, shapes)
             except BaseException as error:
-                if not self._gives_up(turn, error):
+                if not self._gives_up(turn, error) or nested:
                     raise
 
     def take_last(self, shapes: Shapes) -> Slot | None:
@@ -125,6 +131,8 @@ class SlotPool:
 
     def give(self, slot: Slot) -> None:
         """Take a slot back from the thread that took it, unless it has given it. Nothing may run on it."""
+        if self._made > self._limit:
+            self._free(slot)
         with self._lock:
             if slot.holder == threading.get_ident():
                 self._pass_on(slot)
@@ -139,8 +147,19 @@ class SlotPool:
         finally:
             self.give(slot)
 
+    def _free(self, slot: Slot) -> None:
+        """Free a slot of this thread's, where there are more than there may be."""
+        with deferred():
+            with self._lock:
+                surplus = slot.holder == threading.get_ident() and self._made > self._limit
+                if surplus:
+                    slot.holder = None
+                    self._made -= 1
+            if surplus:
+                slot.close()
+
     def resize(self, limit: int) -> None:
-        """Have so many slots at most from now on. What is idle beyond that is freed; what is in use stays."""
+        """Have so many slots at most from now on. Those beyond that are freed, if in use when they are given back."""
         with deferred(), ExitStack() as closing:
             with self._lock:
                 self._limit = limit

@@ -31,13 +31,15 @@ class Replicas:
         self._lock = threading.Lock()
         self._pool = ThreadPoolExecutor(4 * len(runners), thread_name_prefix="keras_trt-replica")
 
-    def run(self, feeds: Feeds, batches: Iterable[Batch], order: Sequence[int], results: Results) -> None:
-        """Run batches of rows, as `GpuRunner.run` does; each GPU takes the next batch when it has room for one."""
+    def run(
+        self, feeds: Feeds, batches: Iterable[Batch], order: Sequence[int], results: Results, *, nested: bool = False
+    ) -> None:
+        """Run batches of rows, as `GpuRunner.run` does; each GPU takes the next one when it has begun with the last."""
         given = iter(batches)
         first = list(islice(given, 2))
         if len(first) < 2:
             with self._least_busy() as runner:
-                runner.run(feeds, first, order, results)
+                runner.run(feeds, first, order, results, nested=nested)
             return
         for one_array in (*feeds.values(), *results.arrays):
             if isinstance(one_array, DeviceArray):
@@ -46,7 +48,7 @@ class Replicas:
 
         def one(runner: GpuRunner) -> None:
             try:
-                runner.run(feeds, shared, order, results)
+                runner.run(feeds, shared, order, results, nested=nested)
             except BaseException:
                 shared.end()  # the others need not go on
                 raise

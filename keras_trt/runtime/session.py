@@ -151,7 +151,7 @@ class Session:
             raise
 
     def _again(self, inputs: Sequence[Array | DeviceArray]) -> list[Array] | None:
-        """Run a call that is like those before; return `None` of others, and where it fails.
+        """Run a call that is like those before; `None` of others, where it fails, and where a slot is in use.
 
         Where several threads call, short ones take turns; those that are long may be run as one batch instead.
         """
@@ -163,7 +163,8 @@ class Session:
         if not (steady.is_short and self._are_others()):
             return None
         with self._turns.wait():
-            return self._run_steady(steady, inputs)
+            outputs = self._run_steady(steady, inputs)
+            return self._run(inputs, None, None) if outputs is None else outputs  # within the same turn
 
     def _run_steady(self, steady: Steady, inputs: Sequence[Array | DeviceArray]) -> list[Array] | None:
         try:
@@ -335,7 +336,7 @@ class Session:
         feeds = {name: inputs[place] for name, place in self._places.items()}
         if not isinstance(self._runner, HostRunner):
             results = Results(len(inputs[0]), self._dtypes, progress, out, rows_independent=regrouped)
-            self._runner.run(feeds, batches, self._order, results)
+            self._runner.run(feeds, batches, self._order, results, nested=self._life.is_nested)
             return results.arrays
         results = Results(len(inputs[0]), self._dtypes, progress, rows_independent=regrouped)
         on_host = {name: np.asarray(array) for name, array in feeds.items()}

@@ -19,8 +19,7 @@ from . import copying
 
 _logger = logging.getLogger("keras_trt")
 
-#: Bytes that are copied at once, in some µs, and not while another batch is waited for; and those that a single thread
-#: copies, whenever that is.
+#: Bytes that are copied in some µs, sooner than it is found out where they lie; and those that a single thread copies.
 AT_ONCE, ONE_THREADS = 1 << 16, 2 * copying.PIECE - 1
 #: Bytes of an input, about 20 µs of PCIe, from which a batch of several is launched only when they are on the GPU. Work
 #: that waits there for its rows keeps that of other streams from running: ResNet50 lost a tenth (H100, batches of 32).
@@ -86,7 +85,6 @@ class Slot:
         targets: Mapping[str, cuda.DeviceArray] | None = None,
         *,
         threads: int = copying.THREADS,
-        alone: bool = False,
     ) -> None:
         """Begin to bring in the rows of one inference. `launch` and `wait` must follow; after an error `wait` alone.
 
@@ -96,7 +94,6 @@ class Slot:
             feeds: rows for each input. One with fewer rows than its shape is padded by its last.
             targets: where on a GPU the rows of an output go; all others go to the host.
             threads: how many copy a large input.
-            alone: whether no other batch is waited for meanwhile, so that what one thread copies is copied at once.
         """
         self._given = {name: one for name, one in feeds.items() if isinstance(one, InPlace)}
         self._targets = targets or {}
@@ -105,12 +102,13 @@ class Slot:
             self._check_types()
         for name, array in feeds.items():
             if not isinstance(array, InPlace):
-                self._buffers[name].begin(array, ONE_THREADS if alone else AT_ONCE, threads)
+                self._buffers[name].begin(array, threads)
 
     @property
     def is_staged(self) -> bool:
         """Whether `send` need not wait for other threads that still copy rows to the slot's own memory."""
-        return not any(buffer.copy and buffer.copy.is_under_way for buffer in self._buffers.values())
+        unfinished = [buffer for buffer in self._buffers.values() if buffer.copy and buffer.copy.is_under_way]
+        return not unfinished
 
     @property
     def is_idle(self) -> bool:
@@ -266,6 +264,7 @@ class Slot:
             if name not in apart:
                 buffer = self._buffers[name]
                 cuda.copy_to_device(buffer.device, buffer.pinned, buffer.array.nbytes, self._stream)
+        cuda.forget_error()  # as of a query, or of memory there was none of: a library may look for its own failures so
         for name, shape in self._context.enqueue(self._stream.address).items():
             self._buffers[name].take(shape)
         for name in self._engine.output_names:
@@ -318,12 +317,12 @@ class _Buffer:
             self.pinned.grow(size)
         self.array = self.pinned.array[:size].view(self._dtype).reshape(shape)
 
-    def begin(self, source: Array | copying.Rows, at_once: int, threads: int) -> None:
-        """Begin to copy rows to pinned memory by so many threads; up to so many bytes are copied at once."""
+    def begin(self, source: Array | copying.Rows, threads: int) -> None:
+        """Begin to copy rows to pinned memory by so many threads; what a single one copies is copied at once."""
+        self.finish()  # there is a copy where a second Ctrl-C kept it from that
         self._rows = len(source)
         target = self.array[: self._rows]
-        if target.nbytes <= at_once:
-            self.copy = None  # there is one where a second Ctrl-C kept it from being finished
+        if target.nbytes <= ONE_THREADS:
             copying.put(target, source)
         else:
             self.copy = copying.Copy(target, source, threads)

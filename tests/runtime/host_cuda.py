@@ -255,6 +255,9 @@ class HostCuda:
         return (Status.cudaSuccess,)
 
     def cudaStreamQuery(self, stream: StreamHandle) -> tuple[Any, ...]:  # noqa: N802
+        if status := self._begin("cudaStreamQuery"):
+            stream.pending.clear()  # as work that ran and failed
+            return (status,)
         if stream.pending and not self.is_quick(stream):
             self._current.error = Status.cudaErrorNotReady
             return (self._current.error,)
@@ -326,7 +329,10 @@ class HostCuda:
         with self._lock:
             self.calls[function] += 1
             waiting = self.injected.get(function)
-            return (waiting.pop(0) or None) if waiting else None
+            status = waiting.pop(0) if waiting else Status.cudaSuccess
+        if status:
+            self._current.error = status
+        return status or None
 
     def _device(self) -> int:
         return int(getattr(self._current, "device", 0))
@@ -371,7 +377,8 @@ class HostCuda:
             return Status.cudaErrorStreamCaptureUnsupported, None
         with self._lock:
             if kind == "device" and sum(memory.size for memory in self.live(kind)) + size > self.device_limit:
-                return Status.cudaErrorMemoryAllocation, None
+                self._current.error = Status.cudaErrorMemoryAllocation
+                return self._current.error, None
             raw = (ctypes.c_ubyte * size)()
             ctypes.memset(raw, NEW, size)
             address = ctypes.addressof(raw)

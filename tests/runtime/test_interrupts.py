@@ -11,7 +11,7 @@ import pytest
 from keras_trt.cuda import graph, host, memory
 from keras_trt.cuda import runtime as cuda_runtime
 from keras_trt.model import call as call_module
-from keras_trt.runtime import gpu, lifetime, session, slots, steady, turns
+from keras_trt.runtime import gpu, lifetime, pipeline, results, session, slots, steady, turns
 from keras_trt.runtime import pool as pool_module
 from keras_trt.runtime.pool import SlotPool
 
@@ -22,7 +22,8 @@ from .host_engine import HostEngineOnDevice
 from .interrupts import interrupted_at
 from .test_pool import SHAPES, Waiter, ended
 
-MODULES = (gpu, host, memory, lifetime, pool_module, session, slots, steady, turns, threading, cuda_runtime)
+OWN = (gpu, lifetime, pipeline, pool_module, results, session, slots, steady, turns)
+MODULES = (*OWN, host, memory, threading, cuda_runtime)
 
 
 @pytest.fixture(autouse=True)

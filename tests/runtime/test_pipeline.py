@@ -294,11 +294,11 @@ def test_the_next_rows_are_copied_while_the_last_ones_are_waited_for(
     assert seen == ["stage"] * SLOTS + ["wait", "stage"] * 2 + ["wait"] * SLOTS
 
 
-@pytest.mark.parametrize(("rows", "begun"), [([8], 0), ([8, 8], 2)])
-def test_what_one_thread_copies_is_copied_at_once_only_where_no_other_batch_is_waited_for(
-    host_cuda: HostCuda, monkeypatch: pytest.MonkeyPatch, rows: list[int], begun: int
+@pytest.mark.parametrize(("rows", "at_once", "begun"), [(8, 160, 0), (16, 160, 0), (8, 159, 1), (16, 159, 2)])
+def test_what_one_thread_copies_is_copied_at_once(
+    host_cuda: HostCuda, monkeypatch: pytest.MonkeyPatch, rows: int, at_once: int, begun: int
 ) -> None:
-    monkeypatch.setattr("keras_trt.runtime.slots.AT_ONCE", 100)  # bytes; each batch has 160 of `x`
+    monkeypatch.setattr("keras_trt.runtime.slots.ONE_THREADS", at_once)  # bytes; each batch has 160 of `x`
     begin, count = copying.Copy.begin, 0
 
     def counted(copy: copying.Copy) -> None:
@@ -308,6 +308,6 @@ def test_what_one_thread_copies_is_copied_at_once_only_where_no_other_batch_is_w
 
     monkeypatch.setattr(copying.Copy, "begin", counted)
     one = session(HostEngineOnDevice(host_cuda))
-    assert_right(one, inputs(sum(rows)))
+    assert_right(one, inputs(rows))
     assert count == begun
     one.close()

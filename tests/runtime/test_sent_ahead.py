@@ -32,7 +32,7 @@ def test_rows_that_are_sent_ahead_come_back_in_order(
     with (
         installed() as cuda,
         mock.patch("keras_trt.runtime.slots.AHEAD", ahead),  # bytes: of some batches, `x` alone is sent ahead, or none
-        mock.patch("keras_trt.runtime.slots.AT_ONCE", 0),
+        mock.patch("keras_trt.runtime.slots.ONE_THREADS", 0),
         mock.patch("keras_trt.runtime.copying.PIECE", 64),
     ):
         answers = itertools.cycle(quick)
@@ -97,5 +97,5 @@ def test_the_gpu_has_others_to_compute_while_one_is_waited_for(
     monkeypatch.setattr(host_cuda, "cudaStreamSynchronize", waited)
     assert_right(one, inputs(8 * 40, seed=2))
     assert len(found) == 40
-    assert min(found[: 40 - slots]) == (slots if is_quick else BUSY)
+    assert min(found[: 40 - slots]) == (slots if is_quick else max(2, min(slots - 1, BUSY)))
     one.close()

@@ -30,6 +30,7 @@ from .host_cuda import HostCuda, Status, installed
 from .host_engine import HostEngineOnDevice, expected
 from .joined import busy
 from .test_open_shapes import PickingEngine, picked
+from .test_pool import until
 
 COSTS = one_by_one({1: 1e-3, 8: 1e-3})
 
@@ -307,6 +308,27 @@ def test_whoever_is_not_alone_waits_for_its_turn(host_cuda: HostCuda, taken: lis
     assert ended.wait(10)
     assert taken == [True]
     thread.join()
+    one.close()
+
+
+def test_a_short_call_beside_a_long_one_waits_for_one_turn(
+    host_cuda: HostCuda, taken: list[bool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = session(HostEngineOnDevice(host_cuda), costs=one_by_one({1: 1e-4, 8: 1e-4}))
+    settle(one)
+    pool, wait, turns = one._runner._pool, one._turns.wait, list[int]()  # type: ignore[union-attr]
+    monkeypatch.setattr(one._turns, "_wait", lambda turn: turns.append(1) or type(one._turns)._wait(one._turns, turn))
+    slot = pool.take((("x", (3, 5)), ("k", (3,))), wait=True)
+    with busy(one), wait():
+        threads = [threading.Thread(target=assert_right, args=(one, inputs(8, seed=seed))) for seed in range(2)]
+        for count, thread in enumerate(threads, 1):
+            thread.start()
+            until(lambda count=count: one._turns.waiting == count)  # type: ignore[misc]
+    for thread in threads:
+        thread.join(20)
+        assert not thread.is_alive()
+    assert (taken, turns) == ([False] * 2, [1] * 2)
+    pool.give(slot)
     one.close()
 
 

@@ -154,7 +154,6 @@ def test_outputs_whose_shape_depends_on_the_data_are_each_calls_own(
 def test_ctrl_c_at_any_moment_of_whoever_runs_the_others_along(
     host_cuda: HostCuda, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(turns_module, "LOST", 0.06)
     monkeypatch.setattr(turns_module, "QUANTUM", 0.001)
     one = session(HostEngineOnDevice(host_cuda), largest=32, costs=COSTS)
     assert_right(one, inputs(1))
@@ -162,7 +161,12 @@ def test_ctrl_c_at_any_moment_of_whoever_runs_the_others_along(
     for moment in itertools.count():
         one._turns._holder = -1  # another thread, which is lost
         with busy(one):
+            monkeypatch.setattr(turns_module, "LOST", 60.0)  # however long they take to come
             threads, wrong = come(one, [right(one, 2, seed=seed) for seed in range(3)])
+            monkeypatch.setattr(turns_module, "LOST", 0.06)
+            with one._turns._lock:
+                for turn in one._turns._queue:
+                    turn.wake()
             one._turns._holder = None
             one._turns._since = float("inf")  # no other is let in before this one
             interrupted = interrupted_at(
@@ -183,10 +187,10 @@ def test_whoever_is_interrupted_while_it_is_run_along(one: Session, ran: list[Ba
     entered, go_on = threading.Event(), threading.Event()
     run = one._runner.run
 
-    def slow(*arguments: Any) -> None:
+    def slow(*arguments: Any, **keywords: Any) -> None:
         entered.set()
         assert go_on.wait(20)
-        run(*arguments)
+        run(*arguments, **keywords)
 
     one._runner.run = slow  # type: ignore[method-assign, assignment]
     with busy(one), one._turns.wait():
