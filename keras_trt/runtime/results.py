@@ -97,6 +97,19 @@ class Results:
                 ]
 
 
+def onwards(progress: Callable[[int], None]) -> Callable[[int], None]:
+    """Return what reports how many rows are done; those that are run again are not reported again."""
+    reported = 0
+
+    def report(done: int) -> None:
+        nonlocal reported
+        if done > reported:
+            reported = done
+            progress(done)
+
+    return report
+
+
 def _copied(output: Array, dtype: np.dtype[Any]) -> Array:
     array = np.empty(output.shape, dtype)
     copying.copy(array, output)
@@ -125,3 +138,10 @@ def deliver(outputs: Sequence[Array], out: Sequence[Array | DeviceArray]) -> lis
         else:
             copying.copy(target, output)
     return list(out)
+
+
+def apart(array: Array | DeviceArray, others: Sequence[Array]) -> Array | DeviceArray:
+    """Return an array, or a copy of it where it may share memory with others."""
+    if isinstance(array, DeviceArray) or not any(np.may_share_memory(array, other) for other in others):
+        return array
+    return array.copy()

@@ -25,7 +25,7 @@ from .lifetime import Lifetime, Use
 from .objections import Objection, objection
 from .plan import USUAL_SIZES, WORTH_WAKING, Batch, BatchPlan
 from .replicas import Replicas
-from .results import Results, RowsDependError, deliver
+from .results import Results, RowsDependError, apart, deliver, onwards
 from .steady import Steady
 from .turns import Call, Turns
 
@@ -136,16 +136,16 @@ class Session:
             RowsDependError: if rows that were taken to be independent are seen not to be. From then on batches are
                 run as they come.
         """
-        onwards = None if progress is None else _Onwards(progress)
+        progress = None if progress is None else onwards(progress)
         # Rows are written while others, or the same once more, are still to be read.
         if out and (written := [array for array in out if isinstance(array, np.ndarray)]):
-            inputs = [_apart(array, written) for array in inputs]
+            inputs = [apart(array, written) for array in inputs]
         use = self._life.use(block=False)
         try:
             with use:
                 if progress is None and out is None and (outputs := self._again(inputs)) is not None:
                     return outputs
-                return self._run(inputs, onwards, out)
+                return self._run(inputs, progress, out)
         except BaseException:
             use.__exit__()  # Ctrl-C may have come before it could end
             raise
@@ -388,25 +388,6 @@ class Session:
                 not the end of the block.
         """
         self._life.close(cut_short=cut_short)
-
-
-class _Onwards:
-    """Reports how many rows are done; those that are run again are not reported again."""
-
-    def __init__(self, progress: Callable[[int], None]) -> None:
-        self._progress, self._reported = progress, 0
-
-    def __call__(self, done: int) -> None:
-        if done > self._reported:
-            self._reported = done
-            self._progress(done)
-
-
-def _apart(array: Array | DeviceArray, others: Sequence[Array]) -> Array | DeviceArray:
-    """Return an array, or a copy of it where it may share memory with others."""
-    if isinstance(array, DeviceArray) or not any(np.may_share_memory(array, other) for other in others):
-        return array
-    return array.copy()
 
 
 def _runner(engines: Sequence[HostEngine | DeviceEngine]) -> HostRunner | GpuRunner | Replicas:
