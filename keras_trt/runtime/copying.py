@@ -139,7 +139,7 @@ class Copy:
 
     @property
     def is_under_way(self) -> bool:
-        """Whether other threads are still at it, so that `finish` would wait for them."""
+        """Whether pieces were given to other threads and not all are done, so that `finish` takes a while."""
         return not all(piece.ran for piece in self._pieces)
 
     def finish(self) -> None:

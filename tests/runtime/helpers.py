@@ -10,6 +10,7 @@ import numpy as np
 from hypothesis import strategies as st
 
 from keras_trt.runtime import Session
+from keras_trt.runtime.gpu import GpuRunner
 from keras_trt.specs import Cost, Measured, OptimizationProfile, ShapeRange, Signature, TensorSpec
 
 from .host_engine import expected
@@ -47,6 +48,11 @@ def session(
     signature = Signature(INPUTS, OUTPUTS, {"list": [0, 1]}, {"list": [0, 1]})
     measured = measured or Measured(costs or {})
     return Session(engines, signature, profile, rows_independent=True, measured=measured)
+
+
+def runner_of(one: Session) -> GpuRunner:
+    assert isinstance(one._runner, GpuRunner)
+    return one._runner
 
 
 def inputs(rows: int, width: int = 5, seed: int = 0) -> list[Array]:

@@ -11,10 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from keras_trt.errors import CudaError, EngineLoadError
-from keras_trt.runtime.gpu import GpuRunner
 from keras_trt.specs import Cost, Measured, Pipelining
 
-from .helpers import assert_right, inputs, session
+from .helpers import assert_right, inputs, runner_of, session
 from .host_cuda import installed
 from .host_engine import HostEngineOnDevice
 from .host_parts import Status
@@ -58,13 +57,12 @@ def test_errors_anywhere_leave_nothing_behind(
         cuda.is_quick = lambda _: next(answers)
         engine = HostEngineOnDevice(cuda)
         one = session(engine, measured=Measured(costs, Pipelining(slots, 2)))
-        runner = one._runner
-        assert isinstance(runner, GpuRunner)
+        pool = runner_of(one)._pool
         for seed, step in enumerate(steps):
             if len(step) == 2:
                 with suppress(CudaError, EngineLoadError):
                     assert_right(one, inputs(*step, seed))
-                assert len(runner._pool._idle) == runner._pool._made
+                assert len(pool._idle) == pool._made
                 assert not any(stream.pending for stream in cuda.live_streams())
             elif step[0] in METHODS:
                 engine.faults[step[0]] = (step[1], EngineLoadError("TensorRT fails."))

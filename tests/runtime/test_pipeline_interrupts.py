@@ -12,21 +12,15 @@ import numpy as np
 import pytest
 
 from keras_trt.errors import CudaError
-from keras_trt.runtime import SLOTS, Session, copying, slots
-from keras_trt.runtime.gpu import GpuRunner
+from keras_trt.runtime import SLOTS, copying, slots
 from keras_trt.runtime.pool import SlotPool
 from keras_trt.runtime.results import Results
 from keras_trt.runtime.slots import Slot
 
-from .helpers import assert_right, inputs, one_by_one, session
+from .helpers import assert_right, inputs, one_by_one, runner_of, session
 from .host_cuda import HostCuda
 from .host_engine import HostEngineOnDevice
 from .host_parts import StreamHandle
-
-
-def runner_of(one: Session) -> GpuRunner:
-    assert isinstance(one._runner, GpuRunner)
-    return one._runner
 
 
 @pytest.mark.parametrize("rows", [8, 48])

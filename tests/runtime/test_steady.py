@@ -19,13 +19,12 @@ from hypothesis import strategies as st
 from keras_trt.cuda import current_device
 from keras_trt.errors import CudaError
 from keras_trt.runtime import RowsDependError, Session
-from keras_trt.runtime.gpu import GpuRunner
 from keras_trt.runtime.pool import SlotPool
 from keras_trt.runtime.slots import Slot
 from keras_trt.runtime.steady import Steady
 from keras_trt.specs import Measured, OptimizationProfile, ShapeRange, Signature, TensorSpec
 
-from .helpers import INPUTS, assert_right, in_threads, inputs, one_by_one, session
+from .helpers import INPUTS, assert_right, in_threads, inputs, one_by_one, runner_of, session
 from .host_cuda import HostCuda, Status, installed
 from .host_engine import HostEngineOnDevice, expected
 from .joined import busy
@@ -316,7 +315,7 @@ def test_a_short_call_beside_a_long_one_waits_for_one_turn(
 ) -> None:
     one = session(HostEngineOnDevice(host_cuda), costs=one_by_one({1: 1e-4, 8: 1e-4}))
     settle(one)
-    pool, wait, turns = one._runner._pool, one._turns.wait, list[int]()  # type: ignore[union-attr]
+    pool, wait, turns = runner_of(one)._pool, one._turns.wait, list[int]()
     monkeypatch.setattr(one._turns, "_wait", lambda turn: turns.append(1) or type(one._turns)._wait(one._turns, turn))
     slot = pool.take((("x", (3, 5)), ("k", (3,))), wait=True)
     with busy(one), wait():
@@ -333,8 +332,7 @@ def test_a_short_call_beside_a_long_one_waits_for_one_turn(
 
 
 def test_it_runs_no_slot_while_another_is_in_use(one: Session, taken: list[bool]) -> None:
-    runner = one._runner
-    assert isinstance(runner, GpuRunner)
+    runner = runner_of(one)
     settle(one)
     shapes = runner._pool._idle[-1].shapes or ()
     slots = [runner._pool.take(shapes, wait=True) for _ in range(2)]
