@@ -174,6 +174,7 @@ class Stream:
         cudart = bindings()
         (status,) = cudart.cudaStreamQuery(self.handle)
         if status == cudart.cudaError_t.cudaErrorNotReady:
+            forget_error()  # which is no failure
             return False
         check((status,))
         return True

@@ -74,6 +74,9 @@ class Slot:
         with _exclusive, ExitStack() as undo:
             self._stream = cuda.Stream()
             undo.callback(self._stream.close)
+            # Here and below: a library may look for failures of its own by CUDA's last error, which may be that there
+            # was no memory, or what Ctrl-C kept from being forgotten.
+            cuda.forget_error()
             self._context: DeviceContext = engine.create_context(self._stream.address)
             undo.callback(self._context.close)
             cuda.wait_for_default_stream()  # where a library may have set the context up
@@ -206,6 +209,7 @@ class Slot:
             self._drop_graphs()
             self.shapes = None
             self._has_run = False
+            cuda.forget_error()
             outputs = self._context.set_shapes(dict(shapes))
             # What allocates, and waits for the GPU, while it is put on the stream cannot be part of a graph.
             self._can_record = None not in outputs.values()
@@ -264,7 +268,7 @@ class Slot:
             if name not in apart:
                 buffer = self._buffers[name]
                 cuda.copy_to_device(buffer.device, buffer.pinned, buffer.array.nbytes, self._stream)
-        cuda.forget_error()  # as of a query, or of memory there was none of: a library may look for its own failures so
+        cuda.forget_error()
         for name, shape in self._context.enqueue(self._stream.address).items():
             self._buffers[name].take(shape)
         for name in self._engine.output_names:

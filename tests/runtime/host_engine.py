@@ -56,6 +56,7 @@ class HostEngineOnDevice:
 
     def create_context(self, stream: int) -> HostContext:
         self.strike("create_context")
+        self.look_for_errors()
         assert self.cuda.streams[stream].device == self.device
         context = HostContext(self)
         context.set_up()
@@ -72,6 +73,11 @@ class HostEngineOnDevice:
     def close(self) -> None:
         assert not self.open_contexts()
         self.closed = True
+
+    def look_for_errors(self) -> None:
+        """Do as a library may that looks whether what it has launched could be."""
+        if self.cuda.cudaPeekAtLastError() != (0,):
+            raise EngineLoadError("TensorRT looks for failures of its own, and finds what was before.")
 
     def strike(self, method: str) -> None:
         with self._lock:
@@ -113,6 +119,7 @@ class HostContext:
 
     def set_shapes(self, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...] | None]:
         self.engine.strike("set_shapes")
+        self.engine.look_for_errors()
         rows, width = shapes["x"]
         if width > 64:
             raise InputError("The engine was not built for this width.", input_name="x", received=shapes["x"])
@@ -130,8 +137,7 @@ class HostContext:
     def enqueue(self, stream: int) -> dict[str, tuple[int, ...]]:
         self.engine.strike("enqueue")
         cuda = self.engine.cuda
-        if cuda.cudaPeekAtLastError() != (0,):
-            raise EngineLoadError("TensorRT looks whether its kernels could be launched, and finds what was before.")
+        self.engine.look_for_errors()
         if cuda.is_capturing(stream) and not (self.warm and self.engine.can_capture):
             cuda.invalidate(stream)
             raise EngineLoadError("This inference cannot be captured.")
