@@ -56,6 +56,7 @@ PARTS = (
     ("waits for the copy", slots._Buffer, "fill"),
     ("launches", cuda.Graph, "launch"),
     ("waits for the GPU", cuda.Stream, "synchronize"),
+    ("sleeps", time, "sleep"),  # between two questions what is ready
     ("gives the results", results.Results, "put"),
 )
 #: How graphs are launched again and again.

@@ -241,8 +241,7 @@ class Cost(NamedTuple):
 
     Attributes:
         alone: from its rows on the host to its answers there.
-        further: how much longer two of them take than one: the rows of the second are copied while the GPU computes
-            the first.
+        further: how much longer each takes behind others: its rows are copied while the GPU computes those before.
     """
 
     alone: float

@@ -21,25 +21,31 @@ Run = Callable[[Sequence[Array], Sequence[Batch]], object]
 #: Makes so many rows of zeros, for each input.
 Zeros = Callable[[int], list[Array]]
 
-#: Batches of a pipeline that is timed; and the most bytes of theirs that are copied again and again, so that no cache
-#: holds them.
-_BATCHES, _BYTES = 16, 256 << 20
+#: Batches of a pipeline that is timed: of so many, what the first and the last take alone is a small part.
+_BATCHES = 24
+#: Seconds that they may take for a look at what one of them costs; of slower ones two show it as well.
+_SLOW = 0.5
+#: The most bytes of theirs that are copied again and again, so that no cache holds them.
+_BYTES = 256 << 20
+#: How many batches are under way, of those that are tried: with eight an engine did 0.93 of what it does alone where it
+#: did 0.77 with four (MobileNetV2 on an H200, 600 KiB a row).
+_DEPTHS = (SLOTS, SLOTS + 2, SLOTS + 4)
 #: Bytes that one thread copies in a second, at least.
 _ONE_THREADS = 5e9
 
 
 def costs(run: Run, zeros: Zeros, sizes: Iterable[int]) -> dict[int, Cost]:
-    """Return what a batch takes, by its size: each is run five times alone and five times two at once.
+    """Return what a batch takes, by its size: alone, and as one of many that are under way.
 
-    The least of the last three counts, which CUDA graphs run: others may use the GPU too.
+    Each is run five times. The least of the last three counts, which CUDA graphs run: others may use the GPU too.
     """
     found: dict[int, Cost] = {}
     for size in sizes:
-        rows, batches = zeros(2 * size), [Batch(0, size, size), Batch(size, 2 * size, size)]
-        alone = _least_seconds(run, [array[:size] for array in rows], batches[:1], 5)
-        both = _least_seconds(run, rows, batches, 5)
-        # It cannot be less: the slowest of bringing in, computing and bringing out takes a third of it at least.
-        found[size] = Cost(alone, max(both - alone, alone / 3))
+        alone = _least_seconds(run, *_pipeline(zeros, size, 1))
+        count = _BATCHES if _BATCHES * alone < _SLOW else 2
+        further = (_least_seconds(run, *_pipeline(zeros, size, count)) - alone) / (count - 1)
+        # It cannot be less, as no more than `SLOTS` are under way (Little's law).
+        found[size] = Cost(alone, max(further, alone / SLOTS))
     return found
 
 
@@ -61,16 +67,14 @@ def pipelining(
     nbytes = size * sum(array.nbytes for array in zeros(1))
     if not 2 * copying.PIECE <= nbytes <= _BYTES or nbytes / _ONE_THREADS < cost.further:
         return None
-    blocks = min(max(_BYTES // nbytes, 1), _BATCHES)
-    starts = [i % blocks * size for i in range(_BATCHES)]
-    rows, batches = zeros(blocks * size), [Batch(start, start + size, size) for start in starts]
+    rows, batches = _pipeline(zeros, size, _BATCHES)
     cores = copying.cores()
-    tried = [Pipelining(*one) for one in product((SLOTS, SLOTS + 2), sorted({min(4, cores), min(8, cores)}))]
+    tried = [Pipelining(*one) for one in product(_DEPTHS, sorted({min(4, cores), min(8, cores)}))]
     seconds: dict[Pipelining, float] = {}
     for how in tried:
         use(how)
         try:
-            seconds[how] = _least_seconds(run, rows, batches, 5)
+            seconds[how] = _least_seconds(run, rows, batches)
         except CudaError as error:
             if not error.out_of_memory:
                 raise
@@ -80,9 +84,17 @@ def pipelining(
     return best
 
 
-def _least_seconds(run: Run, rows: Sequence[Array], batches: Sequence[Batch], times: int) -> float:
+def _pipeline(zeros: Zeros, size: int, count: int) -> tuple[list[Array], list[Batch]]:
+    """Return rows and so many batches of them, of one size."""
+    nbytes = size * sum(array.nbytes for array in zeros(1))
+    blocks = min(max(_BYTES // max(nbytes, 1), 1), count)
+    starts = [i % blocks * size for i in range(count)]
+    return zeros(blocks * size), [Batch(start, start + size, size) for start in starts]
+
+
+def _least_seconds(run: Run, rows: Sequence[Array], batches: Sequence[Batch]) -> float:
     seconds = []
-    for _ in range(times):
+    for _ in range(5):
         began = time.perf_counter()
         run(rows, batches)
         seconds.append(time.perf_counter() - began)

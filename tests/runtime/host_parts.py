@@ -67,6 +67,7 @@ class StreamHandle:
     captured_by: int = 0
     invalid: bool = False
     destroyed: bool = False
+    asked: int = 0  # how often whether it is idle
     busy: threading.Lock = field(default_factory=threading.Lock)
 
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from keras_trt.runtime import copying, measuring
 from keras_trt.runtime.pool import SLOTS
@@ -45,8 +48,9 @@ class Machine:
         (lambda how: 1 / how.threads, 16, Pipelining(SLOTS, 8)),
         (lambda how: 1 / how.threads, 6, Pipelining(SLOTS, 6)),
         (lambda how: float(how.threads), 16, Pipelining(SLOTS, 4)),
-        (lambda how: 1 / how.slots, 2, Pipelining(SLOTS + 2, 2)),
-        (lambda how: 1 / how.slots / how.threads, 16, Pipelining(SLOTS + 2, 8)),
+        (lambda how: 1 / how.slots, 2, Pipelining(SLOTS + 4, 2)),
+        (lambda how: 1 / how.slots / how.threads, 16, Pipelining(SLOTS + 4, 8)),
+        (lambda how: 1 / min(how.slots, SLOTS + 2), 16, Pipelining(SLOTS + 2, 4)),
         (lambda how: 1 - how.slots * how.threads * 1e-4, 16, Pipelining(SLOTS, 4)),
     ],
 )
@@ -64,6 +68,25 @@ def test_where_it_does_not_matter_nothing_is_tried(monkeypatch: pytest.MonkeyPat
     machine = Machine(monkeypatch, lambda _: 1.0, 16, row)
     assert machine.best(further) is None
     assert not machine.tried
+
+
+@given(fill=st.floats(1e-6, 1.0), each=st.floats(1e-6, 0.1), size=st.integers(1, 64), disturbed=st.integers(0, 2))
+def test_what_a_batch_costs_behind_others(fill: float, each: float, size: int, disturbed: int) -> None:
+    """Of a pipeline that takes a while to fill, whatever disturbs one of three runs."""
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        machine = Machine(monkeypatch, lambda _: 0.0, 16, row=8)
+        runs = Counter[int]()
+
+        def run(rows: Any, batches: Any) -> None:
+            assert all(batch.stop <= len(rows[0]) for batch in batches)
+            runs[len(batches)] += 1
+            machine.now += fill + len(batches) * each + 10 * (runs[len(batches)] == 3 + disturbed)
+
+        ((found, cost),) = measuring.costs(run, machine._zeros, [size]).items()
+        assert found == size
+        assert cost.alone == pytest.approx(fill + each)
+        assert cost.further == pytest.approx(max(each, cost.alone / SLOTS), rel=1e-3)
+        assert sum(count * times for count, times in runs.items()) * cost.alone < 20 * max(1.0, cost.alone)
 
 
 def test_where_memory_runs_out_there_are_no_more_batches(host_cuda: HostCuda, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections import Counter
 from typing import Any
 from unittest import mock
 
@@ -11,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from keras_trt.runtime import SLOTS
-from keras_trt.runtime.pipeline import BUSY
+from keras_trt.runtime.results import Results
 from keras_trt.specs import Measured, Pipelining
 
 from .helpers import assert_right, inputs, session
@@ -69,15 +70,20 @@ def test_large_rows_are_on_the_gpu_when_their_batch_is_launched(
     one.close()
 
 
-@pytest.mark.parametrize("is_quick", [False, True])
+@pytest.mark.parametrize("asked", [0, 1, 5])
 @pytest.mark.parametrize("slots", [3, 4, 6])
-def test_the_gpu_has_others_to_compute_while_one_is_waited_for(
-    host_cuda: HostCuda, monkeypatch: pytest.MonkeyPatch, slots: int, is_quick: bool
+def test_rows_that_are_ready_do_not_wait_for_results(
+    host_cuda: HostCuda, monkeypatch: pytest.MonkeyPatch, slots: int, asked: int
 ) -> None:
-    """All that there are slots for, where rows are on the GPU soon; else as many as keep it busy."""
+    """The GPU has all batches that there are slots for, however late rows are there, if sooner than results."""
     monkeypatch.setattr("keras_trt.runtime.slots.AHEAD", 0)
-    computing, found = set[int](), list[int]()
-    host_cuda.is_quick = lambda stream: is_quick and id(stream) not in computing
+    computing, found, questions = set[int](), list[int](), Counter[int]()
+
+    def is_quick(stream: Any) -> bool:
+        questions[id(stream)] += 1
+        return id(stream) not in computing and questions[id(stream)] > asked
+
+    host_cuda.is_quick = is_quick
     launch, wait = host_cuda.cudaGraphLaunch, host_cuda.cudaStreamSynchronize
 
     def launched(executable: Any, stream: Any) -> Any:
@@ -88,6 +94,7 @@ def test_the_gpu_has_others_to_compute_while_one_is_waited_for(
         if id(stream) in computing:
             found.append(len(computing))
             computing.discard(id(stream))
+            questions.clear()
         return wait(stream)
 
     one = session(HostEngineOnDevice(host_cuda), measured=Measured({}, Pipelining(slots, 2)))
@@ -97,5 +104,36 @@ def test_the_gpu_has_others_to_compute_while_one_is_waited_for(
     monkeypatch.setattr(host_cuda, "cudaStreamSynchronize", waited)
     assert_right(one, inputs(8 * 40, seed=2))
     assert len(found) == 40
-    assert min(found[: 40 - slots]) == (slots if is_quick else max(2, min(slots - 1, BUSY)))
+    assert set(found[: 40 - slots]) == {slots}
+    one.close()
+
+
+@pytest.mark.parametrize("late", [False, True])
+def test_results_that_are_ready_do_not_wait_for_rows(
+    host_cuda: HostCuda, monkeypatch: pytest.MonkeyPatch, late: bool
+) -> None:
+    """Where rows take long to get to the GPU, batches that it has computed make room for the next ones."""
+    monkeypatch.setattr("keras_trt.runtime.slots.AHEAD", 0)
+    computing = dict[int, None]()
+    found = list[int]()
+    host_cuda.is_quick = lambda stream: (id(stream) in computing) == late
+    launch, give = host_cuda.cudaGraphLaunch, Results.put
+
+    def launched(executable: Any, stream: Any) -> Any:
+        computing[id(stream)] = None
+        return launch(executable, stream)
+
+    def given(results: Results, *arguments: Any, **keywords: Any) -> None:
+        found.append(len(computing))
+        computing.pop(next(iter(computing)))
+        give(results, *arguments, **keywords)
+
+    one = session(HostEngineOnDevice(host_cuda), measured=Measured({}, Pipelining(6, 2)))
+    for seed in range(2):
+        assert_right(one, inputs(8 * 40, seed=seed))
+    monkeypatch.setattr(host_cuda, "cudaGraphLaunch", launched)
+    monkeypatch.setattr(Results, "put", given)
+    assert_right(one, inputs(8 * 40, seed=2))
+    assert len(found) == 40
+    assert set(found[:34]) == {1 if late else 6}
     one.close()
