@@ -1,7 +1,7 @@
 """All benchmarks of a host with GPUs, the most wanted first, one on each GPU; what is done is not done again.
 
 python benchmarks/everything.py --folder F [--gpus 0 1] [--seconds 1500] [--python keras-jax=/usr/bin/python3 …]
-    [--only pipeline …]
+    [--only ResNet50 pipeline …]
 
 A GPU runs one job at a time, builds too: TensorRT chooses by what it measures, and three builds at once took longer
 than one after the other. What is timed on the host waits until nothing else is (`environment.alone`). A run that was
@@ -25,7 +25,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 sys.path.insert(1, str(Path(__file__).parent.parent))
 
 import environment
-from predict import backend_of
+from predict import KERAS, backend_of
 
 FOLDER = Path(__file__).parent
 
@@ -39,12 +39,14 @@ class Job:
         command: script and arguments.
         after: jobs that have ended, well or not, before it begins.
         gpus: how many GPUs it takes, where the host has so many.
+        seconds: cut off after that: XLA had not compiled ResNet50 after 466 s. What `predict.py` has by then is kept.
     """
 
     name: str
     command: tuple[str, ...]
     after: tuple[str, ...] = ()
     gpus: int = 1
+    seconds: float = float("inf")
 
 
 @dataclass(frozen=True)
@@ -62,12 +64,14 @@ def predict(
 ) -> Iterator[Job]:
     """Yield what makes the table of a model: a job for each engine, of all sizes or `apart` for each that is built."""
     folder = ("--folder", "{folder}/predict")
-    make, names = f"make-{model}", []
+    make, names = f"{model}-make", []
 
     def job(engine: str, precision: str, sizes: str, after: str = make) -> Job:
         names.append("-".join((model, engine, precision, *sizes.split())))
         command = ("predict.py", model, *folder, "--child", engine, "--precisions", precision, "--batches")
-        return Job(names[-1], (*command, *sizes.split()), (after,), gpus=0 if engine == "onnxruntime" else 1)
+        limit = 300 if engine in KERAS else float("inf")
+        gpus = 0 if engine == "onnxruntime" else 1
+        return Job(names[-1], (*command, *sizes.split()), (after,), gpus, limit)
 
     yield Job(make, ("predict.py", model, *folder, "--child", "make"), gpus=0)
     # A process begins for half a minute, which is lost for each size where there are no GPUs for all.
@@ -79,7 +83,7 @@ def predict(
     precisions = dict.fromkeys(("fp16", *(precision for precision, _ in more)))
     listed = ("--batches", *batches.split(), "--precisions", *precisions)
     engines_in = ("--engines", "keras_trt", "tensorrt-bare", "limit-pcie", *engines.split())
-    yield Job(f"table-{model}", ("predict.py", model, *folder, "--table", *listed, *engines_in), tuple(names), gpus=0)
+    yield Job(f"{model}-table", ("predict.py", model, *folder, "--table", *listed, *engines_in), tuple(names), gpus=0)
 
 
 def single(script: str, *arguments: str, gpus: int = 1, name: str = "", after: tuple[str, ...] = ()) -> Job:
@@ -107,8 +111,9 @@ def jobs(gpus: list[str]) -> Iterator[Job]:
     beside = ("--gpus", "{gpus}") if len(gpus) > 1 else ()
     long = ("--epochs", "6", "--steps", "3600", "--build", *builds, *beside)
     yield single("checkpoint", *long, gpus=1 + len(builds) if beside else 1)
-    for model in ("MLP", "LSTM", "BERT", "EfficientNetB0", "ConvNeXtTiny"):
-        yield from predict(model, keras, apart=apart)
+    yield from predict("MLP", keras, apart=apart)
+    for model in ("LSTM", "BERT", "EfficientNetB0", "ConvNeXtTiny"):
+        yield from predict(model, f"keras-tensorflow-without-xla {keras}", apart=apart)
     yield single("copying")
     yield single(
         "start", "--backend", "tensorrt", "--models", "ResNet50", "--folder", "{folder}/start", "--repeats", "5"
@@ -126,8 +131,8 @@ def start(job: Job, gpus: list[str], asked: argparse.Namespace) -> Running:
         arguments += gpus if part == "{gpus}" else [part.format(folder=asked.folder)]
     engine = arguments[arguments.index("--child") + 1] if "--child" in arguments else ""
     environ = environment.of_children() | {"PYTHONUNBUFFERED": "1", "KERAS_BACKEND": backend_of(engine)}
-    if len(gpus) == 1:
-        environ["CUDA_VISIBLE_DEVICES"] = gpus[0]
+    if len(gpus) == 1 or engine in ("make", "onnxruntime"):  # else TensorFlow takes some of a GPU for those too
+        environ["CUDA_VISIBLE_DEVICES"] = ",".join(gpus)
     python = dict(one.split("=", 1) for one in asked.python).get(engine, sys.executable)
     with (asked.folder / f"{job.name}.log").open("a") as log:
         command = [python, str(FOLDER / script), *arguments]
@@ -153,23 +158,31 @@ def run(waiting: list[Job], gpus: list[str], asked: argparse.Namespace) -> None:
                 del free[:count]
             time.sleep(0.2)
             for one in list(running):
-                if one.process.poll() is not None:
+                if late := time.monotonic() - one.began > one.job.seconds:
+                    cut_off(one)
+                if late or one.process.poll() is not None:
                     running.remove(one)
                     free.extend(one.gpus)
-                    tell(one, asked.folder)
+                    tell(one, asked.folder, late=late)
     finally:  # also after Ctrl-C
         for one in running:
-            with suppress(ProcessLookupError):
-                os.killpg(one.process.pid, signal.SIGKILL)  # with all that it has started
+            cut_off(one)
             print(f"{one.job.name}: cut off after {time.monotonic() - one.began:.0f} s", flush=True)
 
 
-def tell(one: Running, folder: Path) -> None:
-    """Say how a job ended, and mark what is done."""
+def cut_off(one: Running) -> None:
+    """End a job with all that it has started."""
+    with suppress(ProcessLookupError):
+        os.killpg(one.process.pid, signal.SIGKILL)
+    one.process.wait()
+
+
+def tell(one: Running, folder: Path, *, late: bool) -> None:
+    """Say how a job ended, and mark what is done, or would be cut off again."""
     status = one.process.returncode
-    if status == 0:
+    if late or status == 0:
         (folder / f"{one.job.name}.done").touch()
-    says = "done" if status == 0 else f"failed with exit status {status}"
+    says = "takes too long" if late else "done" if status == 0 else f"failed with exit status {status}"
     print(f"{one.job.name}: {says} after {time.monotonic() - one.began:.0f} s", flush=True)
 
 
@@ -179,13 +192,14 @@ def main() -> None:
     parser.add_argument("--gpus", nargs="+", default=["0"], help="numbers of the GPUs")
     parser.add_argument("--seconds", type=float, default=1e6, help="end after that")
     parser.add_argument("--python", nargs="+", default=[], metavar="ENGINE=INTERPRETER")
-    parser.add_argument("--only", nargs="+", default=[""], help="jobs whose names begin so")
+    parser.add_argument("--only", nargs="+", default=[""], help="jobs whose names begin so, in this order")
     asked = parser.parse_args()
     asked.folder = asked.folder.absolute()
     for folder in ("plans", "precision", "predict"):
         (asked.folder / folder).mkdir(parents=True, exist_ok=True)
     os.environ.setdefault("TF_FORCE_GPU_ALLOW_GROWTH", "true")  # TensorFlow is beside TensorRT
-    wanted = [job for job in jobs(asked.gpus) if job.name.startswith(tuple(asked.only))]
+    every = list(jobs(asked.gpus))
+    wanted = dict.fromkeys(job for prefix in asked.only for job in every if job.name.startswith(prefix))
     run([job for job in wanted if not (asked.folder / f"{job.name}.done").exists()], list(asked.gpus), asked)
 
 

@@ -46,6 +46,6 @@ def test_the_pipeline_is_timed_with_and_without_copies(
         lambda: Fast(session(HostEngineOnDevice(host_cuda))), np.ones((64, 5), "float32"), 8, copies=copies
     )
     assert found["rows_per_s"] > 0
-    assert set(found["us_per_batch"]) == {part for part, *_ in pipeline.PARTS}
+    assert set(found["us_per_batch"]) | {"sleeps"} == {part for part, *_ in pipeline.PARTS}
     assert bool(copied) == copies
     assert _Buffer.begin is begin
