@@ -275,7 +275,7 @@ class Measured:
     def to_json(self) -> dict[str, Any]:
         """Return it as JSON takes it."""
         return {
-            "costs": [[size, *cost] for size, cost in self.costs.items()],
+            "seconds": [[size, *cost] for size, cost in self.costs.items()],
             "pipelining": self.pipelining and list(self.pipelining),
         }
 
@@ -287,7 +287,7 @@ class Measured:
             KeyError, TypeError, ValueError: if it is not that.
         """
         costs: dict[int, Cost] = {}
-        for size, alone, further in document["costs"]:
+        for size, alone, further in document["seconds"]:
             times = all(isinstance(time, float) and 0 < time < math.inf for time in (alone, further))
             if not _is_count(size) or not times:
                 raise ValueError(f"a batch of {size!r} rows cannot take {alone!r} and {further!r}")

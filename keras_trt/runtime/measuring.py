@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import product
 
 import numpy as np
@@ -16,19 +16,18 @@ from . import copying
 from .plan import Batch
 from .pool import SLOTS
 
-#: Runs batches of rows.
-Run = Callable[[Sequence[Array], Sequence[Batch]], object]
+#: Runs batches of rows, and returns their outputs.
+Run = Callable[[Sequence[Array], Sequence[Batch]], Sequence[Array]]
 #: Makes so many rows of zeros, for each input.
 Zeros = Callable[[int], list[Array]]
 
-#: Batches of a pipeline that is timed: of so many, what the first and the last take alone is a small part.
-_BATCHES = 24
-#: Seconds that they may take for a look at what one of them costs; of slower ones two show it as well.
-_SLOW = 0.5
-#: The most bytes of theirs that are copied again and again, so that no cache holds them.
+#: Batches of a pipeline that is timed, and the seconds that they may take: of so many, what the first and the last take
+#: alone is a small part.
+_BATCHES, _SECONDS = 24, 0.5
+#: The most bytes of theirs, with the outputs, that are copied again and again, so that no cache holds them.
 _BYTES = 256 << 20
-#: How many batches are under way, of those that are tried: with eight an engine did 0.93 of what it does alone where it
-#: did 0.77 with four (MobileNetV2 on an H200, 600 KiB a row).
+#: How many batches may be under way, of those that are tried: where a loop before this one had 0.77 of what an engine
+#: does with four, it had 0.93 with eight (MobileNetV2 on an H200, 600 KiB a row).
 _DEPTHS = (SLOTS, SLOTS + 2, SLOTS + 4)
 #: Bytes that one thread copies in a second, at least.
 _ONE_THREADS = 5e9
@@ -41,33 +40,35 @@ def costs(run: Run, zeros: Zeros, sizes: Iterable[int]) -> dict[int, Cost]:
     """
     found: dict[int, Cost] = {}
     for size in sizes:
-        alone = _least_seconds(run, *_pipeline(zeros, size, 1))
-        count = _BATCHES if _BATCHES * alone < _SLOW else 2
-        further = (_least_seconds(run, *_pipeline(zeros, size, count)) - alone) / (count - 1)
-        # It cannot be less, as no more than `SLOTS` are under way (Little's law).
-        found[size] = Cost(alone, max(further, alone / SLOTS))
+        alone = _least_seconds(run, zeros(size), [Batch(0, size, size)])
+        rows, batches = _pipeline(run, zeros, size, alone)
+        try:
+            further = (_least_seconds(run, rows, batches) - alone) / (len(batches) - 1)
+        except CudaError as error:
+            if not error.out_of_memory:
+                raise
+            further = alone  # there is no memory for two at once
+        found[size] = Cost(alone, max(further, alone / _BATCHES))  # noise must not make it nothing
     return found
 
 
-def pipelining(
-    run: Run, zeros: Zeros, use: Callable[[Pipelining], None], costs: Mapping[int, Cost]
-) -> Pipelining | None:
+def pipelining(run: Run, zeros: Zeros, use: Callable[[Pipelining], None], size: int, cost: Cost) -> Pipelining | None:
     """Return the fewest batches and threads that come within 2 % of the best, which are in use then.
 
     Args:
         run: runs a pipeline as it was last told to.
         zeros: makes rows.
         use: tells it.
-        costs: of batches; pipelines are of the best size.
+        size: of the batches of a pipeline.
+        cost: of each.
 
     Returns:
         `None` where it does not matter, as one thread copies a batch sooner than the GPU computes it, or at once.
     """
-    size, cost = min(costs.items(), key=lambda pair: pair[1].further / pair[0])
     nbytes = size * sum(array.nbytes for array in zeros(1))
     if not 2 * copying.PIECE <= nbytes <= _BYTES or nbytes / _ONE_THREADS < cost.further:
         return None
-    rows, batches = _pipeline(zeros, size, _BATCHES)
+    rows, batches = _pipeline(run, zeros, size, cost.alone)
     cores = copying.cores()
     tried = [Pipelining(*one) for one in product(_DEPTHS, sorted({min(4, cores), min(8, cores)}))]
     seconds: dict[Pipelining, float] = {}
@@ -84,10 +85,12 @@ def pipelining(
     return best
 
 
-def _pipeline(zeros: Zeros, size: int, count: int) -> tuple[list[Array], list[Batch]]:
-    """Return rows and so many batches of them, of one size."""
-    nbytes = size * sum(array.nbytes for array in zeros(1))
-    blocks = min(max(_BYTES // max(nbytes, 1), 1), count)
+def _pipeline(run: Run, zeros: Zeros, size: int, alone: float) -> tuple[list[Array], list[Batch]]:
+    """Return rows and batches of one size, each of which takes so many seconds alone: two at least."""
+    count = max(min(int(_SECONDS / alone), _BATCHES), 2)
+    rows = zeros(size)
+    nbytes = sum(array.nbytes for array in (*rows, *run(rows, [Batch(0, size, size)])))
+    blocks = max(min(_BYTES // max(nbytes, 1), count), 1)
     starts = [i % blocks * size for i in range(count)]
     return zeros(blocks * size), [Batch(start, start + size, size) for start in starts]
 

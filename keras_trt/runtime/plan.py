@@ -41,6 +41,9 @@ SHORT = 2.5e-4
 #: gets the interpreter lock, which takes some 0.2 ms of all (H200, 32 cores). Short ones, of 0.09 ms, had 0.4 of their
 #: throughput when they were run so, and of two threads each would wake the other at every call.
 WORTH_WAKING = 3
+#: Calls that each have a batch of their own are taken to overlap in so many ways at most: one brings in, one computes,
+#: one brings out. Batches of one call overlap in more, but threads take the interpreter lock from each other.
+BESIDE = 3
 #: Batches that take longer, in seconds, are of one call: a turn that takes a second is taken for lost.
 LONG = 0.1
 
@@ -112,7 +115,7 @@ class BatchPlan:
             fitting = next(((known, cost) for known, cost in self._costs if known >= rows), None)
             if seconds is None or fitting is None:
                 break
-            apart += seconds
+            apart += max(seconds, (self.seconds(more) or 0.0) / BESIDE)
             if place >= WORTH_WAKING and fitting[1].alone <= min(WORTH * apart, LONG):
                 count, size = place, fitting[0]
         return count, size

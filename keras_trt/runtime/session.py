@@ -295,7 +295,7 @@ class Session:
         return Measured(dict(self._costs), self._pipelining)
 
     def measure(self) -> None:
-        """Find out how long batches take, and how pipelines of them run best, and go by that from now on.
+        """Find out how pipelines of the largest batches run best and how long batches take then, and go by that.
 
         Batches of zeros are run, with the smallest, the usual and the largest size. Without a GPU nothing is measured:
         no graph, and no size, is better prepared there.
@@ -308,8 +308,9 @@ class Session:
         zeros = partial(measuring.zeros, shapes, [np.dtype(spec.dtype) for spec in self._inputs])
         run = partial(self._run_batches, regrouped=True)
         try:
+            (largest,) = measuring.costs(run, zeros, [self._largest]).items()
+            self._pipelining = measuring.pipelining(run, zeros, self._runner.pipeline, *largest)
             self._costs = measuring.costs(run, zeros, sorted(sizes))
-            self._pipelining = measuring.pipelining(run, zeros, self._runner.pipeline, self._costs)
         except RowsDependError as error:
             self._depend(error)
             return

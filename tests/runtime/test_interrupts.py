@@ -14,8 +14,9 @@ from keras_trt.model import call as call_module
 from keras_trt.runtime import gpu, lifetime, pipeline, results, session, slots, steady, turns
 from keras_trt.runtime import pool as pool_module
 from keras_trt.runtime.pool import SlotPool
+from keras_trt.specs import Measured, Pipelining
 
-from .helpers import assert_right, in_threads, inputs, one_by_one
+from .helpers import assert_right, in_threads, inputs, one_by_one, runner_of
 from .helpers import session as session_of
 from .host_cuda import installed
 from .host_engine import HostEngineOnDevice
@@ -54,6 +55,30 @@ def test_a_call(rows: int, ahead: int, moments: int, monkeypatch: pytest.MonkeyP
             in_threads([one.close], 10)
         if not interrupted:
             assert moment > moments
+            return
+
+
+@pytest.mark.long
+def test_a_call_with_batches_under_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of several slots, with rows on their way while others are computed, and the thread asleep meanwhile."""
+    monkeypatch.setattr(slots, "AHEAD", 0)
+    slept = list[float]()
+    monkeypatch.setattr(pipeline, "time", SimpleNamespace(sleep=slept.append))
+    for moment in itertools.count():
+        with installed() as cuda:
+            cuda.is_quick = lambda stream: stream.asked > 3
+            one = session_of(HostEngineOnDevice(cuda), measured=Measured({}, Pipelining(3, 1)))
+            for _ in range(3):
+                assert_right(one, inputs(32))
+            slept.clear()
+            interrupted = interrupted_at(moment, lambda one=one: one.run(inputs(32)), *MODULES)  # type: ignore[misc]
+            assert not any(stream.pending for stream in cuda.live_streams())
+            assert len(runner_of(one)._pool._idle) == 3
+            in_threads([lambda one=one: assert_right(one, inputs(32))], 10)  # type: ignore[misc]
+            in_threads([one.close], 10)
+        if not interrupted:
+            assert moment > 300
+            assert slept
             return
 
 

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from keras_trt.runtime.plan import LONG, SHORT, WORTH, WORTH_WAKING, BatchPlan
+from keras_trt.runtime.plan import BESIDE, LONG, SHORT, WORTH, WORTH_WAKING, BatchPlan
 from keras_trt.specs import Cost, Measured, Pipelining
 
 from .helpers import a_cost, costs, one_by_one
@@ -93,7 +93,7 @@ def test_what_was_measured_is_kept_as_json(costs: dict[int, Cost], pipelining: P
 @pytest.mark.parametrize("counts", [[0, 4], [4, -1], [4, 1.5], [True, 4], [4], [4, 10**9]])
 def test_what_is_no_number_of_slots_and_threads_is_refused(counts: list[float]) -> None:
     with pytest.raises((TypeError, ValueError)):
-        Measured.from_json({"costs": [], "pipelining": counts})
+        Measured.from_json({"seconds": [], "pipelining": counts})
 
 
 def test_very_large_batches_are_planned_in_little_memory() -> None:
@@ -138,7 +138,8 @@ def test_as_many_as_are_worth_it(costs: dict[int, Cost], rows: list[int]) -> Non
 
     count, size = plan.together(rows)
     assert count == 1 or WORTH_WAKING <= count <= len(rows)
-    apart = [plan.seconds(some, further=True) for some in rows]
+    each = [(plan.seconds(some), plan.seconds(some, further=True)) for some in rows]
+    apart = [None if alone is None or further is None else max(further, alone / BESIDE) for alone, further in each]
     for more in range(WORTH_WAKING, len(rows) + 1):
         together, one_by_one = seconds(more), list(itertools.accumulate(one or 0.0 for one in apart[:more]))[-1]
         worth = None not in apart[:more] and together is not None and together <= min(WORTH * one_by_one, LONG)
@@ -160,3 +161,13 @@ def test_long_calls_are_joined_where_there_are_enough_of_them() -> None:
     assert [plan.is_joined(1, calls) for calls in (2, 4, 5, 8, 32)] == [False, False, True, True, True]
     assert plan.together([1] * 32) == (32, 32)
     assert plan.together([1] * 6) == (6, 8)
+
+
+def test_calls_of_threads_overlap_less_than_the_batches_of_one() -> None:
+    """What a batch costs behind others of its own call is no measure of what it costs beside those of other threads."""
+    alone = {1: 3.2e-4, 8: 4e-4, 32: 1e-3}
+    plans = [BatchPlan(1, 32, {size: Cost(one, one / by) for size, one in alone.items()}) for by in (3, 10, 24)]
+    for rows, calls in itertools.product((1, 2, 5, 8), (2, 3, 4, 6, 8, 32)):
+        first, *others = [plan.together([rows] * calls) for plan in plans]
+        assert all(other == first for other in others)
+    assert plans[-1].together([1] * 8) == (8, 8)

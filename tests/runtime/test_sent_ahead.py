@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
+from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
@@ -136,4 +137,39 @@ def test_results_that_are_ready_do_not_wait_for_rows(
     assert_right(one, inputs(8 * 40, seed=2))
     assert len(found) == 40
     assert set(found[:34]) == {1 if late else 6}
+    one.close()
+
+
+@pytest.mark.parametrize("slots", [2, 3, 6])
+def test_the_thread_sleeps_only_while_the_gpu_has_enough_to_compute(
+    host_cuda: HostCuda, monkeypatch: pytest.MonkeyPatch, slots: int
+) -> None:
+    monkeypatch.setattr("keras_trt.runtime.slots.AHEAD", 0)
+    computing, slept = set[int](), list[tuple[float, int]]()
+    launch, wait = host_cuda.cudaGraphLaunch, host_cuda.cudaStreamSynchronize
+
+    def launched(executable: Any, stream: Any) -> Any:
+        computing.add(id(stream))
+        return launch(executable, stream)
+
+    def waited(stream: Any) -> Any:
+        computing.discard(id(stream))
+        return wait(stream)
+
+    def sleep(seconds: float) -> None:
+        slept.append((seconds, len(computing)))
+
+    one = session(HostEngineOnDevice(host_cuda), measured=Measured({}, Pipelining(slots, 2)))
+    for seed in range(2):
+        assert_right(one, inputs(8 * 40, seed=seed))
+    monkeypatch.setattr(host_cuda, "cudaGraphLaunch", launched)
+    monkeypatch.setattr(host_cuda, "cudaStreamSynchronize", waited)
+    monkeypatch.setattr("keras_trt.runtime.pipeline.time", SimpleNamespace(sleep=sleep))
+    assert_right(one, inputs(8 * 40, seed=2))
+    assert all(count >= 2 for _, count in slept)
+    long = [seconds for seconds, _ in slept if seconds]
+    assert bool(slept) == (slots > 2)  # of two, one is computed while the other's rows are waited for
+    assert bool(long) == bool(slept)
+    assert not any(seconds for seconds, _ in slept[:10])  # it may be soon
+    assert all(seconds < 1e-4 for seconds in long)
     one.close()
