@@ -42,12 +42,8 @@ def costs(run: Run, zeros: Zeros, sizes: Iterable[int]) -> dict[int, Cost]:
     for size in sizes:
         alone = _least_seconds(run, zeros(size), [Batch(0, size, size)])
         rows, batches = _pipeline(run, zeros, size, alone)
-        try:
-            further = (_least_seconds(run, rows, batches) - alone) / (len(batches) - 1)
-        except CudaError as error:
-            if not error.out_of_memory:
-                raise
-            further = alone  # there is no memory for two at once
+        several = _seconds_if_they_fit(run, rows, batches)
+        further = (several - alone) / (len(batches) - 1) if several < math.inf else alone  # as one after the other
         found[size] = Cost(alone, max(further, alone / _BATCHES))  # noise must not make it nothing
     return found
 
@@ -74,12 +70,7 @@ def pipelining(run: Run, zeros: Zeros, use: Callable[[Pipelining], None], size: 
     seconds: dict[Pipelining, float] = {}
     for how in tried:
         use(how)
-        try:
-            seconds[how] = _least_seconds(run, rows, batches)
-        except CudaError as error:
-            if not error.out_of_memory:
-                raise
-            seconds[how] = math.inf
+        seconds[how] = _seconds_if_they_fit(run, rows, batches)
     best = next(how for how in tried if seconds[how] <= 1.02 * min(seconds.values()))
     use(best)
     return best
@@ -102,6 +93,16 @@ def _least_seconds(run: Run, rows: Sequence[Array], batches: Sequence[Batch]) ->
         run(rows, batches)
         seconds.append(time.perf_counter() - began)
     return min(seconds[2:])
+
+
+def _seconds_if_they_fit(run: Run, rows: Sequence[Array], batches: Sequence[Batch]) -> float:
+    """Return the least seconds; infinitely many where there is no memory for so many batches at once."""
+    try:
+        return _least_seconds(run, rows, batches)
+    except CudaError as error:
+        if not error.out_of_memory:
+            raise
+        return math.inf
 
 
 def zeros(shapes: Iterable[Sequence[int]], dtypes: Iterable[np.dtype[np.generic]], rows: int) -> list[Array]:

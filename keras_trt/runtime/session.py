@@ -308,9 +308,11 @@ class Session:
         zeros = partial(measuring.zeros, shapes, [np.dtype(spec.dtype) for spec in self._inputs])
         run = partial(self._run_batches, regrouped=True)
         try:
-            (largest,) = measuring.costs(run, zeros, [self._largest]).items()
-            self._pipelining = measuring.pipelining(run, zeros, self._runner.pipeline, *largest)
-            self._costs = measuring.costs(run, zeros, sorted(sizes))
+            largest = measuring.costs(run, zeros, [self._largest])
+            use, cost = self._runner.pipeline, largest[self._largest]
+            self._pipelining = measuring.pipelining(run, zeros, use, self._largest, cost)
+            known = {} if self._pipelining else largest  # another pipeline, other costs
+            self._costs = measuring.costs(run, zeros, sorted(sizes - known.keys())) | known
         except RowsDependError as error:
             self._depend(error)
             return
