@@ -42,7 +42,7 @@ sys.path.insert(1, str(Path(__file__).parent.parent))
 
 import environment
 import models
-from predict import depth, prepared, times
+from predict import depth, measured_again, prepared, times
 
 from keras_trt import cuda
 from keras_trt.cuda.runtime import bindings
@@ -65,21 +65,32 @@ REPLAYS = ("engine alone", "with copies", "rows sent ahead")
 THREADS, DEPTHS = (4, 8), (4, 6, 8)
 
 
-def ways() -> Iterator[tuple[str, list[Any]]]:
-    """Yield what is tried: its name, and what is another way of doing things in it."""
-    yield "as it is", []
-    yield "copied in the graph", [mock.patch.object(slots, "AHEAD", sys.maxsize)]
+def ways(found: Pipelining | None) -> Iterator[tuple[str, list[Any]]]:
+    """Yield what is tried: its name, and what is another way of doing things in it than what was `found` best."""
+    usual = pipelined(found)
+    yield "as it is", usual
+    yield "copied in the graph", [*usual, mock.patch.object(slots, "AHEAD", sys.maxsize)]
     for count in DEPTHS:
         for threads in THREADS:
             if threads <= copying.cores():
-                yield f"{count} slots, {threads} threads", pipelined(count, threads)
-    yield "write-combined", [write_combined()]
+                yield f"{count} slots, {threads} threads", pipelined(Pipelining(count, threads))
+    yield "write-combined", [*usual, write_combined()]
 
 
-def pipelined(count: int, threads: int) -> list[Any]:
+def pipelined(how: Pipelining | None) -> list[Any]:
     """Return what lets an engine have so many batches under way, each copied by so many threads."""
-    use, how = GpuRunner.pipeline, Pipelining(count, threads)
+    if how is None:
+        return []
+    use = GpuRunner.pipeline
     return [mock.patch.object(GpuRunner, "pipeline", lambda runner, _: use(runner, how))]
+
+
+@contextmanager
+def entered(patches: list[Any]) -> Iterator[None]:
+    with ExitStack() as stack:
+        for patch in patches:
+            stack.enter_context(patch)
+        yield
 
 
 def write_combined() -> Any:
@@ -196,7 +207,8 @@ def main() -> None:
                 keras_trt.accelerate, model, precision=chosen.precision, batch_sizes=sizes, cache=cache, verbose=0
             )
             with open_engine() as fast, environment.alone():
-                print(f"{name}, {fast.precision}: {fast.report().title}, {depth(fast)} slots", flush=True)
+                measured = measured_again(fast)
+                print(f"{name}, {fast.precision}: {fast.report().title}, {measured}", flush=True)
                 alone = replayed(fast, rows[: chosen.batch], depth(fast), "engine alone")
                 others = {
                     f"{way}, {count} slots": replayed(fast, rows[: chosen.batch], count, way)
@@ -211,17 +223,17 @@ def main() -> None:
             tell("engine alone", {"rows_per_s": alone})
             for way, found in others.items():
                 tell(way, {"rows_per_s": found})
-            tell("nothing copied", piped(open_engine, rows, chosen.batch, copies=False))
+            with entered(pipelined(measured)):
+                tell("nothing copied", piped(open_engine, rows, chosen.batch, copies=False))
             with cuda.current_device(0):
                 locked = cuda.PinnedMemory(rows.nbytes)
             there = locked.array.view(rows.dtype).reshape(rows.shape)
             there[...] = rows
-            tell("rows page-locked", piped(open_engine, there, chosen.batch))
+            with entered(pipelined(measured)):
+                tell("rows page-locked", piped(open_engine, there, chosen.batch))
             locked.close()
-            for way, patches in ways():
-                with ExitStack() as stack:
-                    for patch in patches:
-                        stack.enter_context(patch)
+            for way, patches in ways(measured):
+                with entered(patches):
                     tell(way, piped(open_engine, rows, chosen.batch))
     print("written:", environment.write("pipeline", {**environment.describe("pipeline.py"), "rows": table}))
 

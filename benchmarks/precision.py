@@ -69,7 +69,7 @@ def executed(trained: Trained, precision: Precision, wanted: Array, folder: Path
         batch = trained.x[np.arange(BATCH) % len(trained.x)]
         taken = np.median(times(lambda: fast.predict_on_batch(batch), 100, warm_up=10)) * 1e3
         row = {"engine": fast.report().title, "ran": fast.precision, **judged(trained, wanted, got), "batch": BATCH}
-        alone = {"engine_ms": bare(fast, batch)["median_ms"]} if fast.device != "cpu" else {}
+        alone = {"engine_ms": bare(fast, batch, 1)["median_ms"]} if fast.device != "cpu" else {}
         return {**row, "median_ms": float(taken), **alone}
 
 

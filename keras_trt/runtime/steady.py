@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -9,7 +11,7 @@ import numpy as np
 
 from .. import cuda
 from ..backends.base import Array, DeviceEngine
-from .plan import BatchPlan
+from .plan import SHORT, BatchPlan
 from .pool import SlotPool
 from .slots import ONE_THREADS, is_copied_at_once, is_left_to_cuda
 
@@ -42,13 +44,22 @@ class Steady:
         inputs: Sequence[Array],
     ) -> None:
         self.plan = plan
-        self.is_short = plan.is_short(len(inputs[0]))
+        seconds = plan.seconds(len(inputs[0]))
+        self._least = math.inf if seconds is None else seconds
         self._device, self._pool = engine.device, pool
         self._outputs = [(engine.output_names[place], dtype) for place, dtype in zip(order, dtypes, strict=True)]
         self._kinds = [(array.shape, array.dtype) for array in inputs]
         self._places = [(name, places[name]) for name in engine.input_names]
         self._shapes = tuple([(name, inputs[place].shape) for name, place in self._places])
         self._direct = frozenset(name for name, place in self._places if is_left_to_cuda(inputs[place].nbytes))
+
+    @property
+    def is_short(self) -> bool:
+        """Whether two such calls at once would take longer than one after the other.
+
+        By what was measured, or by the shortest of these calls: others may have used the GPU while it was measured.
+        """
+        return self._least < SHORT
 
     @staticmethod
     def is_for(engine: DeviceEngine, places: Mapping[str, int], call: Sequence[Any], outputs: Sequence[Array]) -> bool:
@@ -69,6 +80,7 @@ class Steady:
 
     def run(self, call: Sequence[Any]) -> list[Array] | None:
         """Return the outputs of a call that is like it; `None` where others use the engine."""
+        began = time.perf_counter()  # before there is a slot, which Ctrl-C must not lose
         slot = self._pool.take_last(self._shapes)
         if slot is None:
             return None
@@ -80,6 +92,8 @@ class Steady:
         except BaseException:
             self._pool.give_up(slot)
             raise
+        if done:
+            self._least = min(self._least, time.perf_counter() - began)
         return outputs
 
 

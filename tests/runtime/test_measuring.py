@@ -100,7 +100,28 @@ def test_what_a_batch_costs_behind_others(fill: float, each: float, size: int, o
         assert cost.alone == pytest.approx(fill + each)
         assert cost.further == pytest.approx(max(each, cost.alone / 24), rel=1e-3)
         took = sum(times * (fill + count * each) for count, times in runs.items())
-        assert took <= 5 * 0.5 + 16 * cost.alone
+        assert took <= 5 * 0.25 + 16 * cost.alone + 3 * 0.02
+
+
+def test_what_disturbs_many_runs_of_a_short_batch_counts_for_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    machine, runs = Machine(monkeypatch, lambda _: 0.0, 16, row=8), Counter[int]()
+
+    def run(rows: Any, batches: Any) -> Any:
+        runs[len(batches)] += 1
+        machine.now += len(batches) * (1e-4 if runs[len(batches)] > 20 else 5e-4)
+        return rows
+
+    assert measuring.costs(run, machine._zeros, [8])[8].alone == pytest.approx(1e-4)
+
+
+def test_what_disturbs_a_way_for_a_while_counts_for_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    def seconds(how: Pipelining) -> float:
+        if how == Pipelining(SLOTS, 8):
+            return 1.0 if len(set(machine.tried)) < 4 else 0.1  # the first time
+        return 0.2
+
+    machine = Machine(monkeypatch, seconds, 16)
+    assert machine.best() == Pipelining(SLOTS, 8)
 
 
 def test_where_there_is_no_memory_for_several_none_is_gained(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -312,6 +313,33 @@ def test_whoever_is_not_alone_waits_for_its_turn(host_cuda: HostCuda, taken: lis
     assert taken == [True]
     thread.join()
     one.close()
+
+
+def test_calls_that_are_shorter_than_was_measured_take_turns(
+    one: Session, taken: list[bool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where the GPU was busy with something else when it was measured."""
+    clock = {"now": 0.0, "step": 1e-3}
+
+    def now() -> float:
+        clock["now"] += clock["step"]
+        return clock["now"]
+
+    monkeypatch.setattr("keras_trt.runtime.steady.time", SimpleNamespace(perf_counter=now))
+    settle(one)
+    for step, waits in ((1e-3, False), (1e-4, True), (1e-3, True)):
+        clock["step"] = step
+        assert_right(one, inputs(8))  # alone
+        assert taken.pop()
+        thread = threading.Thread(target=assert_right, args=(one, inputs(8, seed=1)))
+        with busy(one, 1), one._turns.wait():
+            thread.start()
+            until(lambda thread=thread: one._turns.waiting or not thread.is_alive())  # type: ignore[misc]
+            assert bool(one._turns.waiting) == waits
+        thread.join(10)
+        assert not thread.is_alive()
+        assert taken == [True] * waits
+        taken.clear()
 
 
 def test_a_short_call_beside_a_long_one_waits_for_one_turn(
