@@ -9,6 +9,8 @@ Each way runs `predict` of the same rows on the same engine, and is told as a sh
 - `rows sent ahead`: each batch is launched when its rows are there, and meanwhile those of the next are on their way,
   as in `predict`, but for all that the processor does there. What this loses against the engine alone no pipeline can
   have: most likely new rows take room in the GPU's cache;
+- `rows sent ahead, host busy`: the same while the host copies a batch of rows for each that is launched, as `predict`
+  does, to memory that nobody waits for. What this loses against the one before is the price of the copies themselves;
 - `as it is`; `copied in the graph`, where the GPU's own work waits for rows; `N slots, M threads`; page-locked memory
   that is `write-combined`;
 - `nothing copied`: the pipeline without the copies of rows on the host, which leaves what the loop itself takes;
@@ -60,7 +62,7 @@ PARTS = (
     ("gives the results", results.Results, "put"),
 )
 #: How graphs are launched again and again.
-REPLAYS = ("engine alone", "with copies", "rows sent ahead")
+REPLAYS = ("engine alone", "with copies", "rows sent ahead", "rows sent ahead, host busy")
 #: How many threads copy, and how many batches are under way.
 THREADS, DEPTHS = (4, 8), (4, 6, 8)
 
@@ -127,31 +129,47 @@ def watched(seconds: dict[str, float]) -> Iterator[None]:
         yield
 
 
-def replayed(fast: Any, rows: np.ndarray, count: int, way: str) -> float:
+def replayed(fast: Any, rows: np.ndarray, batch: int, count: int, way: str) -> float:
     """Return rows a second of graphs on so many slots, by one of `REPLAYS`."""
-    made = [prepared(fast, rows) for _ in range(count)]
+    made = [prepared(fast, rows[:batch]) for _ in range(count)]
     (name,) = made[0]._engine.input_names
-    outputs = set(made[0]._engine.output_names)
-    apart = {"engine alone": {name} | outputs, "with copies": set(), "rows sent ahead": {name}}[way]
+    size, outputs = rows[:batch].nbytes, set(made[0]._engine.output_names)
+    ahead, busy = way.startswith("rows sent ahead"), way.endswith("host busy")
+    apart = {name} if ahead else {"engine alone": {name} | outputs, "with copies": set()}[way]
     graphs = [cuda.capture(one._stream, partial(one._enqueue, apart)) for one in made]
+    parts = [rows[start : start + batch] for start in range(0, len(rows) - batch + 1, batch)]
+    under_way: collections.deque[copying.Copy] = collections.deque()
+    with cuda.current_device(0):
+        locked = [cuda.PinnedMemory(size) for _ in made if busy]
 
-    def send(slot: slots.Slot) -> None:
+    def send(i: int) -> None:
+        slot = made[i % count]
         slot._stream.synchronize()
-        buffer = slot._buffers[name]
-        cuda.copy_to_device(buffer.device, buffer.pinned, rows.nbytes, slot._stream)
+        cuda.copy_to_device(slot._buffers[name].device, slot._buffers[name].pinned, size, slot._stream)
+
+    def copy(i: int) -> None:
+        if len(under_way) == count:
+            under_way.popleft().finish()
+        target = locked[i % count].array[:size].view(rows.dtype).reshape(rows[:batch].shape)
+        under_way.append(copying.Copy(target, parts[i % len(parts)]))
+        under_way[-1].begin()
 
     def launch() -> None:
         for i in range(200):
-            if way == "rows sent ahead":
-                send(made[(i + 1) % count])
+            if busy:
+                copy(i)
+            if ahead:
+                send(i + 1)
                 made[i % count]._stream.synchronize()
             graphs[i % count].launch(made[i % count]._stream)
         for one in made:
             one._stream.synchronize()
 
-    found = 200 * len(rows) / statistics.median(times(launch, 5))
-    for one in (*graphs, *made):
-        one.close()
+    found = 200 * batch / statistics.median(times(launch, 5))
+    for one in under_way:
+        one.finish()
+    for held in (*graphs, *made, *locked):
+        held.close()
     return found
 
 
@@ -209,9 +227,9 @@ def main() -> None:
             with open_engine() as fast, environment.alone():
                 measured = measured_again(fast)
                 print(f"{name}, {fast.precision}: {fast.report().title}, {measured}", flush=True)
-                alone = replayed(fast, rows[: chosen.batch], depth(fast), "engine alone")
+                alone = replayed(fast, rows, chosen.batch, depth(fast), "engine alone")
                 others = {
-                    f"{way}, {count} slots": replayed(fast, rows[: chosen.batch], count, way)
+                    f"{way}, {count} slots": replayed(fast, rows, chosen.batch, count, way)
                     for way, count in product(REPLAYS, (1, 2, *DEPTHS))
                 }
 

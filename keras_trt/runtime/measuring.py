@@ -24,8 +24,9 @@ Zeros = Callable[[int], list[Array]]
 #: Batches of a pipeline that is timed, and the seconds that they may take: of so many, what the first and the last take
 #: alone is a small part.
 _BATCHES, _SECONDS = 24, 0.25
-#: The most bytes of theirs, with the outputs, that are copied again and again, so that no cache holds them.
-_BYTES = 256 << 20
+#: The most bytes of theirs, with the outputs, that are copied again and again, so that no cache holds them: that of an
+#: H200's host has 300 MiB.
+_BYTES = 512 << 20
 #: How many batches may be under way, of those that are tried: where a loop before this one had 0.77 of what an engine
 #: does with four, it had 0.93 with eight (MobileNetV2 on an H200, 600 KiB a row).
 _DEPTHS = (SLOTS, SLOTS + 2, SLOTS + 4)

@@ -16,7 +16,7 @@ from keras_trt.runtime import SLOTS
 from keras_trt.runtime.plan import BatchPlan
 from keras_trt.runtime.slots import AHEAD, AT_ONCE, ONE_THREADS
 from keras_trt.runtime.steady import Steady
-from keras_trt.specs import Measured
+from keras_trt.specs import Cost, Measured
 
 from ..runtime.helpers import in_threads
 from ..runtime.joined import noted
@@ -165,6 +165,9 @@ def test_futures(made: Any) -> None:
 
 def test_calls_of_many_threads_are_one_batch(made: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     fast, rows, wanted = made
+    # As of a model whose calls are long, and gain by it: those of this one are short, and take turns.
+    costs = {size: Cost(1e-3 + 1e-5 * size, 1e-3 + 1e-5 * size) for size in (1, 8, 32)}
+    monkeypatch.setattr(fast._session, "_plan", BatchPlan(1, 32, costs))
     ran = noted(fast._session, monkeypatch)
 
     def work(thread: int) -> None:
@@ -176,9 +179,7 @@ def test_calls_of_many_threads_are_one_batch(made: Any, monkeypatch: pytest.Monk
 
     assert min(models.relative(wanted, np.roll(wanted, by, axis=0)) for by in range(1, 16)) > 1e-2
     in_threads([partial(work, thread) for thread in range(16)], 100)
-    costs = fast._session.measured.costs
-    if 8 * costs[1].further > 1.5 * costs[8].alone:  # else it is no gain
-        assert max(batch.stop for batch in ran) > 3
+    assert max(batch.stop for batch in ran) > 3
 
 
 @pytest.mark.parametrize("devices", [[0, 1], [1, 0], [1]])
