@@ -20,12 +20,13 @@ from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))
 sys.path.insert(1, str(Path(__file__).parent.parent))
 
 import environment
-from predict import KERAS, backend_of
+from predict import OURS, backend_of
 
 FOLDER = Path(__file__).parent
 
@@ -62,28 +63,31 @@ class Running:
 def predict(
     model: str, engines: str, batches: str = "1 8 32 128", more: tuple[tuple[str, str], ...] = (), *, apart: bool
 ) -> Iterator[Job]:
-    """Yield what makes the table of a model: a job for each engine, of all sizes or `apart` for each that is built."""
-    folder = ("--folder", "{folder}/predict")
-    make, names = f"{model}-make", []
+    """Yield what makes the table of a model.
 
-    def job(engine: str, precision: str, sizes: str, after: str = make) -> Job:
-        names.append("-".join((model, engine, precision, *sizes.split())))
-        command = ("predict.py", model, *folder, "--child", engine, "--precisions", precision, "--batches")
-        limit = 300 if engine in KERAS else float("inf")
-        gpus = 0 if engine == "onnxruntime" else 1
-        return Job(names[-1], (*command, *sizes.split()), (after,), gpus, limit)
+    Engines are built before they are timed, `apart` for each size where there are GPUs for all: a process begins for
+    half a minute.
+    """
+    folder, names = ("--folder", "{folder}/predict"), list[str]()
 
-    yield Job(make, ("predict.py", model, *folder, "--child", "make"), gpus=0)
-    # A process begins for half a minute, which is lost for each size where there are no GPUs for all.
-    for precision, sizes in [*(("fp16", one) for one in (batches.split() if apart else [batches])), *more]:
-        yield (built := job("keras_trt", precision, sizes))
-        yield job("tensorrt-bare", precision, sizes, built.name)
-    for engine in ("limit-pcie", *engines.split()):
-        yield job(engine, "fp16", batches)
+    def job(name: str, children: str, precision: str, sizes: str, after: tuple[str, ...], **limits: Any) -> Job:
+        names.append(f"{model}-{name}")
+        how = ("--child", *children.split(), "--precisions", precision, "--batches", *sizes.split())
+        return Job(names[-1], ("predict.py", model, *folder, *how), after, **limits)
+
+    yield Job(make := f"{model}-make", ("predict.py", model, *folder, "--child", "make"), gpus=0)
+    for precision, sizes in (("fp16", batches), *more):
+        each = sizes.split() if apart else [sizes]
+        built = [job("-".join(("build", precision, *one.split())), "build", precision, one, (make,)) for one in each]
+        yield from built
+        after = tuple(one.name for one in built)
+        yield job(f"keras_trt-{precision}", " ".join(OURS), precision, sizes, after)
+    for engine in engines.split():
+        on_host = engine == "onnxruntime"
+        yield job(engine, engine, "fp16", batches, (make,), gpus=0 if on_host else 1, seconds=300)
     precisions = dict.fromkeys(("fp16", *(precision for precision, _ in more)))
-    listed = ("--batches", *batches.split(), "--precisions", *precisions)
-    engines_in = ("--engines", "keras_trt", "tensorrt-bare", "limit-pcie", *engines.split())
-    yield Job(f"{model}-table", ("predict.py", model, *folder, "--table", *listed, *engines_in), tuple(names), gpus=0)
+    listed = ("--batches", *batches.split(), "--precisions", *precisions, "--engines", *engines.split(), *OURS)
+    yield Job(f"{model}-table", ("predict.py", model, *folder, "--table", *listed), tuple(names), gpus=0)
 
 
 def single(script: str, *arguments: str, gpus: int = 1, name: str = "", after: tuple[str, ...] = ()) -> Job:
@@ -100,8 +104,7 @@ def jobs(gpus: list[str]) -> Iterator[Job]:
     of_resnet = f"keras-tensorflow-without-xla keras-jax-half {keras}"
     yield from predict("ResNet50", of_resnet, "1 32 128", (("tf32", "128"),), apart=apart)
     yield from predict("MobileNetV2", keras, "1 32 128", apart=apart)
-    sizes = "32" if apart else "1-32-128"
-    built = tuple(f"{model}-keras_trt-fp16-{sizes}" for model in ("ResNet50", "MobileNetV2"))
+    built = tuple(f"{model}-keras_trt-fp16" for model in ("ResNet50", "MobileNetV2"))
     yield single("pipeline", "--folder", "{folder}/predict", after=built)
     yield single("load")
     yield from predict("MobileNetV2-uint8", "keras-tensorflow", "1 32 128", apart=apart)

@@ -3,8 +3,9 @@
 python benchmarks/predict.py ResNet50 [--precisions fp16 tf32] [--batches 1 8 32 128] [--rows 16384]
     [--engines keras-tensorflow keras-jax keras_trt …] [--python keras-jax=/usr/bin/python3]
 
-Each engine runs in a process of its own, in the interpreter that has it, on the same arrays and weights; their answers
-are compared. What is done is kept in a folder, so that a run that was cut off goes on where it was (`--folder`).
+Each engine runs in a process of its own, in the interpreter that has it, on the same arrays and weights; what runs
+TensorRT may share one. Their answers are compared. What is done is kept in a folder, so that a run that was cut off
+goes on where it was (`--folder`).
 
 "Batch b" is an engine whose largest batch is b, and the user's batch_size b; at batch 1 the user gives one row a call.
 An engine that would take long over all rows is given fewer.
@@ -40,7 +41,8 @@ KERAS = (
     "keras-tensorflow", "keras-tensorflow-half", "keras-tensorflow-without-xla",
     "keras-jax", "keras-jax-half", "keras-torch",
 )  # fmt: skip
-ENGINES = (*KERAS, "onnxruntime", "keras_trt", "tensorrt-bare", "limit-pcie")
+OURS = ("keras_trt", "tensorrt-bare", "limit-pcie")
+ENGINES = (*KERAS, "onnxruntime", *OURS)
 #: Rows whose answers are kept and compared.
 COMPARED = 128
 #: Single calls whose times are measured.
@@ -58,11 +60,12 @@ def main() -> None:
     parser.add_argument("--engines", nargs="+", choices=ENGINES, default=list(ENGINES))
     parser.add_argument("--python", nargs="+", default=[], metavar="ENGINE=INTERPRETER")
     parser.add_argument("--folder", type=Path)
-    parser.add_argument("--child", choices=(*ENGINES, "make"), help=argparse.SUPPRESS)
+    parser.add_argument("--child", nargs="+", choices=(*ENGINES, "make", "build"), help=argparse.SUPPRESS)
     parser.add_argument("--table", action="store_true", help="print what the folder holds, and measure nothing")
     asked = parser.parse_args()
     if asked.child:
-        child(asked)
+        for engine in asked.child:
+            child(asked, engine)
         return
     pythons = dict(one.split("=", 1) for one in asked.python)
     with tempfile.TemporaryDirectory() as temporary:
@@ -113,65 +116,70 @@ def start(asked: Any, folder: Path, engine: str, python: str) -> None:
             sys.exit(1)
 
 
-def child(asked: Any) -> None:
+def child(asked: Any, engine: str) -> None:
     """Measure one engine with each batch size that has no row yet, and write its rows."""
     path = asked.folder / f"{asked.model}.keras"
-    if asked.child == "make":
+    if engine == "make":
         models.make(asked.model).save(path)
         return
     import keras
 
     model = keras.saving.load_model(path, compile=False)
-    if asked.child.endswith("-half"):
+    if engine.endswith("-half"):
         keras.config.set_dtype_policy("mixed_float16")
         half = models.MODELS[asked.model]()
         half.set_weights(model.get_weights())
         model = half
-    if asked.child.endswith("-without-xla"):
+    if engine.endswith("-without-xla"):
         model.compile(jit_compile=False)
-    alone = asked.child in ("tensorrt-bare", "limit-pcie")  # these read nothing but sizes of rows
-    rows = models.rows_for(model, max(asked.batches) if alone else asked.rows if max(asked.batches) > 1 else CALLS)
-    for precision, batch in product(precision_of(asked.child, asked), asked.batches):
-        path = result(asked.folder, asked, asked.child, precision, batch)
+    few = engine in ("build", "tensorrt-bare", "limit-pcie")  # these read nothing but sizes of rows
+    with environment.alone():  # which writes some gigabytes
+        rows = models.rows_for(model, max(asked.batches) if few else asked.rows if max(asked.batches) > 1 else CALLS)
+    for precision, batch in product(precision_of(engine, asked), asked.batches):
+        path = result(asked.folder, asked, engine, precision, batch)
         if path.exists():
             continue
-        row: dict[str, Any] = {"model": asked.model, "engine": asked.child, "precision": precision, "batch": batch}
-        if asked.child in KERAS:
+        row: dict[str, Any] = {"model": asked.model, "engine": engine, "precision": precision, "batch": batch}
+        if engine == "build":
+            with accelerate(model, row, asked):
+                continue
+        if engine in KERAS:
             row |= measured(model, rows, batch, path)
-        elif asked.child == "limit-pcie":
+        elif engine == "limit-pcie":
             with environment.alone():
                 row |= pcie(rows[:batch].nbytes, batch)
         else:
-            row |= accelerated(model, rows, row, asked, path)
+            with accelerate(model, row, asked) as fast:
+                row |= accelerated(fast, rows, row, asked, path)
         path.write_text(json.dumps(row))
 
 
-def accelerated(model: Any, rows: np.ndarray, row: dict[str, Any], asked: Any, path: Path) -> dict[str, Any]:
+def accelerate(model: Any, row: dict[str, Any], asked: Any) -> Any:
+    """Return the drop-in of a row, whose engine is in the folder from then on."""
     import keras_trt
 
-    batch = row["batch"]
-    backend: Any = "onnxruntime" if asked.child == "onnxruntime" else "auto"
-    with keras_trt.accelerate(
-        model,
-        backend=backend,
-        precision=row["precision"],
-        batch_sizes=(1, batch, batch),
-        cache=asked.folder / "cache",
-        verbose=0,
-    ) as fast:
-        about = {"precision": fast.precision, "runs": f"{fast.report().title} on {fast.report().device_name}"}
-        if asked.child == "tensorrt-bare":
-            ours = result(asked.folder, asked, "keras_trt", row["precision"], batch)
-            slots = json.loads(ours.read_text())["slots"] if ours.exists() else depth(fast)
-            with environment.alone():
-                return about | bare(fast, rows[:batch], slots)
-        if asked.child == "onnxruntime":
-            return about | measured(fast, rows, batch, path)
+    backend: Any = "onnxruntime" if row["engine"] == "onnxruntime" else "auto"
+    sizes, cache = (1, row["batch"], row["batch"]), asked.folder / "cache"
+    return keras_trt.accelerate(
+        model, backend=backend, precision=row["precision"], batch_sizes=sizes, cache=cache, verbose=0
+    )
+
+
+def accelerated(fast: Any, rows: np.ndarray, row: dict[str, Any], asked: Any, path: Path) -> dict[str, Any]:
+    batch, about = row["batch"], {"runs": f"{fast.report().title} on {fast.report().device_name}"}
+    about |= {"precision": fast.precision}
+    if row["engine"] == "onnxruntime":
+        return about | measured(fast, rows, batch, path)
+    if row["engine"] == "tensorrt-bare":
+        ours = result(asked.folder, asked, "keras_trt", row["precision"], batch)
+        slots = json.loads(ours.read_text())["slots"] if ours.exists() else depth(fast)
         with environment.alone():
-            measured_again(fast)
-        found = about | {"slots": depth(fast)} | measured(fast, rows, batch, path)
-        with environment.alone():
-            return found | beside_raw(fast, rows[:batch])
+            return about | bare(fast, rows[:batch], slots)
+    with environment.alone():
+        measured_again(fast)
+    found = about | {"slots": depth(fast)} | measured(fast, rows, batch, path)
+    with environment.alone():
+        return found | beside_raw(fast, rows[:batch])
 
 
 def measured(model: Any, rows: np.ndarray, batch: int, path: Path) -> dict[str, Any]:
