@@ -2,19 +2,22 @@
 
 python benchmarks/load.py [--models MLP MobileNetV2] [--precision fp16] [--threads 1 5 16 32] [--calls 200000]
 
-Each thread calls `predict_on_batch` with one row or 32 of its own, twice with each number of threads by turns, as the
-same calls take a tenth longer or shorter some seconds later. The calls after that are of mixed batch sizes; between
-them the memory of the process and what is taken of the GPU's are read.
+Each thread calls `predict_on_batch` with one row or 32 of its own, for moments with each number of threads by turns, of
+which the median counts: the same calls of one thread were seen to take a fifth longer or shorter some seconds later.
+The calls after that are of mixed batch sizes; between them the memory of the process and what is taken of the GPU's are
+read.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
+import statistics
 import sys
 import threading
 import time
-from itertools import product
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +30,8 @@ import environment
 import models
 
 BATCH = 32
+#: How often each number of threads has its turn.
+ROUNDS = 10
 #: Sizes of single calls: the usual ones, odd ones, and more than an engine takes; each as often as it is small, so that
 #: of all calls together each size has as many rows.
 SIZES = np.array((1, 2, 3, 7, 8, 16, 31, 32, 33, 57, 150))
@@ -60,6 +65,13 @@ def run_threads(
     passed = time.perf_counter() - begin
     found = {"batch": batch, "threads": count, "rows_per_s": sum(calls) * batch / passed}
     return {**found, "calls": sum(calls), "wrong": sum(wrong)}
+
+
+def summed(found: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Return what rounds of one number of threads gave."""
+    rates = sorted(one["rows_per_s"] for one in found)
+    rate = {"rows_per_s": statistics.median(rates), "slowest": rates[0], "fastest": rates[-1]}
+    return {**found[0], **rate, **{what: sum(one[what] for one in found) for what in ("calls", "wrong")}}
 
 
 def largest_difference(fast: Any, rows: np.ndarray, wanted: np.ndarray) -> float:
@@ -105,7 +117,7 @@ def main() -> None:
     parser.add_argument("--backend", default="auto")
     parser.add_argument("--precision")
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 5, 16, 32])
-    parser.add_argument("--seconds", type=float, default=2.0)
+    parser.add_argument("--seconds", type=float, default=4.0, help="of each number of threads, in all")
     parser.add_argument("--calls", type=int, default=200_000)
     chosen = parser.parse_args()
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -121,10 +133,12 @@ def main() -> None:
             about = {"model": name, "engine": fast.report().title, "precision": fast.precision}
             with environment.alone():
                 limit = 3 * largest_difference(fast, rows, wanted)
-                for batch, count in product((1, BATCH), chosen.threads * 2):
-                    found = run_threads(fast, rows, wanted, limit, batch=batch, count=count, seconds=chosen.seconds)
-                    table.append({**about, **found})
-                    print(table[-1], flush=True)
+                for batch in (1, BATCH):
+                    run = partial(run_threads, fast, rows, wanted, limit, batch=batch, seconds=chosen.seconds / ROUNDS)
+                    rounds = [[run(count=count) for count in chosen.threads] for _ in range(ROUNDS)]
+                    for found in zip(*rounds, strict=True):
+                        table.append({**about, **summed(found)})
+                        print(table[-1], flush=True)
             if chosen.calls:
                 table.append({**about, "memory": run_calls(fast, rows, chosen.calls)})
     print("written:", environment.write("load", {**environment.describe("load.py"), "rows": table}))

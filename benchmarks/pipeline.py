@@ -10,7 +10,7 @@ Each way runs `predict` of the same rows on the same engine, and is told as a sh
   as in `predict`, but for all that the processor does there. What this loses against the engine alone no pipeline can
   have: most likely new rows take room in the GPU's cache;
 - `rows sent ahead, host busy`: the same while the host copies a batch of rows for each that is launched, as `predict`
-  does, to memory that nobody waits for. What this loses against the one before is the price of the copies themselves;
+  does, to memory that the GPU does not read. What this loses against the one before is what copies cost by themselves;
 - `as it is`; `copied in the graph`, where the GPU's own work waits for rows; `N slots, M threads`; page-locked memory
   that is `write-combined`;
 - `nothing copied`: the pipeline without the copies of rows on the host, which leaves what the loop itself takes;
@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import argparse
 import collections
+import itertools
 import json
 import os
 import statistics
@@ -30,7 +31,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from functools import partial
 from itertools import product
 from pathlib import Path
@@ -44,12 +45,11 @@ sys.path.insert(1, str(Path(__file__).parent.parent))
 
 import environment
 import models
-from predict import depth, measured_again, prepared, times
+from predict import measured_again, prepared, times
 
 from keras_trt import cuda
 from keras_trt.cuda.runtime import bindings
-from keras_trt.runtime import copying, results, slots
-from keras_trt.runtime.gpu import GpuRunner
+from keras_trt.runtime import SLOTS, copying, results, slots
 from keras_trt.specs import Pipelining
 
 #: What the calling thread does for a batch: how it is told, and where it is.
@@ -67,32 +67,15 @@ REPLAYS = ("engine alone", "with copies", "rows sent ahead", "rows sent ahead, h
 THREADS, DEPTHS = (4, 8), (4, 6, 8)
 
 
-def ways(found: Pipelining | None) -> Iterator[tuple[str, list[Any]]]:
-    """Yield what is tried: its name, and what is another way of doing things in it than what was `found` best."""
-    usual = pipelined(found)
-    yield "as it is", usual
-    yield "copied in the graph", [*usual, mock.patch.object(slots, "AHEAD", sys.maxsize)]
+def ways(found: Pipelining) -> Iterator[tuple[str, Pipelining, list[Any]]]:
+    """Yield what is tried: its name, how many slots and threads it has, and what else differs from what is usual."""
+    yield "as it is", found, []
+    yield "copied in the graph", found, [mock.patch.object(slots, "AHEAD", sys.maxsize)]
     for count in DEPTHS:
         for threads in THREADS:
             if threads <= copying.cores():
-                yield f"{count} slots, {threads} threads", pipelined(Pipelining(count, threads))
-    yield "write-combined", [*usual, write_combined()]
-
-
-def pipelined(how: Pipelining | None) -> list[Any]:
-    """Return what lets an engine have so many batches under way, each copied by so many threads."""
-    if how is None:
-        return []
-    use = GpuRunner.pipeline
-    return [mock.patch.object(GpuRunner, "pipeline", lambda runner, _: use(runner, how))]
-
-
-@contextmanager
-def entered(patches: list[Any]) -> Iterator[None]:
-    with ExitStack() as stack:
-        for patch in patches:
-            stack.enter_context(patch)
-        yield
+                yield f"{count} slots, {threads} threads", Pipelining(count, threads), []
+    yield "write-combined", found, [write_combined()]
 
 
 def write_combined() -> Any:
@@ -129,72 +112,97 @@ def watched(seconds: dict[str, float]) -> Iterator[None]:
         yield
 
 
-def replayed(fast: Any, rows: np.ndarray, batch: int, count: int, way: str) -> float:
+def replayed(fast: Any, rows: np.ndarray, batch: int, how: Pipelining, way: str) -> float:
     """Return rows a second of graphs on so many slots, by one of `REPLAYS`."""
-    made = [prepared(fast, rows[:batch]) for _ in range(count)]
-    (name,) = made[0]._engine.input_names
-    size, outputs = rows[:batch].nbytes, set(made[0]._engine.output_names)
-    ahead, busy = way.startswith("rows sent ahead"), way.endswith("host busy")
-    apart = {name} if ahead else {"engine alone": {name} | outputs, "with copies": set()}[way]
-    graphs = [cuda.capture(one._stream, partial(one._enqueue, apart)) for one in made]
-    parts = [rows[start : start + batch] for start in range(0, len(rows) - batch + 1, batch)]
-    under_way: collections.deque[copying.Copy] = collections.deque()
-    with cuda.current_device(0):
-        locked = [cuda.PinnedMemory(size) for _ in made if busy]
+    with ExitStack() as held:
+        made = [held.enter_context(closing(prepared(fast, rows[:batch]))) for _ in range(how.slots)]
+        (name,) = made[0]._engine.input_names
+        size, outputs = rows[:batch].nbytes, set(made[0]._engine.output_names)
+        ahead, busy = way.startswith("rows sent ahead"), way.endswith("host busy")
+        apart = {name} if ahead else {"engine alone": {name} | outputs, "with copies": set()}[way]
+        graphs = [cuda.capture(one._stream, partial(one._enqueue, apart)) for one in made]
+        for graph in graphs:
+            held.callback(graph.close)
+        parts = itertools.cycle([rows[start : start + batch] for start in range(0, len(rows) - batch + 1, batch)])
+        with cuda.current_device(0):
+            locked = [held.enter_context(closing(cuda.PinnedMemory(size))) for _ in made if busy]
+        targets = itertools.cycle([one.array[:size].view(rows.dtype).reshape(rows[:batch].shape) for one in locked])
+        under_way: collections.deque[copying.Copy] = collections.deque()
+        held.callback(lambda: collections.deque(map(copying.Copy.finish, under_way), 0))
 
-    def send(i: int) -> None:
-        slot = made[i % count]
-        slot._stream.synchronize()
-        cuda.copy_to_device(slot._buffers[name].device, slot._buffers[name].pinned, size, slot._stream)
+        def send(slot: slots.Slot) -> None:
+            slot._stream.synchronize()
+            cuda.copy_to_device(slot._buffers[name].device, slot._buffers[name].pinned, size, slot._stream)
 
-    def copy(i: int) -> None:
-        if len(under_way) == count:
-            under_way.popleft().finish()
-        target = locked[i % count].array[:size].view(rows.dtype).reshape(rows[:batch].shape)
-        under_way.append(copying.Copy(target, parts[i % len(parts)]))
-        under_way[-1].begin()
+        def copy() -> None:
+            if len(under_way) == how.slots:
+                under_way.popleft().finish()
+            under_way.append(copying.Copy(next(targets), next(parts), how.threads))
+            under_way[-1].begin()
 
-    def launch() -> None:
-        for i in range(200):
-            if busy:
-                copy(i)
-            if ahead:
-                send(i + 1)
-                made[i % count]._stream.synchronize()
-            graphs[i % count].launch(made[i % count]._stream)
-        for one in made:
-            one._stream.synchronize()
+        def launch() -> None:
+            for i in range(200):
+                if busy:
+                    copy()
+                if ahead:
+                    send(made[(i + 1) % how.slots])
+                    made[i % how.slots]._stream.synchronize()
+                graphs[i % how.slots].launch(made[i % how.slots]._stream)
+            for one in made:
+                one._stream.synchronize()
 
-    found = 200 * batch / statistics.median(times(launch, 5))
-    for one in under_way:
-        one.finish()
-    for held in (*graphs, *made, *locked):
-        held.close()
-    return found
+        return 200 * batch / statistics.median(times(launch, 5))
 
 
-def piped(open_engine: Callable[[], Any], rows: np.ndarray, batch: int, *, copies: bool = True) -> dict[str, Any]:
+def piped(fast: Any, rows: np.ndarray, batch: int, how: Pipelining, *, copies: bool = True) -> dict[str, Any]:
     """Return rows a second of `predict`, the best of four as others may use the memory too, and where the time goes."""
 
     def nothing(buffer: slots._Buffer, source: np.ndarray, *how: int) -> None:  # noqa: ARG001
         buffer._rows = len(source)
 
-    with open_engine() as fast, ExitStack() as patches:
+    def run() -> float:
+        began = time.perf_counter()
+        fast.predict(rows, batch_size=batch, verbose=0)
+        return time.perf_counter() - began
+
+    runner = fast._session._runner
+    runner.pipeline(Pipelining(0, 1))  # so that all slots are new
+    runner.pipeline(how)
+    with ExitStack() as patches, environment.alone():
         if not copies:
             patches.enter_context(mock.patch.object(slots._Buffer, "begin", nothing))
-
-        def run() -> float:
-            began = time.perf_counter()
-            fast.predict(rows, batch_size=batch, verbose=0)
-            return time.perf_counter() - began
-
-        with environment.alone():
+        run()
+        best, parts = min(run() for _ in range(4)), collections.defaultdict[str, float](float)
+        with watched(parts):
             run()
-            best, parts = min(run() for _ in range(4)), collections.defaultdict[str, float](float)
-            with watched(parts):
-                run()
     each = {part: round(1e6 * total * batch / len(rows), 1) for part, total in parts.items()}
     return {"rows_per_s": len(rows) / best, "us_per_batch": each}
+
+
+def ways_of(fast: Any, rows: np.ndarray, batch: int) -> Iterator[dict[str, Any]]:
+    """Yield what each way gives, and its share of the engine alone."""
+    with environment.alone():
+        found = measured_again(fast) or Pipelining(SLOTS, copying.THREADS)
+        print(f"{fast.report().title}, {found}", flush=True)
+        rates = {"engine alone": (alone := replayed(fast, rows, batch, found, "engine alone"))}
+        for way, count in product(REPLAYS, (1, 2, *DEPTHS)):
+            rates[f"{way}, {count} slots"] = replayed(fast, rows, batch, Pipelining(count, found.threads), way)
+    for way, rate in rates.items():
+        yield {"way": way, "rows_per_s": rate, "ratio": rate / alone}
+
+    def tell(way: str, figures: dict[str, Any]) -> dict[str, Any]:
+        return {"way": way, **figures, "ratio": figures["rows_per_s"] / alone}
+
+    yield tell("nothing copied", piped(fast, rows, batch, found, copies=False))
+    with cuda.current_device(0), closing(cuda.PinnedMemory(rows.nbytes)) as locked:
+        there = locked.array.view(rows.dtype).reshape(rows.shape)
+        there[...] = rows
+        yield tell("rows page-locked", piped(fast, there, batch, found))
+    for way, how, patches in ways(found):
+        with ExitStack() as stack:
+            for patch in patches:
+                stack.enter_context(patch)
+            yield tell(way, piped(fast, rows, batch, how))
 
 
 def main() -> None:
@@ -221,38 +229,13 @@ def main() -> None:
             model: Any = keras.saving.load_model(path, compile=False)
             rows = models.rows_for(model, chosen.rows)
             sizes, cache = (1, chosen.batch, chosen.batch), folder / "cache"
-            open_engine = partial(
-                keras_trt.accelerate, model, precision=chosen.precision, batch_sizes=sizes, cache=cache, verbose=0
-            )
-            with open_engine() as fast, environment.alone():
-                measured = measured_again(fast)
-                print(f"{name}, {fast.precision}: {fast.report().title}, {measured}", flush=True)
-                alone = replayed(fast, rows, chosen.batch, depth(fast), "engine alone")
-                others = {
-                    f"{way}, {count} slots": replayed(fast, rows, chosen.batch, count, way)
-                    for way, count in product(REPLAYS, (1, 2, *DEPTHS))
-                }
-
-            def tell(way: str, figures: dict[str, Any], name: str = name, alone: float = alone) -> None:
-                about = {"model": name, "precision": chosen.precision, "batch": chosen.batch, "way": way}
-                table.append({**about, **figures, "ratio": figures["rows_per_s"] / alone})
-                print(json.dumps(table[-1]), flush=True)
-
-            tell("engine alone", {"rows_per_s": alone})
-            for way, found in others.items():
-                tell(way, {"rows_per_s": found})
-            with entered(pipelined(measured)):
-                tell("nothing copied", piped(open_engine, rows, chosen.batch, copies=False))
-            with cuda.current_device(0):
-                locked = cuda.PinnedMemory(rows.nbytes)
-            there = locked.array.view(rows.dtype).reshape(rows.shape)
-            there[...] = rows
-            with entered(pipelined(measured)):
-                tell("rows page-locked", piped(open_engine, there, chosen.batch))
-            locked.close()
-            for way, patches in ways(measured):
-                with entered(patches):
-                    tell(way, piped(open_engine, rows, chosen.batch))
+            with keras_trt.accelerate(
+                model, precision=chosen.precision, batch_sizes=sizes, cache=cache, verbose=0
+            ) as fast:
+                for row in ways_of(fast, rows, chosen.batch):
+                    about = {"model": name, "precision": chosen.precision, "batch": chosen.batch}
+                    table.append({**about, **row})
+                    print(json.dumps(table[-1]), flush=True)
     print("written:", environment.write("pipeline", {**environment.describe("pipeline.py"), "rows": table}))
 
 

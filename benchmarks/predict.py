@@ -172,9 +172,9 @@ def accelerated(fast: Any, rows: np.ndarray, row: dict[str, Any], asked: Any, pa
         return about | measured(fast, rows, batch, path)
     if row["engine"] == "tensorrt-bare":
         ours = result(asked.folder, asked, "keras_trt", row["precision"], batch)
-        slots = json.loads(ours.read_text())["slots"] if ours.exists() else depth(fast)
+        known = json.loads(ours.read_text()) if ours.exists() else {}
         with environment.alone():
-            return about | bare(fast, rows[:batch], slots)
+            return about | bare(fast, rows[:batch], known.get("slots") or depth(fast))
     with environment.alone():
         measured_again(fast)
     found = about | {"slots": depth(fast)} | measured(fast, rows, batch, path)

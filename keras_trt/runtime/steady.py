@@ -57,7 +57,8 @@ class Steady:
     def is_short(self) -> bool:
         """Whether two such calls at once would take longer than one after the other.
 
-        By what was measured, or by the shortest of these calls: others may have used the GPU while it was measured.
+        By what was measured, or by the shortest of these calls that was alone: others may have used the GPU while it
+        was measured.
         """
         return self._least < SHORT
 
@@ -88,12 +89,12 @@ class Steady:
             with cuda.current_device(self._device):
                 done = slot.repeat({name: call[place] for name, place in self._places}, self._direct)
             outputs = [slot.output(name).astype(dtype) for name, dtype in self._outputs] if done else None
+            if done:
+                self._least = min(self._least, time.perf_counter() - began)
             self._pool.give(slot)
         except BaseException:
             self._pool.give_up(slot)
             raise
-        if done:
-            self._least = min(self._least, time.perf_counter() - began)
         return outputs
 
 

@@ -12,9 +12,9 @@ import pytest
 
 from keras_trt.runtime import Session, copying
 from keras_trt.runtime.slots import _Buffer
-from keras_trt.specs import OptimizationProfile, ShapeRange, Signature, TensorSpec
+from keras_trt.specs import OptimizationProfile, Pipelining, ShapeRange, Signature, TensorSpec
 
-from .helpers import Array, session
+from .helpers import Array, runner_of, session
 from .host_cuda import HostCuda
 from .host_engine import HostContext, HostEngineOnDevice
 
@@ -43,9 +43,10 @@ def test_the_pipeline_is_timed_with_and_without_copies(
     monkeypatch.setattr(pipeline.environment, "alone", nullcontext)
     put, begin, copied = copying.put, _Buffer.begin, list[int]()
     monkeypatch.setattr(copying, "put", lambda target, source: (copied.append(len(source)), put(target, source)))
-    found = pipeline.piped(
-        lambda: Fast(session(HostEngineOnDevice(host_cuda))), np.ones((64, 5), "float32"), 8, copies=copies
-    )
+    one, how = session(HostEngineOnDevice(host_cuda)), Pipelining(3, 1)
+    found = pipeline.piped(Fast(one), np.ones((64, 5), "float32"), 8, how, copies=copies)
+    assert runner_of(one)._pool._limit == 3
+    one.close()
     assert found["rows_per_s"] > 0
     assert set(found["us_per_batch"]) | {"sleeps"} == {part for part, *_ in pipeline.PARTS}
     assert bool(copied) == copies
@@ -82,18 +83,20 @@ def test_graphs_are_launched_with_what_their_way_copies(
     monkeypatch.syspath_prepend(BENCHMARKS)
     pipeline = importlib.import_module("pipeline")
     assert way in pipeline.REPLAYS
-    copied: list[int] = []
-    monkeypatch.setattr(copying, "put", lambda _, source: copied.append(len(source)))
+    copied: list[tuple[int, int]] = []  # what, and to where
+    monkeypatch.setattr(copying, "put", lambda to, rows: copied.append((int(rows[0, 0]), to.ctypes.data)))
     x, y = TensorSpec("x", (None, 5), "float32"), TensorSpec("y", (None, 5), "float32")
     profile = OptimizationProfile({"x": ShapeRange((1, 5), (8, 5), (8, 5))})
     engine = OneInput(host_cuda)
     one = Session([engine], Signature((x,), (y,), 0, 0), profile, rows_independent=True)
-    before = host_cuda.calls["cudaMemcpyAsync"]
-    assert pipeline.replayed(Fast(one), np.ones((64, 5), "float32"), 8, count, way) > 0
-    ahead = host_cuda.calls["cudaMemcpyAsync"] - before
-    launched = host_cuda.calls["cudaGraphLaunch"]
+    rows = np.repeat(np.arange(64, dtype="float32")[:, np.newaxis] // 8, 5, axis=1)
+    assert pipeline.replayed(Fast(one), rows, 8, Pipelining(count, 2), way) > 0
+    launched, ahead = host_cuda.calls["cudaGraphLaunch"], way.startswith("rows sent ahead")
+    assert launched
     assert launched % 200 == 0
-    assert (ahead >= launched) == way.startswith("rows sent ahead")
-    assert copied == [8] * launched * way.endswith("host busy")
+    recorded = {"engine alone": 0, "with copies": 2}.get(way, 1)
+    assert host_cuda.calls["cudaMemcpyAsync"] == count * (2 + recorded) + launched * ahead
+    assert [batch for batch, _ in copied] == [i % 8 for i in range(launched * way.endswith("host busy"))]
+    assert len({to for _, to in copied}) == count * way.endswith("host busy")
     assert not engine.open_contexts()
     one.close()

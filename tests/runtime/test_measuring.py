@@ -17,7 +17,7 @@ from keras_trt.runtime import copying, measuring
 from keras_trt.runtime.pool import SLOTS
 from keras_trt.specs import Cost, Pipelining
 
-from .helpers import assert_right, inputs, session
+from .helpers import assert_right, inputs, runner_of, session
 from .host_cuda import HostCuda
 from .host_engine import HostEngineOnDevice
 from .host_parts import Status
@@ -108,20 +108,40 @@ def test_what_disturbs_many_runs_of_a_short_batch_counts_for_nothing(monkeypatch
 
     def run(rows: Any, batches: Any) -> Any:
         runs[len(batches)] += 1
-        machine.now += len(batches) * (1e-4 if runs[len(batches)] > 20 else 5e-4)
+        first = 1.0 * (runs[len(batches)] == 1)  # makes a context, and loads kernels
+        machine.now += first + len(batches) * (1e-4 if runs[len(batches)] > 20 else 5e-4)
         return rows
 
     assert measuring.costs(run, machine._zeros, [8])[8].alone == pytest.approx(1e-4)
 
 
-def test_what_disturbs_a_way_for_a_while_counts_for_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("disturbed", [1, 2])
+def test_what_disturbs_a_way_for_a_while_counts_for_nothing(monkeypatch: pytest.MonkeyPatch, disturbed: int) -> None:
     def seconds(how: Pipelining) -> float:
         if how == Pipelining(SLOTS, 8):
-            return 1.0 if len(set(machine.tried)) < 4 else 0.1  # the first time
+            return 1.0 if machine.tried.count(how) == disturbed else 0.1
         return 0.2
 
     machine = Machine(monkeypatch, seconds, 16)
     assert machine.best() == Pipelining(SLOTS, 8)
+
+
+@pytest.mark.parametrize("missing", [1, 2])
+def test_a_way_that_once_found_no_memory_is_not_chosen(monkeypatch: pytest.MonkeyPatch, missing: int) -> None:
+    def seconds(how: Pipelining) -> float:
+        if how.slots > SLOTS and machine.tried.count(how) == missing:
+            raise CudaError("There is no memory.", name="cudaErrorMemoryAllocation")
+        return 1 / how.slots
+
+    machine = Machine(monkeypatch, seconds, 16)
+    assert machine.best() == Pipelining(SLOTS, 4)
+    assert machine.tried.count(Pipelining(SLOTS + 4, 8)) == missing  # and not tried again
+
+
+def test_no_more_slots_are_tried_than_batches_are_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    machine = Machine(monkeypatch, lambda how: 1 / how.slots, 16)
+    cost = Cost(0.25 / (SLOTS + 2), 1e-4)
+    assert measuring.pipelining(machine._run, machine._zeros, machine.tried.append, 8, cost) == Pipelining(SLOTS + 2, 4)
 
 
 def test_where_there_is_no_memory_for_several_none_is_gained(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -170,4 +190,9 @@ def test_a_session_measures_it_and_goes_by_it(host_cuda: HostCuda, monkeypatch: 
     one.close()
     again = session(HostEngineOnDevice(host_cuda), measured=found)
     assert again.measured == found
+    assert runner_of(again)._pool._limit == found.pipelining.slots
+    monkeypatch.setattr(measuring, "_ONE_THREADS", 1e12)  # on another day it does not matter
+    again.measure()
+    assert again.measured.pipelining is None
+    assert (runner_of(again)._pool._limit, runner_of(again)._threads) == (SLOTS, copying.THREADS)
     again.close()

@@ -342,6 +342,21 @@ def test_calls_that_are_shorter_than_was_measured_take_turns(
         taken.clear()
 
 
+def test_a_call_that_found_no_graph_was_not_short(
+    one: Session, taken: list[bool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settle(one)
+    monkeypatch.setattr("keras_trt.runtime.steady.time", SimpleNamespace(perf_counter=lambda: 0.0))
+    with monkeypatch.context() as patches:
+        patches.setattr(Slot, "repeat", lambda *_: False)
+        assert_right(one, inputs(8))
+    assert taken == [False]
+    assert one._steady is not None
+    assert not one._steady.is_short
+    assert_right(one, inputs(8))
+    assert one._steady.is_short
+
+
 def test_a_short_call_beside_a_long_one_waits_for_one_turn(
     host_cuda: HostCuda, taken: list[bool], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -15,6 +15,7 @@ from keras_trt.runtime import session as session_module
 from keras_trt.runtime import turns as turns_module
 from keras_trt.runtime.plan import Batch
 from keras_trt.runtime.results import RowsDependError
+from keras_trt.runtime.steady import Steady
 
 from .helpers import Array, assert_right, in_threads, inputs, session
 from .host_cuda import HostCuda
@@ -155,6 +156,7 @@ def test_ctrl_c_at_any_moment_of_whoever_runs_the_others_along(
     host_cuda: HostCuda, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(turns_module, "QUANTUM", 0.001)
+    monkeypatch.setattr(Steady, "is_short", False)  # as costs say, and not as fast as the host is
     one = session(HostEngineOnDevice(host_cuda), largest=32, costs=COSTS)
     assert_right(one, inputs(1))
     ran = noted(one, monkeypatch)
