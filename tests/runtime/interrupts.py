@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dis
 import functools
+import gc
 import sys
 from collections.abc import Callable
 from types import CodeType, FrameType, ModuleType
@@ -14,7 +15,8 @@ def interrupted_at(moment: int, work: Callable[[], object], *modules: ModuleType
     """Run `work`, with a KeyboardInterrupt at the moment of that number within the modules; tell whether it came.
 
     CPython looks for signals when a function begins, after a call of what is not a Python function, and where a loop
-    jumps back; never between a `with` and its block where a lock is entered.
+    jumps back; never between a `with` and its block where a lock is entered. Garbage is not collected meanwhile: where
+    it is another test's model, its engine is closed then, and nobody hears of an interrupt in there.
     """
     names, left = {module.__file__ for module in modules}, moment
     before: dict[FrameType, str] = {}
@@ -45,7 +47,8 @@ def interrupted_at(moment: int, work: Callable[[], object], *modules: ModuleType
         look()
         return opcodes
 
-    outer = sys.gettrace()
+    outer, collects = sys.gettrace(), gc.isenabled()
+    gc.disable()
     sys.settrace(calls)
     try:
         work()
@@ -54,6 +57,8 @@ def interrupted_at(moment: int, work: Callable[[], object], *modules: ModuleType
         assert left < 0
     finally:
         sys.settrace(outer)
+        if collects:
+            gc.enable()
     return left < 0
 
 

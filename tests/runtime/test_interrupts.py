@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import itertools
 import threading
+import weakref
 from types import SimpleNamespace
 
 import pytest
@@ -80,6 +82,27 @@ def test_a_call_with_batches_under_way(monkeypatch: pytest.MonkeyPatch) -> None:
             assert moment > 300
             assert slept
             return
+
+
+def test_nothing_of_others_is_collected_meanwhile() -> None:
+    collected, meanwhile, before = list[int](), list[int](), gc.get_threshold()
+    one = threading.Event()
+    one.itself = one  # type: ignore[attr-defined]
+    weakref.finalize(one, collected.append, 1)
+    del one
+
+    def work() -> None:
+        gc.set_threshold(1)
+        _ = [[] for _ in range(1000)]
+        meanwhile.extend(collected)
+
+    try:
+        interrupted_at(1 << 30, work, pool_module)
+        _ = [[] for _ in range(1000)]
+        assert collected
+        assert not meanwhile
+    finally:
+        gc.set_threshold(*before)
 
 
 def test_a_slot_that_is_given_to_another() -> None:
