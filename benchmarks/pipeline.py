@@ -45,11 +45,12 @@ sys.path.insert(1, str(Path(__file__).parent.parent))
 
 import environment
 import models
-from predict import measured_again, prepared, times
+from predict import accelerate, measured_again, prepared, times
 
 from keras_trt import cuda
 from keras_trt.cuda.runtime import bindings
-from keras_trt.runtime import SLOTS, copying, results, slots
+from keras_trt.runtime import copying, results, slots
+from keras_trt.runtime.measuring import USUAL
 from keras_trt.specs import Pipelining
 
 #: What the calling thread does for a batch: how it is told, and where it is.
@@ -182,7 +183,7 @@ def piped(fast: Any, rows: np.ndarray, batch: int, how: Pipelining, *, copies: b
 def ways_of(fast: Any, rows: np.ndarray, batch: int) -> Iterator[dict[str, Any]]:
     """Yield what each way gives, and its share of the engine alone."""
     with environment.alone():
-        found = measured_again(fast) or Pipelining(SLOTS, copying.THREADS)
+        found = measured_again(fast) or USUAL
         print(f"{fast.report().title}, {found}", flush=True)
         rates = {"engine alone": (alone := replayed(fast, rows, batch, found, "engine alone"))}
         for way, count in product(REPLAYS, (1, 2, *DEPTHS)):
@@ -216,8 +217,6 @@ def main() -> None:
     os.environ.setdefault("TF_FORCE_GPU_ALLOW_GROWTH", "true")  # TensorFlow is beside TensorRT
     import keras
 
-    import keras_trt
-
     table: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as temporary:
         folder = chosen.folder or Path(temporary)
@@ -228,10 +227,7 @@ def main() -> None:
                 models.make(name).save(path)
             model: Any = keras.saving.load_model(path, compile=False)
             rows = models.rows_for(model, chosen.rows)
-            sizes, cache = (1, chosen.batch, chosen.batch), folder / "cache"
-            with keras_trt.accelerate(
-                model, precision=chosen.precision, batch_sizes=sizes, cache=cache, verbose=0
-            ) as fast:
+            with accelerate(model, folder, "keras_trt", chosen.precision, chosen.batch) as fast:
                 for row in ways_of(fast, rows, chosen.batch):
                     about = {"model": name, "precision": chosen.precision, "batch": chosen.batch}
                     table.append({**about, **row})

@@ -132,7 +132,11 @@ def child(asked: Any, engine: str) -> None:
         model = half
     if engine.endswith("-without-xla"):
         model.compile(jit_compile=False)
-    few = engine in ("build", "tensorrt-bare", "limit-pcie")  # these read nothing but sizes of rows
+    if engine == "build":
+        for precision, batch in product(asked.precisions, asked.batches):
+            accelerate(model, asked.folder, engine, precision, batch).close()
+        return
+    few = engine in ("tensorrt-bare", "limit-pcie")  # these read nothing but sizes of rows
     with environment.alone():  # which writes some gigabytes
         rows = models.rows_for(model, max(asked.batches) if few else asked.rows if max(asked.batches) > 1 else CALLS)
     for precision, batch in product(precision_of(engine, asked), asked.batches):
@@ -140,34 +144,29 @@ def child(asked: Any, engine: str) -> None:
         if path.exists():
             continue
         row: dict[str, Any] = {"model": asked.model, "engine": engine, "precision": precision, "batch": batch}
-        if engine == "build":
-            with accelerate(model, row, asked):
-                continue
         if engine in KERAS:
             row |= measured(model, rows, batch, path)
         elif engine == "limit-pcie":
             with environment.alone():
                 row |= pcie(rows[:batch].nbytes, batch)
         else:
-            with accelerate(model, row, asked) as fast:
+            with accelerate(model, asked.folder, engine, precision, batch) as fast:
                 row |= accelerated(fast, rows, row, asked, path)
         path.write_text(json.dumps(row))
 
 
-def accelerate(model: Any, row: dict[str, Any], asked: Any) -> Any:
+def accelerate(model: Any, folder: Path, engine: str, precision: Any, batch: int) -> Any:
     """Return the drop-in of a row, whose engine is in the folder from then on."""
     import keras_trt
 
-    backend: Any = "onnxruntime" if row["engine"] == "onnxruntime" else "auto"
-    sizes, cache = (1, row["batch"], row["batch"]), asked.folder / "cache"
-    return keras_trt.accelerate(
-        model, backend=backend, precision=row["precision"], batch_sizes=sizes, cache=cache, verbose=0
-    )
+    backend: Any = "onnxruntime" if engine == "onnxruntime" else "auto"
+    sizes, cache = (1, batch, batch), folder / "cache"
+    return keras_trt.accelerate(model, backend=backend, precision=precision, batch_sizes=sizes, cache=cache, verbose=0)
 
 
 def accelerated(fast: Any, rows: np.ndarray, row: dict[str, Any], asked: Any, path: Path) -> dict[str, Any]:
-    batch, about = row["batch"], {"runs": f"{fast.report().title} on {fast.report().device_name}"}
-    about |= {"precision": fast.precision}
+    batch = row["batch"]
+    about = {"precision": fast.precision, "runs": f"{fast.report().title} on {fast.report().device_name}"}
     if row["engine"] == "onnxruntime":
         return about | measured(fast, rows, batch, path)
     if row["engine"] == "tensorrt-bare":

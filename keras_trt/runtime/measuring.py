@@ -21,6 +21,8 @@ Run = Callable[[Sequence[Array], Sequence[Batch]], Sequence[Array]]
 #: Makes so many rows of zeros, for each input.
 Zeros = Callable[[int], list[Array]]
 
+#: How pipelines run where it was not measured, or does not matter.
+USUAL = Pipelining(SLOTS, copying.THREADS)
 #: Batches of a pipeline that is timed, and the seconds that they may take: of so many, what the first and the last take
 #: alone is a small part.
 _BATCHES, _SECONDS = 24, 0.25

@@ -16,15 +16,14 @@ from .._warn import warn
 from ..backends.base import Array, DeviceEngine, HostEngine
 from ..cuda import DeviceArray
 from ..errors import CudaError, FallbackWarning, PlanError
-from ..specs import Measured, OptimizationProfile, Pipelining, Signature
-from . import copying, measuring
+from ..specs import Measured, OptimizationProfile, Signature
+from . import measuring
 from .copying import Rows
 from .gpu import GpuRunner, Usage
 from .host import HostRunner
 from .lifetime import Lifetime, Use
 from .objections import Objection, objection
 from .plan import USUAL_SIZES, WORTH_WAKING, Batch, BatchPlan
-from .pool import SLOTS
 from .replicas import Replicas
 from .results import Results, RowsDependError, apart, deliver, onwards
 from .steady import Steady
@@ -308,7 +307,7 @@ class Session:
         shapes = [self.profile.shapes[spec.name].opt[1:] for spec in self._inputs]
         zeros = partial(measuring.zeros, shapes, [np.dtype(spec.dtype) for spec in self._inputs])
         run = partial(self._run_batches, regrouped=True)
-        self._runner.pipeline(Pipelining(SLOTS, copying.THREADS))  # whatever was found before
+        self._runner.pipeline(measuring.USUAL)  # whatever was found before
         try:
             largest = measuring.costs(run, zeros, [self._largest])
             use, cost = self._runner.pipeline, largest[self._largest]

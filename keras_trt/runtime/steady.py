@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -44,23 +43,15 @@ class Steady:
         inputs: Sequence[Array],
     ) -> None:
         self.plan = plan
-        seconds = plan.seconds(len(inputs[0]))
-        self._least = math.inf if seconds is None else seconds
+        # Whether two at once would take longer than one after the other: by what was measured, when others may have
+        # used the GPU, or by any of these calls that was alone.
+        self.is_short = plan.is_short(len(inputs[0]))
         self._device, self._pool = engine.device, pool
         self._outputs = [(engine.output_names[place], dtype) for place, dtype in zip(order, dtypes, strict=True)]
         self._kinds = [(array.shape, array.dtype) for array in inputs]
         self._places = [(name, places[name]) for name in engine.input_names]
         self._shapes = tuple([(name, inputs[place].shape) for name, place in self._places])
         self._direct = frozenset(name for name, place in self._places if is_left_to_cuda(inputs[place].nbytes))
-
-    @property
-    def is_short(self) -> bool:
-        """Whether two such calls at once would take longer than one after the other.
-
-        By what was measured, or by the shortest of these calls that was alone: others may have used the GPU while it
-        was measured.
-        """
-        return self._least < SHORT
 
     @staticmethod
     def is_for(engine: DeviceEngine, places: Mapping[str, int], call: Sequence[Any], outputs: Sequence[Array]) -> bool:
@@ -89,8 +80,8 @@ class Steady:
             with cuda.current_device(self._device):
                 done = slot.repeat({name: call[place] for name, place in self._places}, self._direct)
             outputs = [slot.output(name).astype(dtype) for name, dtype in self._outputs] if done else None
-            if done:
-                self._least = min(self._least, time.perf_counter() - began)
+            if done and time.perf_counter() - began < SHORT:
+                self.is_short = True
             self._pool.give(slot)
         except BaseException:
             self._pool.give_up(slot)

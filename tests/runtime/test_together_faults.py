@@ -10,12 +10,11 @@ import numpy as np
 import pytest
 
 from keras_trt.errors import CudaError, FallbackWarning, InputError
-from keras_trt.runtime import Session
+from keras_trt.runtime import Session, steady
 from keras_trt.runtime import session as session_module
 from keras_trt.runtime import turns as turns_module
 from keras_trt.runtime.plan import Batch
 from keras_trt.runtime.results import RowsDependError
-from keras_trt.runtime.steady import Steady
 
 from .helpers import Array, assert_right, in_threads, inputs, session
 from .host_cuda import HostCuda
@@ -156,7 +155,7 @@ def test_ctrl_c_at_any_moment_of_whoever_runs_the_others_along(
     host_cuda: HostCuda, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(turns_module, "QUANTUM", 0.001)
-    monkeypatch.setattr(Steady, "is_short", False)  # as costs say, and not as fast as the host is
+    monkeypatch.setattr(steady, "SHORT", 0.0)  # as costs say, and not as fast as the host is
     one = session(HostEngineOnDevice(host_cuda), largest=32, costs=COSTS)
     assert_right(one, inputs(1))
     ran = noted(one, monkeypatch)
