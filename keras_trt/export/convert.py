@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 from .._require import require
@@ -63,9 +64,10 @@ def convert(traced: Trace) -> tuple[Any, list[str]]:
     with _one_at_a_time, captured_log("tf2onnx", "tensorflow") as messages, tf.device("/CPU:0"):
         utils.INTERNAL_NAME = 1  # so that one model gives one graph, to the bit, however many were converted before
         try:
-            frozen, outputs = freeze(traced.function)
-            with tf.Graph().as_default():
-                frozen = tf_loader.tf_optimize(inputs, outputs, frozen)
+            with _for_a_cpu():
+                frozen, outputs = freeze(traced.function)
+                with tf.Graph().as_default():
+                    frozen = tf_loader.tf_optimize(inputs, outputs, frozen)
             with tf.Graph().as_default() as graph, _better(tfonnx):
                 tf.import_graph_def(frozen, name="")
                 converted = tfonnx.process_tf_graph(
@@ -83,6 +85,25 @@ def convert(traced: Trace) -> tuple[Any, list[str]]:
         except Exception as error:  # TensorFlow and tf2onnx raise anything from KeyError to types of their own
             raise ExportError(f"tf2onnx could not convert the model: {type(error).__name__}: {error}") from error
     return proto, messages
+
+
+@contextmanager
+def _for_a_cpu() -> Iterator[None]:
+    """Let TensorFlow's optimizer of graphs, Grappler, plan for one CPU while the block runs.
+
+    Left to itself it asks the host for its GPUs. That fails where there is a driver and TensorFlow's wheel without the
+    CUDA libraries that it was built with ("Error loading CUDA libraries"), as `pip install tensorflow` leaves it.
+    """
+    from tensorflow.core.protobuf.device_properties_pb2 import DeviceProperties, NamedDevice
+    from tensorflow.python.grappler import cluster
+
+    cpu = NamedDevice(name="/CPU:0", properties=DeviceProperties(type="CPU", num_cores=1))
+    before = cluster.Cluster
+    cluster.Cluster = partial(before, devices=[cpu])
+    try:
+        yield
+    finally:
+        cluster.Cluster = before
 
 
 @contextmanager

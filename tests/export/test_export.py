@@ -333,3 +333,20 @@ def test_other_threads_use_the_model_while_it_is_exported() -> None:
     assert np.array_equal(got["layer"], expected)
     assert np.array_equal(got["function"], rows * 2)
     assert got["dataset"] == [0, 2, 4]
+
+
+def test_a_driver_without_cuda_libraries_is_no_obstacle(monkeypatch: pytest.MonkeyPatch) -> None:
+    """TensorFlow's wheel brings no CUDA libraries; where there is a driver, its call for the host's GPUs then fails."""
+    from tensorflow.python.grappler import _pywrap_tf_cluster, cluster
+
+    def fails(*_: Any) -> Any:
+        raise RuntimeError("Bad StatusOr access: INTERNAL: CUDA Runtime error: : Error loading CUDA libraries.")
+
+    model = keras.Sequential([keras.Input((3,)), layers.Normalization(mean=[1.0, 2, 3], variance=[4.0, 5, 6])])
+    usual = export(model).onnx
+    monkeypatch.setattr(_pywrap_tf_cluster, "TF_NewCluster", fails)
+    with pytest.raises(RuntimeError, match="CUDA libraries"):
+        cluster.Cluster()
+    assert export(model).onnx == usual
+    with pytest.raises(RuntimeError, match="CUDA libraries"):  # and what others ask of TensorFlow is as it was
+        cluster.Cluster()
