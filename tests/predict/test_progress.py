@@ -17,9 +17,9 @@ pytestmark = pytest.mark.filterwarnings("ignore:Your input ran out of data:UserW
 
 
 def _steps_shown(text: str) -> list[str]:
-    """The steps in what a progress bar drew, without times and colours."""
+    """The steps in what a progress bar drew, without times and colours; each with its total behind without one."""
     steps = re.findall(r"\d+/(?:\d+|Unknown)", re.sub(r"\x1b\[[0-9;]*m", "", text))
-    return sorted(set(steps), key=lambda step: int(step.split("/")[0]))
+    return sorted(set(steps), key=lambda step: (int(step.split("/")[0]), "Unknown" not in step))
 
 
 @pytest.mark.parametrize("verbose", ["auto", 0, 1, 2])
