@@ -101,9 +101,11 @@ def write(path: str | os.PathLike[str], contents: Contents, key: bytes | None = 
         key: signs it. Defaults to `None`: it is not signed.
 
     Raises:
-        ValueError: if the key is empty.
+        ValueError: if the key is empty, or the name does not end in `.ktrt`: Keras would take `.keras` for its own.
         OSError: if it cannot be written.
     """
+    if not os.fspath(path).endswith(".ktrt"):
+        raise ValueError(f"The file of an engine ends in `.ktrt`. Received: {os.fspath(path)}")
     if key is not None:
         _check_key(key)
     arrays = {"input": contents.inputs, "output": contents.outputs}

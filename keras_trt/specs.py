@@ -6,12 +6,17 @@ Everything here can be written as JSON and read again without Keras: it is store
 from __future__ import annotations
 
 import math
+import sys
+from collections import namedtuple
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cache
 from typing import Any, NamedTuple
 
 #: A nested structure whose leaves are replaced by their position in the flat list, as JSON: an integer is a
-#: leaf, `{"list": […]}`, `{"tuple": […]}` and `{"dict": {…}}` are containers.
+#: leaf, `{"list": […]}`, `{"tuple": […]}` and `{"dict": {…}}` are containers. Of what is given back `{"ordered":
+#: [[key, …], …]}` is a dict whose keys are not in their sorted order, and `{"named": ["module:Class", [field, …], …]}`
+#: a named tuple.
 Structure = int | dict[str, Any]
 
 
@@ -182,6 +187,7 @@ class Signature:
             positions = sorted(position for position, _ in leaf_paths(structure))
             if len({*names}) < len(names) or positions != list(range(len(names))):
                 raise ValueError(f"{structure!r} is no nesting of {names}")
+            pack(structure, names)
         if not isinstance(data["types_guessed"], bool):
             raise ValueError(f"types are guessed or not, and not {data['types_guessed']!r}")
         return cls(inputs, outputs, *structures, data["types_guessed"])
@@ -201,15 +207,27 @@ def flatten(value: Any) -> list[Any]:
     return [value]
 
 
-def describe(value: Any) -> Structure:
-    """Return the structure of nested lists, tuples and dicts, with leaves numbered in the order of `flatten`."""
+def describe(value: Any, *, exactly: bool = False) -> Structure:
+    """Return the structure of nested lists, tuples and dicts, with leaves numbered in the order of `flatten`.
+
+    Args:
+        value: what is nested so.
+        exactly: whether the order of a dict's keys and the class of a named tuple matter, as in what is given back.
+    """
     positions = iter(range(len(flatten(value))))
 
     def walk(node: Any) -> Structure:
         if isinstance(node, Mapping):
-            return {"dict": {key: walk(node[key]) for key in sorted(node)}}
+            inside = {key: walk(node[key]) for key in sorted(node)}
+            if exactly and list(node) != list(inside):
+                return {"ordered": [[key, inside[key]] for key in node]}
+            return {"dict": inside}
         if isinstance(node, list | tuple):
-            return {"list" if isinstance(node, list) else "tuple": [walk(item) for item in node]}
+            items = [walk(item) for item in node]
+            if exactly and (fields := getattr(node, "_fields", None)):
+                where = f"{type(node).__module__}:{type(node).__qualname__}"
+                return {"named": [where, *map(list, zip(fields, items, strict=True))]}
+            return {"list" if isinstance(node, list) else "tuple": items}
         return next(positions)
 
     return walk(value)
@@ -219,11 +237,37 @@ def pack(structure: Structure, leaves: Sequence[Any]) -> Any:
     """Return `leaves` in the nesting that `structure` describes: the reverse of `flatten`."""
     if isinstance(structure, int):
         return leaves[structure]
-    ((kind, children),) = structure.items()
+    packed = {key: pack(child, leaves) for key, child in children(structure)}
+    if "dict" in structure or "ordered" in structure:
+        return packed
+    if "named" in structure:
+        where, *items = structure["named"]
+        return _named_tuple(where, tuple(name for name, _ in items))(*packed.values())
+    return list(packed.values()) if "list" in structure else tuple(packed.values())
+
+
+def children(structure: dict[str, Any]) -> list[tuple[Any, Structure]]:
+    """Return what is directly inside a structure that is no leaf: each with its key, or its place."""
+    ((kind, inside),) = structure.items()
     if kind == "dict":
-        return {key: pack(child, leaves) for key, child in children.items()}
-    packed = [pack(child, leaves) for child in children]
-    return packed if kind == "list" else tuple(packed)
+        return list(inside.items())
+    if kind == "ordered":
+        return [(key, child) for key, child in inside]
+    return list(enumerate([child for _, child in inside[1:]] if kind == "named" else inside))
+
+
+def _named_tuple(where: str, fields: tuple[str, ...]) -> type[Any]:
+    """Return the class of a named tuple, or one like it where its module is not imported here."""
+    module, name = where.split(":")
+    found: Any = sys.modules.get(module)
+    for part in name.split("."):
+        found = getattr(found, part, None)
+    if isinstance(found, type) and getattr(found, "_fields", None) == fields:
+        return found
+    return _like(name.split(".")[-1], fields)
+
+
+_like = cache(namedtuple)
 
 
 def leaf_paths(structure: Structure, path: str = "") -> Iterator[tuple[int, str]]:
@@ -231,8 +275,7 @@ def leaf_paths(structure: Structure, path: str = "") -> Iterator[tuple[int, str]
     if isinstance(structure, int):
         yield structure, path
         return
-    ((kind, children),) = structure.items()
-    for key, child in children.items() if kind == "dict" else enumerate(children):
+    for key, child in children(structure):
         yield from leaf_paths(child, f"{path}[{key!r}]")
 
 

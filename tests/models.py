@@ -50,7 +50,7 @@ def same(expected: Any, actual: Any, tolerance: float = TOLERANCE, path: str = "
     """Assert the same nesting, kinds, types, shapes and, within the tolerance, numbers."""
     assert type(actual) is type(expected), f"{path}: {type(actual)} is not {type(expected)}"
     if isinstance(expected, dict):
-        assert actual.keys() == expected.keys(), path
+        assert list(actual) == list(expected), path
         for key, child in expected.items():
             same(child, actual[key], tolerance, f"{path}[{key!r}]")
     elif isinstance(expected, list | tuple):

@@ -47,6 +47,7 @@ LAYERS = [
     ["compiled", "loaded"],
     ["callbacks"],
     ["cli"],
+    ["__main__"],
 ]
 
 HEAVY = ["tensorflow", "keras", "tensorrt", "tensorrt_rtx", "cuda", "onnx", "onnxruntime", "tf2onnx", "numpy"]

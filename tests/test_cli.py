@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+import keras_trt
 from keras_trt.cli.main import main
 
 from .models import keras, kl, ops
@@ -49,6 +50,11 @@ def test_a_model_that_does_not(saved: Any, capsys: pytest.CaptureFixture[str]) -
     out = capsys.readouterr().out
     assert "guilty" in out
     assert "falls back" in out
+
+
+def test_the_module_is_the_command() -> None:
+    done = subprocess.run([sys.executable, "-m", "keras_trt", "--version"], capture_output=True, text=True, check=True)
+    assert done.stdout == f"keras_trt {keras_trt.__version__}\n"
 
 
 def test_json(saved: Any, capsys: pytest.CaptureFixture[str]) -> None:

@@ -18,7 +18,7 @@ from keras_trt.cache import EngineCache
 from keras_trt.errors import ExportError, InputError, VerificationError
 from keras_trt.export import export
 from keras_trt.export.signature import input_signature
-from keras_trt.verification.gate import Gate
+from keras_trt.verification.gate import Gate, _failures
 
 from .models import accelerate, cancelling, floats, keras, kl, recorded, same, tf, warns_once
 
@@ -387,3 +387,23 @@ def test_close_waits_for_calls_under_way() -> None:
     assert all("closed" in str(error) for error in errors)
     with pytest.raises(RuntimeError, match="closed"):
         fast.predict(x, verbose=0)
+
+
+def test_infinite_answers_are_no_numpy_warnings() -> None:
+    x = keras.Input((3,))
+    shares = kl.Lambda(lambda x: 1e30 * x / keras.ops.abs(x - x[:, :1]))(x)  # infinite and NaN in the first column
+    fast = accelerate(keras.Model(x, [shares, kl.Dense(2)(x)]), fallback="raise")
+    assert fast.backend == "onnxruntime"
+
+
+def test_what_fails_is_told_in_one_line_without_colours() -> None:
+    with (
+        pytest.raises(VerificationError, match=r"^The engine fails \(ValueError: red: 1 2\)$"),
+        _failures("The engine fails"),
+    ):
+        raise ValueError("\x1b[1mred:\x1b[0m\n\n  1\n  2")
+    refused = InputError("no such index")
+    with pytest.raises(InputError), _failures("The model fails"):
+        raise refused
+    with pytest.raises(VerificationError, match="no such index"), _failures("The engine fails", InputError):
+        raise refused

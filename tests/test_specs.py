@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from typing import Any
+from collections import namedtuple
+from typing import Any, NamedTuple
 
 import pytest
 from hypothesis import given
@@ -49,11 +50,35 @@ def _sorted(value: Any) -> Any:
     return type(value)(map(_sorted, value)) if isinstance(value, list | tuple) else value
 
 
-@given(nests(leaves))
-def test_a_structure_is_json(value: Any) -> None:
-    structure = describe(value)
+@given(nests(leaves), st.booleans())
+def test_a_structure_is_json(value: Any, exactly: bool) -> None:
+    structure = describe(value, exactly=exactly)
     assert json.loads(json.dumps(structure)) == structure
     assert pack(json.loads(json.dumps(structure)), flatten(value)) == value
+
+
+class Answer(NamedTuple):
+    """What a model may give back."""
+
+    mean: Any
+    variance: Any
+
+
+@given(nests(leaves) | st.builds(Answer, nests(leaves), nests(leaves)))
+def test_what_is_given_back_has_its_keys_in_order_and_its_class(value: Any) -> None:
+    written = json.dumps(describe([value, {"b": value, "a": 0}], exactly=True), sort_keys=True)
+    found = pack(json.loads(written), flatten([value, {"b": value, "a": 0}]))
+    assert repr(found) == repr([value, {"b": value, "a": 0}])
+    assert type(found[0]) is type(value)
+
+
+def test_a_named_tuple_of_nowhere_is_one_all_the_same() -> None:
+    local = namedtuple("local", ("one", "two"))
+    structure = describe(local(1, 2), exactly=True)
+    found, again = pack(structure, ["x", "y"]), pack(structure, ["x", "y"])
+    assert (found.one, found.two) == found == ("x", "y")
+    assert type(found) is type(again)
+    assert type(found).__name__ == "local"
 
 
 @given(nests(leaves))
@@ -88,7 +113,13 @@ def test_a_signature_survives_json(taken: Any, given_back: Any) -> None:
     assert Signature.from_json(json.loads(json.dumps(signature.to_json()))) == signature
 
 
-@pytest.mark.parametrize("structure", [1, -1, None, "x", {"list": [0, 0]}, {"list": [1]}, {"set": 0}, {}])
+@pytest.mark.parametrize(
+    "structure",
+    [
+        1, -1, None, "x", {"list": [0, 0]}, {"list": [1]}, {"set": 0}, {}, {"ordered": [["a"]]}, {"ordered": 0},
+        {"named": ["P", ["one", 0]]}, {"named": ["m:P", ["1", 0]]}, {"named": [0, ["one", 0]]},
+    ],
+)  # fmt: skip
 def test_a_signature_of_another_nesting_is_refused(structure: Any) -> None:
     spec = TensorSpec("x", (None, 3), "float32")
     document = Signature((spec,), (spec,), 0, 0).to_json()

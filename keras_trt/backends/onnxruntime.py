@@ -13,7 +13,7 @@ import numpy as np
 
 from .._require import require
 from .._subgraphs import all_nodes
-from ..errors import PlanError, UnsupportedOperatorError
+from ..errors import InputError, PlanError, UnsupportedOperatorError
 from ..options import Precision
 from .base import Array, BuildSpec, EngineLayer, Finding, Report, Timings
 
@@ -123,7 +123,7 @@ class OnnxRuntimeBackend:
 
     def _session(self, onnx: bytes, options: Any = None) -> Any:
         options = options or self._ort.SessionOptions()
-        options.log_severity_level = 3  # errors; what it warns of (such as unused initializers) changes no result
+        options.log_severity_level = 4  # what fails is raised; what it warns of (unused initializers) changes no result
         # Weights of 8 bits are multiplied in float32: otherwise it rounds what they are multiplied by to 8 bits, too.
         options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "1")
         return self._ort.InferenceSession(
@@ -206,8 +206,17 @@ class OnnxRuntimeEngine:
         self.output_names = tuple(value.name for value in session.get_outputs())
 
     def run(self, feeds: Mapping[str, Array]) -> list[Array]:
-        """Return the outputs, in the order of `output_names`."""
-        return [np.asarray(output) for output in self._session.run(None, dict(feeds))]
+        """Return the outputs, in the order of `output_names`.
+
+        Raises:
+            InputError: for numbers that the graph does not take, such as an index outside its table.
+        """
+        from onnxruntime.capi.onnxruntime_pybind11_state import InvalidArgument
+
+        try:
+            return [np.asarray(output) for output in self._session.run(None, dict(feeds))]
+        except InvalidArgument as error:
+            raise InputError(f"The engine does not take this batch. ONNX Runtime says: {error}") from error
 
     def close(self) -> None:
         """Free the session."""

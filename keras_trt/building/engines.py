@@ -154,11 +154,13 @@ class Engines:
     def explain_miss(self, model: str, fields: Mapping[str, Any]) -> None:
         """Say in one line why an engine is not in the cache: what differs from the nearest one that is.
 
+        That reads all that is in the cache, which takes a second where it holds a thousand engines.
+
         Args:
             model: the model's name.
             fields: what the engine is found by.
         """
-        if self.cache is None:
+        if self.cache is None or not _logger.isEnabledFor(logging.INFO):
             return
         try:
             found = nearest(self.cache.items(), model, fields)

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any, get_args
 
+from .._version import __version__
 from ..errors import CacheError, MissingDependencyError
 from ..options import BackendName, Precision
 from .cache import add_parser
@@ -54,6 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="keras-trt", description="TensorRT for Keras models.")
+    parser.add_argument("--version", action="version", version=f"keras_trt {__version__}")
     commands = parser.add_subparsers(dest="command", required=True)
     doctor = commands.add_parser(
         "doctor",

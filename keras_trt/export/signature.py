@@ -10,7 +10,7 @@ import numpy as np
 from .. import policies
 from ..errors import ExportError, refuse
 from ..findings import Finding
-from ..specs import Signature, Structure, TensorSpec, describe, flatten
+from ..specs import Signature, Structure, TensorSpec, children, describe, flatten
 
 
 def input_signature(model: Any, sample: Any = None, *, strings: bool = False) -> Signature:
@@ -113,9 +113,8 @@ def check_keys(structure: Structure, what: str) -> None:
     """
     if isinstance(structure, int):
         return
-    ((kind, children),) = structure.items()
-    for key, child in children.items() if kind == "dict" else enumerate(children):
-        if kind == "dict" and not isinstance(key, str):
+    for key, child in children(structure):
+        if not structure.keys().isdisjoint(("dict", "ordered")) and not isinstance(key, str):
             raise ExportError(f"A dict of the model's {what} has the key {key!r}. Only strings can be keys.")
         check_keys(child, what)
 

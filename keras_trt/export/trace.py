@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..errors import ExportError, refuse
-from ..specs import Structure, TensorSpec, describe, flatten, pack
+from ..specs import Structure, TensorSpec, children, describe, flatten, pack
 from .check import written
 from .layers import as_onnx_operators
 from .signature import check_keys
@@ -75,7 +75,7 @@ def trace(model: Any, structure: Structure, inputs: Sequence[TensorSpec]) -> Tra
         seen["written"] = [
             one.path for one, given in pairs if scope.get_current_value(one) is not given and id(one) not in seeds
         ]
-        seen["structure"] = describe(outputs)
+        seen["structure"] = describe(outputs, exactly=True)
         leaves = flatten(outputs)
         if odd := [type(leaf).__name__ for leaf in leaves if not isinstance(leaf, tf.Tensor)]:
             raise TypeError(f"its outputs must be dense tensors, and there is a {odd[0]}")
@@ -125,8 +125,9 @@ def _functions_traced_afresh() -> Iterator[None]:
 
 def output_names(model: Any, structure: Structure, count: int) -> list[str]:
     """Return a distinct name for each output: the user's dict keys, else the Keras layers', else numbered."""
-    if isinstance(structure, dict) and "dict" in structure and len(structure["dict"]) == count:
-        names = [str(key) for key in structure["dict"]]
+    inside = [] if isinstance(structure, int) else children(structure)
+    if len(inside) == count and all(isinstance(key, str) for key, _ in inside):
+        names = [str(key) for key, _ in sorted(inside)]
     else:
         names = [str(name) for name in getattr(model, "output_names", None) or ()]
     if len(names) == count == len(set(names)):

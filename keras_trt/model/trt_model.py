@@ -257,7 +257,7 @@ class TRTModel(KerasFace):
         complete one.
 
         Args:
-            filepath: where to write, by custom `….ktrt`.
+            filepath: where to write, `….ktrt`.
             key: a secret that signs the file (HMAC-SHA256): `load` with the same key takes no file without it.
                 Defaults to `None`: not signed.
 
@@ -266,6 +266,7 @@ class TRTModel(KerasFace):
             StaleEngineError: of a model compiled with `on_weight_change="keras"` or `"raise"` that has changed.
             CacheError: if the graph is in the engine cache no more.
             OSError: if the file cannot be written.
+            ValueError: if its name does not end in `.ktrt`.
             RuntimeError: after `close`.
 
         Example:
@@ -301,8 +302,15 @@ class TRTModel(KerasFace):
     def __exit__(self, *exception: object) -> None:
         self.close()
 
+    def __getstate__(self) -> Any:
+        raise TypeError(
+            "A TRTModel is not copied or pickled: its engine lies in this process. Pass on the path of a file that "
+            "`save` has written, or the Keras model, and call keras_trt.load or accelerate there."
+        )
+
     def __repr__(self) -> str:
-        return f"<TRTModel of {self._source.name!r}: {self.backend}, {self.precision}, {self.device}>"
+        runs = "closed" if self._closed else f"{self.backend}, {self.precision}, {self.device}"
+        return f"<TRTModel of {self._source.name!r}: {runs}>"
 
     def _as_given(self, outputs: Any, given: Sequence[Any]) -> Any:
         """Return `outputs` as tensors if any of `given` is one of TensorFlow or of Keras's backend, else as arrays."""
@@ -387,7 +395,7 @@ class TRTModel(KerasFace):
             raise RuntimeError(
                 "This TRTModel was made in another process, and this one was forked from it: neither CUDA nor "
                 "TensorFlow survives a fork. Call keras_trt.accelerate in the new process (the engine comes from the "
-                "cache), or start processes with the method 'spawn'."
+                "cache), or start processes with the method 'spawn' and let each call it."
             )
 
 

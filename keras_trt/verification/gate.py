@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -213,7 +214,7 @@ class Gate:
             answers = answers or expected
             # On a GPU the second run of a shape records a graph, and the third and all later ones launch it.
             for _ in range(3 if session.keeps_state else 1):
-                with _failures("The engine fails on the sample"):
+                with _failures("The engine fails on the sample", InputError):
                     actual = session.run(some)
                 if (shapes := [one.shape for one in actual]) != [one.shape for one in expected]:
                     instead = f"{[one.shape for one in expected]} for {len(given[0])} rows"
@@ -245,7 +246,7 @@ class Gate:
         for size in (optimum, largest + 1) if session.keeps_state else (count,):
             order = [(place + 1) % count for place in range(size)]
             for _ in range(3 if session.keeps_state else 1):  # as in `check`
-                with _failures("The engine fails on the sample"):
+                with _failures("The engine fails on the sample", InputError):
                     got = session.run([array[order] for array in rows])
                 worst = _with_rows(worst, [verify.worst_row(*pair, order) for pair in zip(answers, got, strict=True)])
         return worst
@@ -300,13 +301,16 @@ def _other_shapes(what: object) -> VerificationError:
 
 
 @contextmanager
-def _failures(what: str) -> Iterator[None]:
-    """Make a `VerificationError` of what a model's own code or a backend raises; ours pass."""
+def _failures(what: str, *ours: type[KerasTRTError]) -> Iterator[None]:
+    """Make a `VerificationError` of what a model's own code or a backend raises; of ours those that are named."""
     try:
         yield
     except RowsDependError as error:  # those of the model do not
         raise _other_shapes(error) from error
-    except KerasTRTError:
-        raise
     except Exception as error:
-        raise VerificationError(f"{what} ({type(error).__name__}: {error})") from error
+        if isinstance(error, KerasTRTError) and not isinstance(error, ours):
+            raise
+        said = " ".join(
+            re.sub(r"\x1b\[[0-9;]*m", "", str(error)).split()
+        )  # TensorFlow's are in colours, over many lines
+        raise VerificationError(f"{what} ({type(error).__name__}: {said})") from error

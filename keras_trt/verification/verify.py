@@ -14,6 +14,9 @@ from ..specs import TensorSpec
 Array = np.ndarray[Any, np.dtype[Any]]
 Predict = Callable[[Sequence[Array]], Sequence[Array]]
 
+# Answers may be infinite, or so large that their squares are, which numpy warns of.
+_quietly = np.errstate(over="ignore", invalid="ignore")
+
 #: Largest relative L2 difference to Keras, per output, at which an engine is trusted. Chosen above what the types
 #: cost ordinary networks (ResNet50: TF32 5e-5, FP16 3e-4) and far below what a broken engine shows.
 LIMITS: Mapping[Precision, float] = {"fp32": 1e-4, "tf32": 2e-3, "fp16": 1e-2, "bf16": 3e-2, "int8": 5e-2, "fp8": 5e-2}
@@ -85,6 +88,7 @@ def compare(
     ]
 
 
+@_quietly
 def _compared(name: str, wanted: Array, got: Array, limit: float) -> Difference:
     relative, largest = difference(wanted, got)
     if wanted.shape != got.shape or wanted.size == 0 or wanted.dtype.kind in "biu":
@@ -96,6 +100,7 @@ def _compared(name: str, wanted: Array, got: Array, limit: float) -> Difference:
     return Difference(name, relative, largest, limit, _cosine(wanted, got), argmax, int(unlike.sum()))
 
 
+@_quietly
 def _cosine(wanted: Array, got: Array) -> float:
     one, other = wanted.astype(np.float64).ravel(), got.astype(np.float64).ravel()
     finite = np.isfinite(one)
@@ -106,16 +111,19 @@ def _cosine(wanted: Array, got: Array) -> float:
     return float(one @ other) / (sizes[0] * sizes[1]) if all(sizes) else float(sizes[0] == sizes[1])
 
 
+@_quietly
 def usual_size(rows: Array) -> float:
     """Return the size that a row usually has: the median, which one huge row does not move, of all that are not 0."""
     sizes = [_size(row) for row in rows]
     return float(np.median([size for size in sizes if size] or [0.0]))
 
 
+@_quietly
 def _size(row: Array) -> float:
     return float(np.linalg.norm(np.nan_to_num(row.astype(np.float64), posinf=0.0, neginf=0.0)))
 
 
+@_quietly
 def worst_row(wanted: Array, got: Array, order: Sequence[int], usual: float | None = None) -> float:
     """Return the largest relative difference of a row, wherever it stands in a batch.
 
@@ -149,6 +157,7 @@ def worst_row(wanted: Array, got: Array, order: Sequence[int], usual: float | No
     return worst
 
 
+@_quietly
 def difference(wanted: Array, got: Array) -> tuple[float, float]:
     """Return the relative L2 difference and the largest absolute one; infinite where NaN or infinity differ."""
     if wanted.shape != got.shape:
@@ -232,6 +241,7 @@ def _row_by_row(predict: Predict, inputs: Sequence[Array]) -> list[Array] | None
     return outputs if all(output.shape[:1] == inputs[0].shape[:1] for output in outputs) else None
 
 
+@_quietly
 def _mixed(together: Array, row: int, other: Array, noise: float) -> bool:
     here, there = together[row].astype(np.float64), other.astype(np.float64)
     if here.shape != there.shape or not np.array_equal(np.isfinite(here), np.isfinite(there)):

@@ -91,6 +91,13 @@ def test_what_cannot_be_saved(tmp_path: Path) -> None:
     assert not path.exists()
 
 
+def test_a_file_of_an_engine_is_named_as_one(tmp_path: Path) -> None:
+    path = tmp_path / "model.keras"  # which Keras could not load
+    with pytest.raises(ValueError, match=r"ends in `\.ktrt`.*model\.keras"):
+        pair("sequential")[1].save(path)
+    assert not path.exists()
+
+
 def test_a_failed_save_leaves_the_older_file(tmp_path: Path) -> None:
     folder = tmp_path / "model.ktrt"
     folder.mkdir()

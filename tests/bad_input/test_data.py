@@ -225,3 +225,12 @@ def test_nan_and_infinity_pass_through(name: str, value: float) -> None:
     if name != "minus mean":
         others = np.delete(np.arange(40), [5, 17, 39])
         same(clean[others], fast.predict(x, verbose=0)[others])
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_an_index_outside_of_a_table_is_an_input_error(way: str, capfd: pytest.CaptureFixture[str]) -> None:
+    fast = accelerate(keras.Sequential([keras.Input((1,), dtype="int32"), kl.Embedding(5, 2)]))
+    with pytest.raises(InputError, match="idx=5"):
+        WAYS[way](fast, np.array([[5]], "int32"))
+    assert capfd.readouterr().err == ""  # ONNX Runtime would say it there, too
+    assert WAYS[way](fast, np.array([[4]], "int32")).shape == (1, 1, 2)

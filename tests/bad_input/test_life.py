@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import logging
+import pickle
 import subprocess
 import sys
 import textwrap
@@ -112,3 +114,13 @@ def test_use_after_fork() -> None:
         [sys.executable, "-c", textwrap.dedent(FORK)], capture_output=True, text=True, timeout=120, check=False
     )
     assert done.returncode == 0, done.stdout + done.stderr[-2000:]
+
+
+@pytest.mark.parametrize("way", [copy.copy, copy.deepcopy, pickle.dumps])
+def test_a_drop_in_is_not_copied(way: Any) -> None:
+    fast = accelerate(CASES["sequential"].build())
+    with pytest.raises(TypeError, match=r"not copied or pickled.*`save`"):
+        way(fast)
+    assert "onnxruntime" in repr(fast)
+    fast.close()
+    assert "closed" in repr(fast)

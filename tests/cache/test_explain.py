@@ -181,3 +181,22 @@ def test_a_model_without_a_structure_key_is_listed(cache: EngineCache, capsys: p
     rows = json.loads(command(cache, capsys, "ls", "--json"))
     assert [row["model"] for row in rows] == ["odd"]
     assert "No other engine" in command(cache, capsys, "explain", rows[0]["key"])
+
+
+def test_what_is_in_the_cache_is_not_read_for_a_line_that_nobody_sees(
+    cache: EngineCache, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, read, opened = small(), Path.read_bytes, list[Path]()
+
+    def accelerate_another() -> int:
+        model.set_weights([weight + 1 for weight in model.get_weights()])
+        opened.clear()
+        accelerate(model, cache=cache)
+        return sum(path.parent.parent.name == "entries" for path in opened)
+
+    monkeypatch.setattr(Path, "read_bytes", lambda path: opened.append(path) or read(path))
+    caplog.set_level(logging.WARNING, "keras_trt")
+    counts = [accelerate_another() for _ in range(8)]
+    assert counts[-1] <= counts[1], counts
+    caplog.set_level(logging.INFO, "keras_trt")
+    assert accelerate_another() > counts[-1]  # so that it would show
