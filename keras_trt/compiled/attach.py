@@ -61,7 +61,7 @@ def follow(
     if on_weight_change in ("refit", "rebuild"):
         options.ensure_repeatable()
     # Watched from before the engine is made: what is written meanwhile is noticed.
-    watch = Watch(model, check_weights) if model.built else None
+    watch = Watch(model, check_weights, options.sample) if model.built else None
     try:
         fast = accelerate(model, options=options)
     except BaseException:
@@ -69,7 +69,7 @@ def follow(
             watch.close()
         raise
     if watch is None and fast.backend != "keras":
-        watch = Watch(model, check_weights)  # it was built by the sample
+        watch = Watch(model, check_weights, options.sample)  # it was built by the sample
     fast._following = _Following(model, options, on_weight_change, watch)
     return fast
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import operator
 import weakref
 from collections.abc import Callable, Iterator
@@ -10,8 +9,10 @@ from functools import partial
 from typing import Any, Literal
 
 from .. import fingerprint
+from ..fingerprint.weights_digest import size
 from ..head.cut import tables
 from ..loading import on_tensorflow
+from .beside import beside, of_tensorflow
 
 Change = Literal["weights", "structure"]
 
@@ -38,13 +39,18 @@ class Watch:
     are told by Keras's own bookkeeping. On Keras's other backends every write shows: JAX's arrays are others after one,
     and PyTorch counts what is written to a tensor.
 
+    Variables that the model reads though they are no weights of it, as a `tf.Variable` of a layer, are watched as its
+    weights are, and all that are small are of the pulse: no optimizer's steps tell of them.
+
     Args:
         model: a built `keras.Model`.
         check: `"writes"`, or `"content"` to compare all weights at every look.
+        sample: a batch of inputs, for subclassed models whose inputs are not all of the model's float type.
     """
 
-    def __init__(self, model: Any, check: Literal["writes", "content"] = "writes") -> None:
-        self._model, self._check = model, check
+    def __init__(self, model: Any, check: Literal["writes", "content"] = "writes", sample: Any = None) -> None:
+        self._model, self._check, self._sample = model, check, sample
+        self._change: Change | None = "structure"  # all of it is new
         self._hooked: list[Any] = []
         self._traced: dict[int, tuple[weakref.ref[Any], Any]] = {}  # by graph, the smallest variable that it writes to
         self._states: list[tuple[Any, weakref.ref[Any], int]] = []  # on other backends than TensorFlow
@@ -53,8 +59,10 @@ class Watch:
     def settle(self) -> None:
         """Take the model as it is now for what it is compared with from here on."""
         self._weights = list(self._model.weights)
-        self._hook([weight.value for weight in self._weights] if on_tensorflow() else [])
-        self._change: Change | None = None
+        if self._change != "weights":  # other values bring no other variables
+            self._beside = beside(self._model, self._sample)
+        self._hook([*map(of_tensorflow, (*self._weights, *self._beside))] if on_tensorflow() else [])
+        self._change = None
         layers = list(self._model._flatten_layers())
         self._sequentials = [layer for layer in layers if hasattr(layer, "_functional")]
         self._adapting = [layer for layer in layers if isinstance(layer, _adapting())]
@@ -64,7 +72,7 @@ class Watch:
         self._looking_up = [layer for layer in layers if tables(layer)]
         self._parts = self._structure()
         self._remember()
-        self._key = fingerprint.weights_key(self._model)  # last: what is written meanwhile is noticed
+        self._key = self._content()  # last: what is written meanwhile is noticed
 
     def change(self) -> Change | None:
         """Return what of the model is not as it was, or `None`."""
@@ -75,7 +83,7 @@ class Watch:
         if not _same(self._weights, self._model.weights) or not _same(self._parts, self._structure()):
             self._change = "structure"
         else:
-            self._change = "weights" if fingerprint.weights_key(self._model) != self._key else None
+            self._change = "weights" if self._content() != self._key else None
         return self._change
 
     def distrust(self) -> None:
@@ -86,14 +94,18 @@ class Watch:
         """Leave the model's variables as they were."""
         self._hook([])
 
+    def _content(self) -> str:
+        return fingerprint.weights_key(self._model, *self._beside)
+
     def _remember(self) -> None:
         if not on_tensorflow():
-            self._states = [(variable, *_state(variable)) for variable in self._model.weights]
+            self._states = [(variable, *_state(variable)) for variable in (*self._model.weights, *self._beside)]
         last = (self._model.trainable_weights or self._weights)[-2:]  # frozen ones may be trained: see `compile`
-        small = sorted(last, key=_size)
-        pulse = [one.value for one in (*_steps(self._model), *small[:1])] if on_tensorflow() else []
+        small = sorted(last, key=size)
+        small = [*small[:1], *(one for one in self._beside if size(one) <= _SMALL)]
+        pulse = [of_tensorflow(one) for one in (*_steps(self._model), *small)] if on_tensorflow() else []
         hooked = {id(variable) for variable in self._hooked}
-        pulse += [one for _, one in list(self._traced.values()) if id(one) in hooked and _size(one) <= _SMALL]
+        pulse += [one for _, one in list(self._traced.values()) if id(one) in hooked and size(one) <= _SMALL]
         self._pulse_of = [_reader(variable) for variable in {id(one): one for one in pulse}.values()]
         self._written = False
         self._counts, self._marks, self._pulse = self._count(), self._look(), self._beat()
@@ -106,7 +118,7 @@ class Watch:
         if tf.inside_function():
             graph = tf.compat.v1.get_default_graph()
             of, smallest = self._traced.get(id(graph), (None, variable))
-            if of is None or of() is not graph or _size(variable) <= _size(smallest):
+            if of is None or of() is not graph or size(variable) <= size(smallest):
                 self._traced[id(graph)] = weakref.ref(graph), variable
 
     def _beat(self) -> list[bytes]:
@@ -189,10 +201,6 @@ def _steps(model: Any) -> Iterator[Any]:
                 # Past `iterations`, which is no variable where gradients are accumulated.
                 counts: Any = getattr(one, "inner_optimizer", one)
                 yield counts._iterations
-
-
-def _size(variable: Any) -> int:
-    return math.prod(variable.shape)
 
 
 def _reader(held: Any) -> Callable[[], Any]:

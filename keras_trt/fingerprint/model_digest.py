@@ -6,12 +6,12 @@ import functools
 import re
 import sys
 import types
-import warnings
 from collections.abc import Mapping
 from typing import Any
 
 from ..cache.keys import digest
 from .code_digest import Digester
+from .configs import NOISE, config_of
 from .libraries import is_library, is_library_class, is_library_function, stored_names, words
 from .value_digest import state_of
 from .walk import Unhashable
@@ -44,10 +44,6 @@ _COUNTS = frozenset({"activation", "autocast", "_convert_input_args", "_supports
 # Wrappers of models of other kinds: their content is not in their configuration.
 _FOREIGN_LAYERS = frozenset({"FlaxLayer", "JaxLayer", "TFSMLayer", "TorchModuleWrapper"})
 _OF_EVERY_JAX_LAYER = "keras.src.backend.jax.layer"  # whose base class there bears the name of the wrapper
-# A seed changes no inference, and is drawn anew for each layer that is not given one.
-_CONFIG_NOISE = frozenset(
-    {"build_config", "compile_config", "module", "name", "registered_name", "seed", "shared_object_id", "trainable"}
-)
 # Loading a file sets these to False where building a layer leaves them away, which means the same.
 _SET_BY_LOADING = frozenset({"is_awq_calibrated", "is_gptq_calibrated"})
 _PLAIN = (bool, int, float, complex, str, bytes, type(None))
@@ -71,17 +67,7 @@ def structure_key(model: Any) -> str:
     """
     import keras
 
-    if not getattr(model, "built", False):
-        raise Unhashable("the model is not built: call it on a batch of data first")
-    walk = _ModelDigester(model)
-    try:
-        walk.model(model)
-    except Unhashable:
-        raise
-    except RecursionError as error:
-        raise Unhashable("the code or the attributes of the model are nested too deeply") from error
-    except Exception as error:  # users' properties and slots may raise anything; no key is always a right answer
-        raise Unhashable(f"{type(error).__name__} while the model was read: {error}") from error
+    walk = _walked(model)
     backend = keras.config.backend()
     backend_version = getattr(sys.modules.get(backend), "__version__", "")
     return digest(
@@ -95,6 +81,35 @@ def structure_key(model: Any) -> str:
             "dtype_policy": str(keras.config.dtype_policy().name),
         },
     )
+
+
+def variables_beside(model: Any) -> list[Any]:
+    """Return the variables, of Keras or TensorFlow, that a model's code and attributes hold and that are no weights.
+
+    Their values are in its structure key.
+
+    Args:
+        model: a built `keras.Model`.
+
+    Raises:
+        Unhashable: as `structure_key`.
+    """
+    return list({id(variable): variable for variable in _walked(model).beside}.values())
+
+
+def _walked(model: Any) -> _ModelDigester:
+    if not getattr(model, "built", False):
+        raise Unhashable("the model is not built: call it on a batch of data first")
+    walk = _ModelDigester(model)
+    try:
+        walk.model(model)
+    except Unhashable:
+        raise
+    except RecursionError as error:
+        raise Unhashable("the code or the attributes of the model are nested too deeply") from error
+    except Exception as error:  # users' properties and slots may raise anything; no key is always a right answer
+        raise Unhashable(f"{type(error).__name__} while the model was read: {error}") from error
+    return walk
 
 
 def given_name(layer: Any) -> str:
@@ -124,41 +139,12 @@ def _bookkeeping(cls: type) -> frozenset[str]:
     return frozenset(names - _COUNTS)
 
 
-class _HasLambda(Exception):  # noqa: N818
-    """A configuration holds a lambda as Keras writes it: with file name and line numbers."""
-
-
-def _clean(config: Any, of_object: bool) -> Any:
-    """Return a configuration without names and without nested layers, which are hashed as the objects they are."""
-    if isinstance(config, Mapping):
-        if config.get("class_name") == "__lambda__":
-            raise _HasLambda
-        if "class_name" in config and "config" in config:
-            inner = config["config"]
-            if "build_config" in config or (isinstance(inner, Mapping) and {"trainable", "layers"} & set(inner)):
-                return {"class_name": "a layer"}
-            return {"class_name": config["class_name"], "config": _clean(inner, True)}
-        return {key: _clean(child, False) for key, child in config.items() if not (of_object and key in _CONFIG_NOISE)}
-    if isinstance(config, list | tuple):
-        return [_clean(child, False) for child in config]
-    return config
-
-
-def _config_of(item: Any) -> Any:
-    """Return the cleaned configuration of an object of Keras, or `None` if its attributes must be hashed instead."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Keras warns of each lambda
-            return _clean(item.get_config(), True)
-    except (_HasLambda, NotImplementedError, OSError, TypeError, ValueError, AttributeError):
-        return None
-
-
 class _ModelDigester(Digester):
     """Knows Keras's objects: layers, operations, variables, tensors, and the graph of a Functional model."""
 
     def __init__(self, model: Any) -> None:
         super().__init__()
+        self.beside: list[Any] = []  # variables that are no weights of the model
         self._weights = {id(variable): index for index, variable in enumerate(model.weights)}
         self._top = model
         self._tensors: dict[int, tuple[int, int]] = {}
@@ -225,7 +211,7 @@ class _ModelDigester(Digester):
             else:
                 if hasattr(cls, "get_vocabulary"):
                     self.value([str(token) for token in layer.get_vocabulary()])
-                config = _config_of(layer) if stock and cls.__name__ != "Lambda" else None
+                config = config_of(layer) if stock and cls.__name__ != "Lambda" else None
                 has_config = config is not None
                 self.value(config, loose=True)
             has_config |= (stock and isinstance(layer, keras.Sequential)) or _is_functional(layer)
@@ -246,7 +232,7 @@ class _ModelDigester(Digester):
         for name, item in _attributes(layer).items():
             if name in skip or name.startswith(("_self_", "_keras_trt")):
                 continue
-            if stock and (name in _CONFIG_NOISE or (name in _SET_BY_LOADING and item is False)):
+            if stock and (name in NOISE or (name in _SET_BY_LOADING and item is False)):
                 continue
             # Shapes in containers may hold the batch of the first call.
             if soft and isinstance(item, list | tuple | dict | set) and _all_plain(item):
@@ -325,6 +311,7 @@ class _ModelDigester(Digester):
             if id(item) in self._weights:
                 self.put("weight", self._weights[id(item)], str(item.dtype), repr(tuple(item.shape)))
             else:
+                self.beside.append(item)
                 self.put("variable")  # outside the model's weights, so nothing else hashes its value
                 self.value(numbers(item))
         elif isinstance(item, keras.Layer):
@@ -344,18 +331,18 @@ class _ModelDigester(Digester):
             self.value(dict(sorted(vars(item).items())), loose=True)
         elif type(item).__module__.startswith("tensorflow.") and self._tensorflow(item):
             pass
-        elif keras.ops.is_tensor(item):
-            self.put("constant")
-            self.value(keras.ops.convert_to_numpy(item))
         elif type(item).__module__.startswith("keras.") and hasattr(item, "get_config") and not isinstance(item, type):
             if not is_library_class(type(item)):
                 return False
-            config = _config_of(item)
+            config = config_of(item)
             if config is None:
                 self.refuse(f"the configuration of a {type(item).__name__} cannot be hashed")
             self.put("object")
             self.cls(type(item))
             self.value(config, soft, loose=True)
+        elif keras.ops.is_tensor(item):  # last: it takes the longest
+            self.put("constant")
+            self.value(keras.ops.convert_to_numpy(item))
         else:
             return False
         return True
@@ -366,6 +353,8 @@ class _ModelDigester(Digester):
         if isinstance(item, tf.Variable | tf.Tensor):
             if not hasattr(item, "numpy"):
                 self.refuse("a symbolic tensor of TensorFlow")
+            if isinstance(item, tf.Variable):
+                self.beside.append(item)
             self.put("constant", type(item).__name__)
             self.value(item.numpy())
         elif isinstance(item, tf.dtypes.DType | tf.TensorShape | tf.TypeSpec):

@@ -17,13 +17,14 @@ from .walk import Unhashable
 _A_THREAD = 1 << 24
 
 
-def weights_key(model: Any) -> str:
+def weights_key(model: Any, *beside: Any) -> str:
     """Return a hash of the values of a model's weights, in the model's order, without their names.
 
     States of seed generators, metrics and optimizers are no weights of a model.
 
     Args:
         model: a built `keras.Model`.
+        *beside: variables that it reads though they are no weights of it.
 
     Returns:
         64 hexadecimal digits.
@@ -31,14 +32,14 @@ def weights_key(model: Any) -> str:
     Raises:
         Unhashable: if a variable does not hold numbers.
     """
-    weights = list(model.weights)
+    weights = [*model.weights, *beside]
     left, found = iter(enumerate(weights)), [b""] * len(weights)
 
     def work() -> None:
         for place, variable in left:  # each thread takes the next
             found[place] = _content(variable)
 
-    numbers_in_all = sum(math.prod(variable.shape) for variable in weights)
+    numbers_in_all = sum(map(size, weights))
     # hashlib lets other threads run, and so does TensorFlow while it copies from a GPU.
     others = min(8, os.cpu_count() or 1, numbers_in_all // _A_THREAD + 1) - 1
     with ThreadPoolExecutor(max(1, others)) as pool:  # starts no thread but for a job
@@ -61,6 +62,12 @@ def _content(variable: Any) -> bytes:
     content = hashlib.sha256(f"{array.dtype.name}|{array.shape}|".encode())
     content.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
     return content.digest()
+
+
+def size(variable: Any) -> int:
+    """Return how many numbers a variable holds; 0 where its shape is open, which no weight's is."""
+    is_open = getattr(variable.shape, "rank", 0) is None or None in tuple(variable.shape)
+    return 0 if is_open else math.prod(variable.shape)
 
 
 def numbers(variable: Any) -> Any:
