@@ -257,7 +257,7 @@ def test_signatures(saved: Path, tmp_path: Path, ran: list[bytes]) -> None:
     assert ran == []
     for empty in (b"", "text"):
         with pytest.raises(ValueError, match="key"):
-            pair("sequential")[1].save(tmp_path / "6", key=empty)  # type: ignore[arg-type]
+            pair("sequential")[1].save(tmp_path / "6.ktrt", key=empty)  # type: ignore[arg-type]
         for file in (path, saved):
             with pytest.raises(ValueError, match="key"):
                 load(file, key=empty)
