@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from typing import Any
 
 from . import backends, source
@@ -13,11 +13,12 @@ from .building.provision import Provisioned, provision
 from .building.tune import tune
 from .errors import EngineLoadError, FallbackWarning, InputError, KerasTRTError, refuse
 from .export.check import too_many_weights
+from .export.signature import input_signature
 from .head import Head, split
 from .loading import keras_model
 from .model.predictor import Predictor
 from .model.trt_model import TRTModel
-from .options import BuildOptions
+from .options import BuildOptions, shapes_for
 from .report.report import Report
 
 
@@ -69,10 +70,7 @@ def accelerate(model: Any, *, options: BuildOptions | None = None, **keywords: A
         backend, unusable = named or backends.choose("auto", chosen.devices)
         if unusable and chosen.fallback == "raise":
             raise EngineLoadError(" ".join(unusable))
-        refuse(source.only_keras_can(model))
-        head = split(model)
-        rest = model if head is None else head.tail
-        refuse(too_many_weights(rest))  # before they are hashed, and long before they are exported
+        rest, head = _for_an_engine(model)
         obtain = tune if chosen.precision == "auto" else provision
         ready = obtain(rest, backend, chosen, cache_of(chosen), head)
     except InputError:
@@ -88,6 +86,39 @@ def accelerate(model: Any, *, options: BuildOptions | None = None, **keywords: A
         fast = _drop_in(model, ready, head, chosen, unusable)
         unless_returned.pop_all()
     return fast
+
+
+def ensure_sizes(model: Any, options: BuildOptions) -> None:
+    """Refuse what `accelerate` would for the sizes of a model's inputs, before time is spent.
+
+    Where rows say the sizes, and where no engine can be had whatever they are, nothing is said.
+
+    Args:
+        model: a built `keras.Model`.
+        options: as for `accelerate`.
+
+    Raises:
+        ValueError: for an axis of unknown size, which is named; for a profile that does not fit the model.
+    """
+    calibrated = options.precision in ("int8", "fp8") and options.calibration_data is not None
+    if options.sample is not None or calibrated:
+        return
+    with suppress(KerasTRTError):
+        rest, _ = _for_an_engine(model)
+        shapes_for(input_signature(rest).inputs, options, None)
+
+
+def _for_an_engine(model: Any) -> tuple[Any, Head | None]:
+    """Return what of a model an engine is to run, and what runs in front of it, if anything does.
+
+    Raises:
+        ExportError: if no engine can run it, as far as that is seen before it is exported.
+    """
+    refuse(source.only_keras_can(model))
+    head = split(model)
+    rest = model if head is None else head.tail
+    refuse(too_many_weights(rest))  # before they are hashed, and long before they are exported
+    return rest, head
 
 
 def _drop_in(

@@ -114,6 +114,18 @@ class Subclassed(keras.Model):
 
 
 @keras.saving.register_keras_serializable("keras_trt_tests")
+class Ids(keras.Model):
+    """Looks integers below 11 up, which it does not say."""
+
+    def __init__(self, **keywords: Any) -> None:
+        super().__init__(**keywords)
+        self.table, self.dense = kl.Embedding(11, 4, embeddings_initializer="normal"), kl.Dense(3)
+
+    def call(self, x: Any) -> Any:
+        return self.dense(ops.mean(self.table(x), axis=1))
+
+
+@keras.saving.register_keras_serializable("keras_trt_tests")
 class SubclassedPair(keras.Model):
     """Takes two tensors in a list."""
 

@@ -21,11 +21,13 @@ from keras.src.utils import io_utils  # what Keras's callbacks print with
 
 from .. import fingerprint, policies
 from .._warn import warn
+from ..api import ensure_sizes
 from ..compiled.attach import follow
 from ..errors import FallbackWarning
 from ..model.trt_model import TRTModel
 from ..options import BuildOptions
 from .background import Background
+from .sample import with_types
 
 _logger = logging.getLogger("keras_trt")
 
@@ -73,15 +75,15 @@ class EngineCheckpoint(keras.callbacks.ModelCheckpoint):  # type: ignore[misc]
         initial_value_threshold: what must be improved on at first. Defaults to `None`.
         refit: whether new weights are put into the engine of the checkpoint before, which takes a `cache`. It is also
             the engine's `refittable`, so that on TensorRT it may be slower. Defaults to `True`.
-        validation_data: `(x, y)`, `(x, y, sample_weight)` or a dataset, for the metrics of the engine. Defaults to
-            `None`: none.
+        validation_data: `(x, y)`, `(x, y, sample_weight)` or a dataset, for the metrics of the engine. Arrays also say
+            that a subclassed model takes integers, where there is no `sample`. Defaults to `None`: none.
         raise_on_failure: whether an engine that cannot be made ends the training. Defaults to `False`.
         options: a `BuildOptions`. Defaults to `None`: its defaults, and `build="process"`.
         **keywords: fields of `BuildOptions`, put over `options`.
 
     Raises:
         ValueError: for a path that does not end in `.ktrt`, for calibration data that can be read but once, and as
-            `ModelCheckpoint`.
+            `ModelCheckpoint`; when training begins, for an axis of an input that has no fixed size, as `accelerate`.
         TypeError: for an unknown option.
         OSError: when training begins, if no file can be written there.
 
@@ -132,8 +134,10 @@ class EngineCheckpoint(keras.callbacks.ModelCheckpoint):  # type: ignore[misc]
         self._known: dict[str, float] = {}
 
     def on_train_begin(self, logs: Any = None) -> None:
-        """Check that a file can be written, before time is spent."""
+        """Check that a file can be written, and the sizes of inputs are known, before time is spent."""
         super().on_train_begin(logs)
+        if self.model.built:
+            ensure_sizes(self.model, self._options)
         path = Path(self.filepath)
         if path.is_dir():
             raise IsADirectoryError(
@@ -215,7 +219,8 @@ class EngineCheckpoint(keras.callbacks.ModelCheckpoint):  # type: ignore[misc]
                 _take(self._clone, weights)
             Path(path).parent.mkdir(parents=True, exist_ok=True)
             if self._fast is None or self._fast.backend == "keras":
-                self._fast = follow(self._clone, self._options, "refit" if self._refit else "rebuild")
+                options = with_types(self._options, self._clone, arguments(self._validation_data)["x"])
+                self._fast = follow(self._clone, options, "refit" if self._refit else "rebuild")
             with self._fast._engine():  # it follows the weights, which takes a while, and not where others wait for it
                 pass
             with _saving:

@@ -8,10 +8,12 @@ from typing import Any
 
 import keras
 
+from ..api import ensure_sizes
 from ..compiled.attach import follow
 from ..model.trt_model import TRTModel
 from ..options import BuildOptions
 from .checkpoint import arguments
+from .sample import with_types
 
 
 class EngineValidation(keras.callbacks.Callback):  # type: ignore[misc]
@@ -24,7 +26,8 @@ class EngineValidation(keras.callbacks.Callback):  # type: ignore[misc]
     Where there is no engine, Keras validates, with one `FallbackWarning`.
 
     Args:
-        validation_data: `(x, y)`, `(x, y, sample_weight)`, a dataset, or a generator with `validation_steps`.
+        validation_data: `(x, y)`, `(x, y, sample_weight)`, a dataset, or a generator with `validation_steps`. Arrays
+            also say that a subclassed model takes integers, where there is no `sample`.
         validation_batch_size: rows in a batch of arrays. Defaults to 32.
         validation_steps: stop after so many batches. Defaults to `None`: all.
         validation_freq: validate every so many epochs, or a list of the epochs, counted from 1. Defaults to `1`.
@@ -34,6 +37,7 @@ class EngineValidation(keras.callbacks.Callback):  # type: ignore[misc]
 
     Raises:
         TypeError: for an unknown option.
+        ValueError: when training begins, for an axis of an input that has no fixed size, as `accelerate`.
         KerasTRTError: from `fit`, as `accelerate`.
 
     Example:
@@ -70,7 +74,7 @@ class EngineValidation(keras.callbacks.Callback):  # type: ignore[misc]
         if number % self._freq if isinstance(self._freq, int) else number not in self._freq:
             return
         if self._fast is None:
-            self._fast = follow(self.model, self._options)
+            self._fast = follow(self.model, with_types(self._options, self.model, self._arguments["x"]))
         now = dict(self._arguments)
         if isinstance(now["x"], GeneratorType):  # which Keras reads ahead: what it then does not use would be lost
             now["x"] = (batch for batch in islice(self._arguments["x"], now["steps"]))
@@ -79,8 +83,10 @@ class EngineValidation(keras.callbacks.Callback):  # type: ignore[misc]
             logs.update({f"val_{name}": value for name, value in found.items()})
 
     def on_train_begin(self, logs: Any = None) -> None:  # noqa: ARG002 (Keras gives it)
-        """Free the engine of a training that was interrupted."""
+        """Check that the sizes of inputs are known, and free the engine of a training that was interrupted."""
         self._end()
+        if self.model.built:
+            ensure_sizes(self.model, self._options)
 
     def on_train_end(self, logs: Any = None) -> None:  # noqa: ARG002 (Keras gives it)
         """Free the engine."""

@@ -11,7 +11,7 @@ import numpy as np
 
 from .. import data
 from .._warn import warn
-from ..errors import FallbackWarning
+from ..errors import FallbackWarning, InputError
 from ..head import Head
 from ..inputs import Array, is_arrays, standardize, standardize_out
 from ..runtime import RowsDependError, Session, deliver
@@ -167,6 +167,7 @@ class Predictor:
 
         Raises:
             RowsDependError: once, where the rows are seen to depend on each other.
+            InputError: if Keras alone could run them, and there is no Keras model.
         """
         if len(inputs[0]) == 0:
             return self._nothing(inputs)
@@ -177,6 +178,15 @@ class Predictor:
         objection = self._session.takes(ready)
         if objection is None:
             return list(self._session.run(ready, progress, out))
+        if objection.other_type is not None and self._instead != "Keras":
+            raise InputError(
+                f"'{self._source.name}' cannot run this batch: {objection.text}. There is no Keras model to run it.",
+                input_name=objection.other_type,
+                expected={spec.name: spec.dtype for spec in self._signature.inputs},
+                received={
+                    spec.name: str(array.dtype) for spec, array in zip(self._signature.inputs, inputs, strict=True)
+                },
+            )
         self.warn_once(objection.kind, f"{self._instead} runs a batch that the engine cannot: {objection.text}.")
         outputs = self._by_keras(inputs)
         if progress is not None:

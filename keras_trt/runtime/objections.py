@@ -17,10 +17,13 @@ class Objection:
     Attributes:
         kind: the same for all batches that are refused for the same cause.
         text: the cause, with this batch's figures.
+        other_type: name of the input whose type is not the engine's. Keras alone takes that: a graph, which says its
+            types, takes no other either. `None` where the cause is another one.
     """
 
     kind: str
     text: str
+    other_type: str | None = None
 
 
 def objection(
@@ -50,7 +53,8 @@ def objection(
             return Objection(
                 f"type {spec.name}",
                 f"input '{spec.name}' has the type {array.dtype}, and as the model does not say its types the "
-                f"engine was made for {spec.dtype} (see `sample`)",
+                f"engine was made for {spec.dtype} (give a `sample` with its types when it is made)",
+                spec.name,
             )
         allowed = profile.shapes[spec.name]
         for axis in range(1, array.ndim):

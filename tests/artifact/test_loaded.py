@@ -18,7 +18,7 @@ from keras_trt.errors import EngineLoadError, ExportError, FallbackWarning, Veri
 from keras_trt.specs import flatten
 
 from .. import head_models
-from ..models import CASES, accelerate, dependent, floats, keras, kl, pair, same, warns_once
+from ..models import CASES, Ids, accelerate, dependent, floats, integers, keras, kl, pair, same, warns_once
 from .helpers import load
 
 
@@ -133,6 +133,25 @@ def test_sizes_that_the_graph_does_not_take(tmp_path: Path) -> None:
         same(model.predict(longer, verbose=0), loaded.predict(longer, verbose=0))
     with pytest.raises(keras_trt.InputError, match="no Keras model"):
         loaded.predict(np.full((6, 9), 1000, "int32"), verbose=0)  # no such word
+
+
+def test_integers_for_an_engine_of_floats(tmp_path: Path) -> None:
+    """A subclassed model does not say its types. What a drop-in with a Keras model warns of is an error without one."""
+    ids = integers(11, 6, dtype="int64")(9)
+    model = Ids()
+    model(ids)
+    fast = accelerate(model)
+    with pytest.warns(FallbackWarning, match="input 'input' has the type int64") as warned:
+        same(model.predict(ids, verbose=0), fast.predict(ids, verbose=0))
+    fast.save(tmp_path / "model.ktrt")
+    loaded = load(tmp_path / "model.ktrt")
+    for _ in range(2):
+        with pytest.raises(keras_trt.InputError, match=r"engine was made for float32 \(give a `sample`") as caught:
+            loaded.predict(ids, verbose=0)  # without a warning that ONNX Runtime runs it
+    cause = str(warned[0].message).removeprefix("Keras runs a batch that the engine cannot: ").removesuffix(".")
+    assert str(caught.value).startswith(f"'{model.name}' cannot run this batch: {cause}.")
+    error = caught.value
+    assert (error.input_name, error.expected, error.received) == ("input", {"input": "float32"}, {"input": "int64"})
 
 
 def test_calls_that_need_keras(saved: Path) -> None:
