@@ -109,7 +109,7 @@ def _wrapped(path: Path) -> Any:
         """A `TFSMLayer` that takes the arguments of a signature by name, as signatures want them."""
 
         def call(self, inputs: Any, training: bool = False) -> Any:  # noqa: ARG002 (an engine is for inference)
-            return self.call_endpoint_fn(**inputs) if by_name else self.call_endpoint_fn(*inputs)
+            return _sorted(self.call_endpoint_fn(**inputs) if by_name else self.call_endpoint_fn(*inputs))
 
     def make(endpoint: str) -> tuple[Any, tuple[Any, ...], Mapping[str, Any]]:
         layer = SavedModelLayer(str(path), call_endpoint=endpoint, name=endpoint)
@@ -134,6 +134,13 @@ def _wrapped(path: Path) -> Any:
     leaves = inputs if not isinstance(inputs, dict) else list(inputs.values())
     taken = leaves[0] if len(leaves) == 1 else inputs  # one argument is what `predict` takes, as in Keras
     return keras.Model(taken, layer(inputs), name=path.resolve().name)
+
+
+def _sorted(outputs: Any) -> Any:
+    """Return outputs with dicts by their keys: a SavedModel does not keep their order, and gives any."""
+    if isinstance(outputs, Mapping):
+        return {key: _sorted(outputs[key]) for key in sorted(outputs)}
+    return type(outputs)(map(_sorted, outputs)) if type(outputs) in (list, tuple) else outputs
 
 
 def _input(spec: Any, name: str | None) -> Any:

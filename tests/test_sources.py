@@ -61,7 +61,11 @@ def test_a_saved_model_answers_as_the_one_in_memory(model: Any, tmp_path: Path, 
     assert fast.backend == "onnxruntime"
     expected = model.predict(X, verbose=0)
     rows_differ(expected)
-    same(expected, fast.predict(X, verbose=0))
+    found = fast.predict(X, verbose=0)
+    assert list(found) == (
+        sorted(expected) if name == "exported" else list(expected)
+    )  # TensorFlow sorts them in a file
+    same(expected, {key: found[key] for key in expected})
     keras_trt.export_onnx(kind(path), tmp_path / "model.onnx")
     outputs = [value.name for value in onnx.load(tmp_path / "model.onnx").graph.output]
     assert outputs == ["a", "b"]
