@@ -92,6 +92,12 @@ class Contents:
     plans: Sequence[Plan]
 
 
+def check_name(path: str | os.PathLike[str]) -> None:
+    """Raise a `ValueError` for a name that does not end in `.ktrt`: Keras would take `.keras` for its own."""
+    if not os.fspath(path).endswith(".ktrt"):
+        raise ValueError(f"The file of an engine ends in `.ktrt`. Received: filepath={os.fspath(path)}")
+
+
 def write(path: str | os.PathLike[str], contents: Contents, key: bytes | None = None) -> None:
     """Write an artifact. An existing file is replaced only by a complete one.
 
@@ -101,11 +107,10 @@ def write(path: str | os.PathLike[str], contents: Contents, key: bytes | None = 
         key: signs it. Defaults to `None`: it is not signed.
 
     Raises:
-        ValueError: if the key is empty, or the name does not end in `.ktrt`: Keras would take `.keras` for its own.
+        ValueError: if the key is empty, or the name does not end in `.ktrt`.
         OSError: if it cannot be written.
     """
-    if not os.fspath(path).endswith(".ktrt"):
-        raise ValueError(f"The file of an engine ends in `.ktrt`. Received: {os.fspath(path)}")
+    check_name(path)
     if key is not None:
         _check_key(key)
     arrays = {"input": contents.inputs, "output": contents.outputs}

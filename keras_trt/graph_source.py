@@ -50,7 +50,7 @@ class GraphSource:
             shapes = {name: array.shape for name, array in feeds.items()}
             raise InputError(
                 f"'{self.name}' was not made for such a batch, and there is no Keras model to run it. "
-                f"Received: {shapes}, expected: {self._file.profile}. ONNX Runtime says: {error}",
+                f"Received: {shapes}, expected: {self._file.profile}. ONNX Runtime says: {error.__cause__ or error}",
                 expected=self._file.profile,
                 received=shapes,
             ) from error

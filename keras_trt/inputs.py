@@ -12,7 +12,7 @@ from ._warn import warn
 from .cache import digest
 from .cuda import DeviceArray, is_on_gpu
 from .errors import InputError
-from .specs import Signature, TensorSpec, flatten, leaf_paths
+from .specs import Signature, TensorSpec, children, flatten, leaf_paths
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -132,8 +132,7 @@ def _is_flat(structure: Any) -> bool:
     """Tell whether a structure is one leaf, or one container of leaves."""
     if isinstance(structure, int):
         return True
-    ((kind, children),) = structure.items()
-    return all(isinstance(child, int) for child in (children.values() if kind == "dict" else children))
+    return all(isinstance(child, int) for _, child in children(structure))
 
 
 def _paths(x: Any, path: str = "") -> list[str]:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from .errors import MissingDependencyError
+from .specs import describe, flatten, pack
 
 _TAKEN = "Allowed are a keras.Model, a .keras or .h5 file, and a SavedModel folder."
 _FILES = (".keras", ".h5", ".hdf5")
@@ -109,7 +110,8 @@ def _wrapped(path: Path) -> Any:
         """A `TFSMLayer` that takes the arguments of a signature by name, as signatures want them."""
 
         def call(self, inputs: Any, training: bool = False) -> Any:  # noqa: ARG002 (an engine is for inference)
-            return _sorted(self.call_endpoint_fn(**inputs) if by_name else self.call_endpoint_fn(*inputs))
+            outputs = self.call_endpoint_fn(**inputs) if by_name else self.call_endpoint_fn(*inputs)
+            return pack(describe(outputs), flatten(outputs))  # dicts by their keys: a file keeps no order of them
 
     def make(endpoint: str) -> tuple[Any, tuple[Any, ...], Mapping[str, Any]]:
         layer = SavedModelLayer(str(path), call_endpoint=endpoint, name=endpoint)
@@ -134,13 +136,6 @@ def _wrapped(path: Path) -> Any:
     leaves = inputs if not isinstance(inputs, dict) else list(inputs.values())
     taken = leaves[0] if len(leaves) == 1 else inputs  # one argument is what `predict` takes, as in Keras
     return keras.Model(taken, layer(inputs), name=path.resolve().name)
-
-
-def _sorted(outputs: Any) -> Any:
-    """Return outputs with dicts by their keys: a SavedModel does not keep their order, and gives any."""
-    if isinstance(outputs, Mapping):
-        return {key: _sorted(outputs[key]) for key in sorted(outputs)}
-    return type(outputs)(map(_sorted, outputs)) if type(outputs) in (list, tuple) else outputs
 
 
 def _input(spec: Any, name: str | None) -> Any:

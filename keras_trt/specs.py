@@ -187,7 +187,7 @@ class Signature:
             positions = sorted(position for position, _ in leaf_paths(structure))
             if len({*names}) < len(names) or positions != list(range(len(names))):
                 raise ValueError(f"{structure!r} is no nesting of {names}")
-            pack(structure, names)
+            pack(structure, names)  # which fails for what is no name of a class or field
         if not isinstance(data["types_guessed"], bool):
             raise ValueError(f"types are guessed or not, and not {data['types_guessed']!r}")
         return cls(inputs, outputs, *structures, data["types_guessed"])

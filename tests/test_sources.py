@@ -90,6 +90,16 @@ def test_a_signature_keeps_the_names_of_its_inputs_and_outputs(tmp_path: Path) -
     same(expected, fast.predict(x, verbose=0))
 
 
+def test_outputs_of_a_signature_are_sorted_as_the_file_keeps_no_order(tmp_path: Path) -> None:
+    module = tf.Module()
+    module.run = tf.function(lambda x: {name: x + i for i, name in enumerate("hgfedcba")})
+    signature = module.run.get_concrete_function(tf.TensorSpec((None, 4), name="x"))
+    tf.saved_model.save(module, str(tmp_path / "saved"), signatures={"serving_default": signature})
+    fast = accelerate(tmp_path / "saved", fallback="raise")
+    x = floats(4)(6)
+    same({name: x + 7 - i for i, name in enumerate("abcdefgh")}, fast.predict(x, verbose=0))
+
+
 def test_a_signature_of_one_input_takes_an_array(tmp_path: Path) -> None:
     module = Doubler()
     tf.saved_model.save(module, str(tmp_path / "saved"), signatures={"serving_default": module.one})

@@ -201,7 +201,9 @@ class OnnxRuntimeEngine:
     """See `HostEngine`."""
 
     def __init__(self, session: Any) -> None:
-        self._session = session
+        from onnxruntime.capi.onnxruntime_pybind11_state import InvalidArgument
+
+        self._session, self._refusal = session, InvalidArgument
         self.input_names = tuple(value.name for value in session.get_inputs())
         self.output_names = tuple(value.name for value in session.get_outputs())
 
@@ -211,11 +213,9 @@ class OnnxRuntimeEngine:
         Raises:
             InputError: for numbers that the graph does not take, such as an index outside its table.
         """
-        from onnxruntime.capi.onnxruntime_pybind11_state import InvalidArgument
-
         try:
             return [np.asarray(output) for output in self._session.run(None, dict(feeds))]
-        except InvalidArgument as error:
+        except self._refusal as error:
             raise InputError(f"The engine does not take this batch. ONNX Runtime says: {error}") from error
 
     def close(self) -> None:

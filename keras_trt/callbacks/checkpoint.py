@@ -19,7 +19,7 @@ import keras
 from keras.src.backend.common import global_state  # public in no version, as what follows
 from keras.src.utils import io_utils  # what Keras's callbacks print with
 
-from .. import fingerprint, policies
+from .. import artifact, fingerprint, policies
 from .._warn import warn
 from ..api import ensure_sizes
 from ..compiled.attach import follow
@@ -109,8 +109,7 @@ class EngineCheckpoint(keras.callbacks.ModelCheckpoint):  # type: ignore[misc]
         **keywords: Any,
     ) -> None:
         path = os.fspath(filepath)
-        if not path.endswith(".ktrt"):
-            raise ValueError(f"The filepath of an EngineCheckpoint ends in `.ktrt`. Received: filepath={path}")
+        artifact.check_name(path)
         super().__init__(
             path.removesuffix(".ktrt") + ".keras",  # what Keras allows
             monitor,

@@ -6,6 +6,7 @@ from contextlib import suppress
 from typing import Any
 
 from .. import fingerprint, policies
+from ..errors import KerasTRTError
 from ..export.signature import input_signature
 from ..export.trace import trace
 from ..loading import on_tensorflow
@@ -40,7 +41,7 @@ def of_tensorflow(variable: Any) -> Any:
 
 
 def _in_a_trace(model: Any, sample: Any) -> list[Any]:
-    with suppress(Exception), policies.as_it_is():  # a model's own code: what cannot be traced has no engine
+    with suppress(KerasTRTError), policies.as_it_is():  # what cannot be traced has no engine
         takes = input_signature(model, sample, strings=True)
         return list(trace(model, takes.input_structure, takes.inputs).function.graph.variables)
     return []

@@ -127,7 +127,7 @@ def output_names(model: Any, structure: Structure, count: int) -> list[str]:
     """Return a distinct name for each output: the user's dict keys, else the Keras layers', else numbered."""
     inside = [] if isinstance(structure, int) else children(structure)
     if len(inside) == count and all(isinstance(key, str) for key, _ in inside):
-        names = [str(key) for key, _ in sorted(inside)]
+        names = sorted(key for key, _ in inside)
     else:
         names = [str(name) for name in getattr(model, "output_names", None) or ()]
     if len(names) == count == len(set(names)):

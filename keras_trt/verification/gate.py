@@ -310,7 +310,6 @@ def _failures(what: str, *ours: type[KerasTRTError]) -> Iterator[None]:
     except Exception as error:
         if isinstance(error, KerasTRTError) and not isinstance(error, ours):
             raise
-        said = " ".join(
-            re.sub(r"\x1b\[[0-9;]*m", "", str(error)).split()
-        )  # TensorFlow's are in colours, over many lines
+        # TensorFlow's are in colours, over many lines.
+        said = " ".join(re.sub(r"\x1b\[[0-9;]*m", "", str(error)).split())
         raise VerificationError(f"{what} ({type(error).__name__}: {said})") from error

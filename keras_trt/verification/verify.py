@@ -100,7 +100,6 @@ def _compared(name: str, wanted: Array, got: Array, limit: float) -> Difference:
     return Difference(name, relative, largest, limit, _cosine(wanted, got), argmax, int(unlike.sum()))
 
 
-@_quietly
 def _cosine(wanted: Array, got: Array) -> float:
     one, other = wanted.astype(np.float64).ravel(), got.astype(np.float64).ravel()
     finite = np.isfinite(one)
@@ -118,7 +117,6 @@ def usual_size(rows: Array) -> float:
     return float(np.median([size for size in sizes if size] or [0.0]))
 
 
-@_quietly
 def _size(row: Array) -> float:
     return float(np.linalg.norm(np.nan_to_num(row.astype(np.float64), posinf=0.0, neginf=0.0)))
 
