@@ -59,6 +59,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=16384)
     parser.add_argument("--engines", nargs="+", choices=ENGINES, default=list(ENGINES))
     parser.add_argument("--python", nargs="+", default=[], metavar="ENGINE=INTERPRETER")
+    parser.add_argument("--optimization-level", type=int, help="of keras_trt's engines; TensorRT's own if left out")
     parser.add_argument("--folder", type=Path)
     parser.add_argument("--child", nargs="+", choices=(*ENGINES, "make", "build"), help=argparse.SUPPRESS)
     parser.add_argument("--table", action="store_true", help="print what the folder holds, and measure nothing")
@@ -109,6 +110,8 @@ def start(asked: Any, folder: Path, engine: str, python: str) -> None:
     """Run one engine in a process of its own; a batch size that cannot leaves no result."""
     command = [python, __file__, asked.model, "--rows", str(asked.rows), "--folder", str(folder), "--child", engine]
     command += ["--precisions", *asked.precisions, "--batches", *map(str, asked.batches)]
+    if asked.optimization_level is not None:
+        command += ["--optimization-level", str(asked.optimization_level)]
     done = subprocess.run(command, env={**os.environ, "KERAS_BACKEND": backend_of(engine)}, check=False)
     if done.returncode:
         print(f"{engine} cannot run here (exit status {done.returncode})")
@@ -134,7 +137,7 @@ def child(asked: Any, engine: str) -> None:
         model.compile(jit_compile=False)
     if engine == "build":
         for precision, batch in product(asked.precisions, asked.batches):
-            accelerate(model, asked.folder, engine, precision, batch).close()
+            accelerate(model, asked.folder, engine, precision, batch, asked.optimization_level).close()
         return
     few = engine in ("tensorrt-bare", "limit-pcie")  # these read nothing but sizes of rows
     with environment.alone():  # which writes some gigabytes
@@ -150,18 +153,27 @@ def child(asked: Any, engine: str) -> None:
             with environment.alone():
                 row |= pcie(rows[:batch].nbytes, batch)
         else:
-            with accelerate(model, asked.folder, engine, precision, batch) as fast:
+            level = asked.optimization_level
+            with accelerate(model, asked.folder, engine, precision, batch, level) as fast:
+                row |= {} if level is None else {"optimization_level": level}
                 row |= accelerated(fast, rows, row, asked, path)
         path.write_text(json.dumps(row))
 
 
-def accelerate(model: Any, folder: Path, engine: str, precision: Any, batch: int) -> Any:
+def accelerate(model: Any, folder: Path, engine: str, precision: Any, batch: int, level: int | None = None) -> Any:
     """Return the drop-in of a row, whose engine is in the folder from then on."""
     import keras_trt
 
     backend: Any = "onnxruntime" if engine == "onnxruntime" else "auto"
-    sizes, cache = (1, batch, batch), folder / "cache"
-    return keras_trt.accelerate(model, backend=backend, precision=precision, batch_sizes=sizes, cache=cache, verbose=0)
+    return keras_trt.accelerate(
+        model,
+        backend=backend,
+        precision=precision,
+        batch_sizes=(1, batch, batch),
+        optimization_level=level,
+        cache=folder / "cache",
+        verbose=0,
+    )
 
 
 def accelerated(fast: Any, rows: np.ndarray, row: dict[str, Any], asked: Any, path: Path) -> dict[str, Any]:

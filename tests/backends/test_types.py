@@ -5,11 +5,16 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import keras
+import onnx
 import pytest
+from keras import layers
 
 from keras_trt.backends.tensorrt.flavor import flavor
-from keras_trt.backends.tensorrt.types import prove_engine_types
+from keras_trt.backends.tensorrt.types import ordered, prove_engine_types
 from keras_trt.errors import PrecisionError
+from keras_trt.export import export
+from keras_trt.precision import tensor_types, typed
 
 
 def prove(report: str, *, obeyed: bool) -> None:
@@ -63,11 +68,34 @@ def test_a_network_compiled_into_one_layer_counts_only_where_the_builder_had_to_
         prove(whole, obeyed=False)
 
 
+def test_what_is_told_may_all_lie_in_layers_that_show_nothing() -> None:
+    """ConvNeXt's blocks: dense layers in half within Myelin's, depthwise convolutions that 8.6 keeps in float32."""
+    opaque, wide = layer("Myelin", "{ForeignNode[a...z]}", FULL, FULL), layer("CaskConvolution", "depth", FULL, FULL)
+    prove(report(opaque, wide), obeyed=True)
+    with pytest.raises(PrecisionError, match="none of the 1 layers"):
+        prove(report(opaque, wide), obeyed=False)
+
+
 def test_eight_bits_are_proved_by_layers_in_eight_bits() -> None:
     eight = "Thirty-two wide channel vectorized row major Int8 format"
     prove_engine_types(report(layer("CaskConvolution", "conv", eight, eight)), "int8", obeyed=False)
     with pytest.raises(PrecisionError, match="int8 was asked for"):
         prove_engine_types(report(layer("CaskConvolution", "conv", HALF, HALF)), "int8", obeyed=False)
+
+
+@pytest.mark.parametrize(("window", "multiplier", "free"), [((7, 7), 1, True), ((1, 7), 2, True), ((5, 5), 1, False)])
+def test_wide_depthwise_convolutions_are_left_to_the_timing_of_the_builder(
+    window: tuple[int, int], multiplier: int, free: bool
+) -> None:
+    x = keras.Input((9, 9, 4))
+    y = layers.DepthwiseConv2D(window, depth_multiplier=multiplier, padding="same")(x)
+    graph = typed(export(keras.Model(x, layers.Conv2D(3, 7)(layers.ReLU()(y)))).onnx, "fp16")
+    types = tensor_types(graph)
+    depthwise, dense = (one.output[0] for one in onnx.load_from_string(graph).graph.node if one.op_type == "Conv")
+    assert (types[depthwise], types[dense]) == ("float16", "float16")
+    assert ordered(types, graph) == {name: kind for name, kind in types.items() if name != depthwise or not free}
+    kept = types | {depthwise: "float32"}
+    assert ordered(kept, graph) == kept, "what must be float32 stays so"
 
 
 def test_control_characters_in_the_report_are_read() -> None:

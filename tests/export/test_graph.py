@@ -249,10 +249,28 @@ def test_batch_normalization_is_gone() -> None:
     assert operators(graph) == Counter(Transpose=1, Conv=1, Relu=1, GlobalAveragePool=1, Reshape=1)
 
 
-@pytest.mark.parametrize("shape", [(5, 4), (None, 4), (3, 5, 4), (None, None, 4)])
+@pytest.mark.parametrize("shape", [(5, 4), (None, 4), (None, None, 4), (3, None, 4)])
 def test_a_dense_layer_is_one_product(shape: tuple[int | None, ...]) -> None:
     x = keras.Input(shape)
     assert operators(export(keras.Model(x, layers.Dense(2, use_bias=False)(x))).onnx) == Counter(MatMul=1)
+
+
+@settings(max_examples=15, deadline=None)
+@given(st.lists(st.integers(1, 4), min_size=1, max_size=4), st.integers(1, 3), st.booleans(), st.integers(0, 99))
+def test_products_with_a_matrix_have_two_or_three_axes(sizes: list[int], units: int, dense: bool, seed: int) -> None:
+    """An image's rows are no batch of small products (TensorRT 8.6 computes them so)."""
+    x = keras.Input(sizes)
+    letters = "abcde"[: len(sizes)]
+    layer = layers.Dense(units) if dense else layers.EinsumDense(f"{letters}k,kz->{letters}z", [*sizes[:-1], units])
+    model = keras.Model(x, layers.ReLU()(layer(x)))
+    result = export(model)
+    graph = onnx.shape_inference.infer_shapes(onnx.load_from_string(result.onnx)).graph
+    shapes = {one.name: one.type.tensor_type.shape.dim for one in (*graph.value_info, *graph.input)}
+    (product,) = (node for node in graph.node if node.op_type in ("MatMul", "Gemm"))
+    assert len(shapes[product.input[0]]) <= 3
+    rows = np.random.default_rng(seed).standard_normal((3, *sizes)).astype("float32")
+    (got,) = run(result.onnx, {result.signature.inputs[0].name: rows})
+    np.testing.assert_allclose(got, keras.ops.convert_to_numpy(model(rows)), rtol=1e-5, atol=1e-6)
 
 
 # Einsum.

@@ -134,7 +134,7 @@ class PlanBuilder:
         if flavor.strongly_typed:
             types.prove_network_types(network, asked)
         else:
-            told = self._choose_types(config, network, spec, asked, obey=obey)
+            told = self._choose_types(config, network, spec, types.ordered(asked, graph), obey=obey)
         if timings is not None and flavor.measures:
             timing.attach(flavor, config, timings.read())
         with monitor.watched(flavor, config, report or (lambda _: None)):

@@ -64,6 +64,7 @@ def optimize(proto: Any, values: Sequence[Any], *, whole: bool = True) -> Optimi
     simplify.shapes(graph)
     simplify.products(graph)
     layout.sink_transposes(graph, weights.fixed_values(graph, given))
+    simplify.rows(graph)
     _tidy(model)
     fold.scales_into_convolutions(graph, weights.fixed_values(graph, given))
     images.pads_into_windows(graph)

@@ -105,6 +105,38 @@ def products(graph: Any) -> None:
         replace(output, product.outputs[0])
 
 
+def rows(graph: Any) -> None:
+    """Give the product with a matrix two axes, all but the last of what has more than three made one.
+
+    TensorRT 8.6 (Myelin) takes every axis but the last two for a batch, and multiplies each row of an image by itself:
+    a block of ConvNeXtTiny for 32 images of 7 x 7 takes 361 µs of an H200, and 72 so. Three axes it joins by itself.
+    """
+    for node in list(graph.all_nodes()):
+        if node.op_type != "MatMul":
+            continue
+        (x, kernel), output = node.inputs, node.outputs[0]
+        sizes, kernel_sizes = known_sizes(x), known_sizes(kernel)
+        if sizes is None or kernel_sizes is None or len(sizes) <= 3 or len(kernel_sizes) != 2:
+            continue
+        wide, high = kernel_sizes[1], sizes[-1]
+        if sizes[:-1].count(None) > 1 or wide is None or high is None or 0 in sizes:
+            continue
+        flat = _node_before(node, "Reshape", [x, new_constant(node.graph, np.array([-1, high], np.int64))])
+        product = _node_before(node, "MatMul", [flat, kernel])
+        shape = [-1 if size is None else size for size in (*sizes[:-1], wide)]
+        back = _node_before(node, "Reshape", [product, new_constant(node.graph, np.array(shape, np.int64))])
+        flat.shape, product.shape, back.shape = ir.Shape([None, high]), ir.Shape([None, wide]), output.shape
+        replace(output, back)
+
+
+def _node_before(node: Any, operator: str, inputs: list[Any]) -> Any:
+    """Write a node before another, of the same type, and return what it gives."""
+    made = ir.node(operator, inputs, name=f"{node.name}/rows/{operator}")
+    node.graph.insert_before(node, made)
+    made.outputs[0].type = node.outputs[0].type
+    return made.outputs[0]
+
+
 def _restores(shape: Any, x: Any, sizes: list[int | None], columns: int | None) -> bool:
     """Tell whether `shape` is that of `x` with another last size."""
     target = constant(shape)
