@@ -25,6 +25,7 @@ from keras_trt._interrupts import deferred
 from keras_trt._require import require
 from keras_trt.backends import BuildSpec, child
 from keras_trt.backends.onnxruntime import OnnxRuntimeBackend
+from keras_trt.building import engines
 from keras_trt.cache import EngineCache
 from keras_trt.progress import Progress
 from keras_trt.specs import OptimizationProfile, ShapeRange
@@ -80,6 +81,25 @@ def test_a_build_that_takes_too_long_is_ended() -> None:
     with pytest.raises(keras_trt.BuildError, match=r"longer than 0.05 s and was ended \(see `build_timeout`\)"):
         accelerate(CASES["sequential"].build(), build="process", build_timeout=0.05, fallback="raise")
     assert not builders()
+
+
+@pytest.mark.parametrize(("level", "seconds", "said"), [(None, 0.05, 1), (2, 0.05, 1), (0, 0.05, 0), (None, 60.0, 0)])
+def test_the_log_says_what_makes_a_long_build_shorter(
+    level: int | None, seconds: float, said: int, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    build = OnnxRuntimeBackend.build
+
+    def slow(*arguments: Any, **how: Any) -> bytes:
+        time.sleep(0.3)
+        return build(*arguments, **how)
+
+    monkeypatch.setattr(engines, "_LONG", seconds)
+    monkeypatch.setattr(OnnxRuntimeBackend, "build", slow)
+    accelerate(CASES["sequential"].build(), optimization_level=level)
+    assert "optimization_level=0" not in caplog.text, "ONNX Runtime has no such levels"
+    monkeypatch.setattr(OnnxRuntimeBackend, "name", "tensorrt")
+    accelerate(CASES["sequential"].build(), optimization_level=level)
+    assert caplog.text.count("With optimization_level=0 it takes less") == said
 
 
 def test_errors_of_the_child_are_those_of_the_backend() -> None:

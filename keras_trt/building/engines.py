@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
@@ -36,6 +37,10 @@ _logger = logging.getLogger("keras_trt")
 
 #: The steps that may take long, as they are shown.
 _SHOWN = {"export": "exporting", "build": "building", "verify": "verifying"}
+
+#: After how many seconds of a build the log says what makes it shorter. EfficientNetB0 in fp16 takes TensorRT 8.6 more
+#: than 900 on its default level, and 95 on level 0 (H200); most models take less than 200.
+_LONG = 300.0
 
 Check = Callable[[Session], tuple[Difference, ...]]
 Origin = Literal["built", "cache", "refitted"]
@@ -95,7 +100,7 @@ class Engines:
     ) -> None:
         how = options or BuildOptions(verbose=0)
         self._in_process, self._timeout = how.build == "process", how.build_timeout
-        self._progress = Progress(title, show=bool(how.verbose))
+        self._title, self._progress = title, Progress(title, show=bool(how.verbose))
         self.backend = backend
         self.cache = cache if keep else None
         self._measured = cache
@@ -191,11 +196,24 @@ class Engines:
             return None
 
     def _built(self, wanted: Wanted, check: Check) -> _New:
-        with self.timed("build"):
+        with self.timed("build"), self._advised(wanted.optimization_level):
             spec = BuildSpec(wanted.precision, wanted.profile, wanted.optimization_level, wanted.refittable)
             plan = self._plan(wanted.graph, spec)
         session = self._load(plan, wanted)
         return _New(plan, session, "built", self.checked(session, check))
+
+    @contextmanager
+    def _advised(self, level: int | None) -> Iterator[None]:
+        """Say in the log how a build could be shorter, once it has taken long."""
+        advice = "Building '%s' has taken %.0f s so far. With optimization_level=0 it takes less, for a slower engine."
+        told = threading.Timer(_LONG, _logger.warning, (advice, self._title, _LONG))
+        told.daemon = True
+        if level != 0 and self.backend.name.startswith("tensorrt"):
+            told.start()
+        try:
+            yield
+        finally:
+            told.cancel()
 
     def _refitted(self, family: str | None, wanted: Wanted, check: Check) -> _New | None:
         """Return an engine of the same graph with other weights, refitted and checked; `None` where there is none."""
