@@ -109,7 +109,8 @@ def rows(graph: Any) -> None:
     """Give the product with a matrix two axes, all but the last of what has more than three made one.
 
     TensorRT 8.6 (Myelin) takes every axis but the last two for a batch, and multiplies each row of an image by itself:
-    a block of ConvNeXtTiny for 32 images of 7 x 7 takes 361 µs of an H200, and 72 so. Three axes it joins by itself.
+    a block of ConvNeXtTiny for 32 images of 7 x 7 takes 361 µs of an H200, and 72 so. As 32 matrices of 49 rows it
+    takes 91, and BERT's, of 128 rows, take as long as one of all. Three axes stay, as attention is written on them.
     """
     for node in list(graph.all_nodes()):
         if node.op_type != "MatMul":
