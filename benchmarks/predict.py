@@ -103,7 +103,8 @@ def results(asked: Any, folder: Path, engine: str) -> list[Path]:
 
 
 def result(folder: Path, asked: Any, engine: str, precision: str, batch: int) -> Path:
-    return folder / f"{asked.model}-{engine}-{precision}-{batch}.json"
+    level = asked.optimization_level if engine in OURS else None
+    return folder / f"{asked.model}-{engine}-{precision}-{batch}{'' if level is None else f'-level-{level}'}.json"
 
 
 def start(asked: Any, folder: Path, engine: str, python: str) -> None:

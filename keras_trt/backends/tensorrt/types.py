@@ -97,8 +97,10 @@ def ordered(types: Mapping[str, str], onnx: bytes) -> dict[str, str]:
 
     free = set()
     for node in onnx_package.load_from_string(onnx).graph.node:
+        if node.op_type != "Conv":
+            continue
         has = {one.name: onnx_package.helper.get_attribute_value(one) for one in node.attribute}
-        if node.op_type == "Conv" and has.get("group", 1) > 1 and max(has.get("kernel_shape", [0])) > _WIDEST:
+        if has.get("group", 1) > 1 and max(has.get("kernel_shape", [0])) > _WIDEST:
             free.update(node.output)
     return {name: kind for name, kind in types.items() if name not in free or kind != "float16"}
 

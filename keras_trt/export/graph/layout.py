@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from .simplify import constant, known_sizes, new_constant, replace
+from .simplify import constant, insert, known_sizes, new_constant, replace
 
 Order = tuple[int, ...]
 
@@ -99,7 +99,7 @@ def _merge(node: Any, _fixed: set[Any]) -> None:
     elif target is not None and 0 not in target and _moves_nothing(source, order):
         shape = new_constant(node.graph, target[list(order)])
         output = node.outputs[0]
-        replace(output, _insert(node, "Reshape", [made.inputs[0], shape], {}, output, output.shape))
+        replace(output, insert(node, "Reshape", [made.inputs[0], shape], {}, output, output.shape))
     elif found is not None:
         node.replace_input_with(0, source)
         node.attributes["perm"] = ir.AttrInt64s("perm", order)
@@ -142,9 +142,9 @@ def _before(node: Any, value: Any, order: Order, fixed: set[Any]) -> Any:
     if len(sizes) < len(order):
         shape = [1] * (len(order) - len(sizes)) + sizes
         target = new_constant(node.graph, np.array(shape, np.int64))
-        wide = _insert(node, "Reshape", [value, target], {}, value, ir.Shape(shape))
+        wide = insert(node, "Reshape", [value, target], {}, value, ir.Shape(shape))
     back = _inverse(order)
-    result = _insert(node, "Transpose", [wide], {"perm": back}, value, _permuted(wide.shape, back))
+    result = insert(node, "Transpose", [wide], {"perm": back}, value, _permuted(wide.shape, back))
     if value in fixed:
         fixed.update((wide, result))
     return result
@@ -187,7 +187,7 @@ def _one_axis(node: Any, fixed: set[Any]) -> None:
             sources.append(one[0])
             continue
         back = _inverse(order)
-        moved = _insert(node, "Transpose", [value], {"perm": back}, value, _permuted(value.shape, back))
+        moved = insert(node, "Transpose", [value], {"perm": back}, value, _permuted(value.shape, back))
         fixed.add(moved)
         sources.append(moved)
     default = 0 if node.op_type in ("Split", "ArgMax", "ArgMin") else -1
@@ -227,9 +227,9 @@ def _shape(node: Any, _fixed: set[Any]) -> None:
         return
     source, order = found
     output = node.outputs[0]
-    whole = _insert(node, "Shape", [source], {}, output, output.shape)
+    whole = insert(node, "Shape", [source], {}, output, output.shape)
     places = new_constant(node.graph, np.array(order, np.int64))
-    picked = _insert(node, "Gather", [whole, places], {}, output, output.shape)
+    picked = insert(node, "Gather", [whole, places], {}, output, output.shape)
     replace(node.outputs[0], picked)
 
 
@@ -274,11 +274,3 @@ def _rebuild(node: Any, inputs: Sequence[Any], order: Order) -> None:
 
 def _permuted(shape: Any, order: Order) -> Any:
     return None if shape is None else ir.Shape([shape[axis] for axis in order])
-
-
-def _insert(before: Any, operator: str, inputs: Sequence[Any], attributes: Any, like: Any, shape: Any) -> Any:
-    """Put a node in front of another and return its output, of the type of `like`."""
-    node = ir.node(operator, list(inputs), attributes, name=f"{before.name}/{operator.lower()}")
-    node.outputs[0].type, node.outputs[0].shape = like.type, shape
-    before.graph.insert_before(before, node)
-    return node.outputs[0]

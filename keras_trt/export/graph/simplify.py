@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -122,20 +123,12 @@ def rows(graph: Any) -> None:
         wide, high = kernel_sizes[1], sizes[-1]
         if sizes[:-1].count(None) > 1 or wide is None or high is None or 0 in sizes:
             continue
-        flat = _node_before(node, "Reshape", [x, new_constant(node.graph, np.array([-1, high], np.int64))])
-        product = _node_before(node, "MatMul", [flat, kernel])
         shape = [-1 if size is None else size for size in (*sizes[:-1], wide)]
-        back = _node_before(node, "Reshape", [product, new_constant(node.graph, np.array(shape, np.int64))])
-        flat.shape, product.shape, back.shape = ir.Shape([None, high]), ir.Shape([None, wide]), output.shape
+        two, many = (new_constant(node.graph, np.array(one, np.int64)) for one in ([-1, high], shape))
+        flat = insert(node, "Reshape", [x, two], {}, x, ir.Shape([None, high]))
+        product = insert(node, "MatMul", [flat, kernel], {}, output, ir.Shape([None, wide]))
+        back = insert(node, "Reshape", [product, many], {}, output, output.shape)
         replace(output, back)
-
-
-def _node_before(node: Any, operator: str, inputs: list[Any]) -> Any:
-    """Write a node before another, of the same type, and return what it gives."""
-    made = ir.node(operator, inputs, name=f"{node.name}/rows/{operator}")
-    node.graph.insert_before(node, made)
-    made.outputs[0].type = node.outputs[0].type
-    return made.outputs[0]
 
 
 def _restores(shape: Any, x: Any, sizes: list[int | None], columns: int | None) -> bool:
@@ -189,6 +182,14 @@ def new_constant(graph: Any, array: np.ndarray[Any, Any]) -> Any:
     )
     graph.register_initializer(value)
     return value
+
+
+def insert(before: Any, operator: str, inputs: Sequence[Any], attributes: Any, like: Any, shape: Any) -> Any:
+    """Put a node in front of another and return its output, of the type of `like`."""
+    node = ir.node(operator, list(inputs), attributes, name=f"{before.name}/{operator.lower()}")
+    node.outputs[0].type, node.outputs[0].shape = like.type, shape
+    before.graph.insert_before(before, node)
+    return node.outputs[0]
 
 
 def replace(old: Any, new: Any) -> None:
