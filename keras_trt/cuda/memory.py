@@ -93,9 +93,11 @@ class PinnedMemory:
             check(cudart.cudaFreeHost(address))
 
 
-def copy_to_device(target: DeviceMemory, source: PinnedMemory, size_bytes: int, stream: Stream) -> None:
-    """Put a copy of the first `size_bytes` bytes on the stream."""
-    copy_from_host(target.address, source.address, size_bytes, stream)
+def copy_to_device(
+    target: DeviceMemory, source: PinnedMemory, size_bytes: int, stream: Stream, *, start: int = 0
+) -> None:
+    """Put a copy of `size_bytes` bytes, from byte `start` on, to the same place on the stream."""
+    copy_from_host(target.address + start, source.address + start, size_bytes, stream)
 
 
 def copy_to_host(target: PinnedMemory, source: DeviceMemory, size_bytes: int, stream: Stream) -> None:

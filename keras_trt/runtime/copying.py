@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from queue import SimpleQueue
 from typing import Any
@@ -109,12 +109,15 @@ class Copy:
 
     Args:
         target, source: of one shape.
-        threads: how many do it at most, each a piece of at least one row and of `PIECE` bytes.
+        threads: how many others do it at most, in pieces of at least one row and of `PIECE` bytes.
+        each: how many pieces each of them does; of one, all are there at about the same time.
     """
 
-    def __init__(self, target: Array, source: Array | Rows, threads: int = THREADS) -> None:
+    def __init__(self, target: Array, source: Array | Rows, threads: int = THREADS, each: int = 1) -> None:
         self._target, self._source = target, source
-        self._count = max(min(target.nbytes // PIECE, len(target), threads), 1) if target.ndim else 1
+        self._threads = threads
+        count = max(min(target.nbytes // PIECE, len(target), threads * each), 1) if target.ndim else 1
+        self._bounds = [len(target) * i // count for i in range(count + 1)] if count > 1 else []
         self._pieces: list[_Piece] = []
         self._taking = threading.Lock()
 
@@ -124,13 +127,12 @@ class Copy:
         Raises:
             ValueError: if the shapes differ.
         """
-        if self._count > 1:
-            target, source, count = self._target, self._source, self._count
+        if self._bounds:
+            target, source = self._target, self._source
             if source.shape != target.shape:
                 raise ValueError(f"A source of shape {source.shape} does not fit {target.shape}: no broadcast.")
-            bounds = [len(target) * i // count for i in range(count + 1)]
-            self._pieces = [_Piece(target[i:j], source[i:j]) for i, j in itertools.pairwise(bounds)]
-            _help_with(self, count)
+            self._pieces = [_Piece(target[i:j], source[i:j]) for i, j in itertools.pairwise(self._bounds)]
+            _help_with(self, min(len(self._pieces), self._threads))
 
     @property
     def begun(self) -> bool:
@@ -142,21 +144,32 @@ class Copy:
         """Whether pieces were given to other threads and not all are done, so that `finish` takes a while."""
         return not all(piece.ran for piece in self._pieces)
 
-    def finish(self) -> None:
+    def finish(self, there: Callable[[int], None] | None = None) -> None:
         """Do what no other thread has begun, and wait until all is copied. May be called again.
+
+        Args:
+            there: is told how many rows are copied, from the first on, whenever they are more.
 
         Raises:
             ValueError: if the shapes differ. What a piece has raised is raised once.
         """
         if not self._pieces:
             put(self._target, self._source)
+            if there:
+                there(len(self._target))
             return
         with deferred():  # Ctrl-C must not leave a thread behind that still writes
-            while self.help():
-                pass
-            for piece in self._pieces:
-                with piece.done:
+            done, failed = 0, False
+            while done < len(self._pieces):
+                while not self._pieces[done].ran and self.help():
                     pass
+                with self._pieces[done].done:
+                    pass
+                while done < len(self._pieces) and self._pieces[done].ran:
+                    failed = failed or self._pieces[done].error is not None
+                    done += 1
+                if there and not failed:
+                    there(self._bounds[done])
         errors = [piece.error for piece in self._pieces if piece.error is not None]
         for piece in self._pieces:
             piece.error = None
@@ -197,7 +210,12 @@ def _help_with(under_way: Copy, count: int) -> None:
 
 def _work(jobs: SimpleQueue[Copy]) -> None:
     while True:
-        jobs.get().help()
+        _help(jobs.get())
+
+
+def _help(under_way: Copy) -> None:  # by a name of its own, which keeps no arrays until the next job
+    while under_way.help():
+        pass
 
 
 def _forget() -> None:

@@ -25,6 +25,9 @@ from .steady import Steady
 #: Rows are copied, on their way or computed, and copied back: a call of a few batches that has so many slots lets the
 #: others keep their shapes. To change them takes longer than it gains, also for whose shapes they were.
 ENOUGH, FEW = 3, 8
+#: Pieces that each thread copies of a batch that is alone: the GPU is sent those that are there meanwhile. 32 images of
+#: 600 kB took ResNet50 2.5 ms then, and 2.9; beside other batches, which overlap anyway, they cost 2 % (on an H200).
+PIECES = 4
 
 Feed = Array | InPlace | copying.Rows
 Feeds = Mapping[str, Feed]
@@ -123,7 +126,7 @@ class GpuRunner:
         """Run a single batch, with as little as can be between the rows and the GPU."""
         slot = self._pool.take(self._shapes(feeds, batch), wait=True, nested=nested)
         try:
-            slot.stage(feeds, results.targets(batch, wanted), threads=self._threads)
+            slot.stage(feeds, results.targets(batch, wanted), threads=self._threads, each=PIECES)
             slot.launch()
             slot.wait()
             outputs = slot.outputs

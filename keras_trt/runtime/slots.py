@@ -88,6 +88,7 @@ class Slot:
         targets: Mapping[str, cuda.DeviceArray] | None = None,
         *,
         threads: int = copying.THREADS,
+        each: int = 1,
     ) -> None:
         """Begin to bring in the rows of one inference. `launch` and `wait` must follow; after an error `wait` alone.
 
@@ -97,6 +98,7 @@ class Slot:
             feeds: rows for each input. One with fewer rows than its shape is padded by its last.
             targets: where on a GPU the rows of an output go; all others go to the host.
             threads: how many copy a large input.
+            each: in how many pieces each of them does.
         """
         self._given = {name: one for name, one in feeds.items() if isinstance(one, InPlace)}
         self._targets = targets or {}
@@ -105,7 +107,7 @@ class Slot:
             self._check_types()
         for name, array in feeds.items():
             if not isinstance(array, InPlace):
-                self._buffers[name].begin(array, threads)
+                self._buffers[name].begin(array, threads, each)
 
     @property
     def is_staged(self) -> bool:
@@ -131,12 +133,14 @@ class Slot:
         if ahead:
             self._stream.synchronize()
         apart = frozenset((*given, *targets, *ahead)) if given or targets or ahead else _NOTHING
+        if coming := [name for name in self._engine.input_names if self._buffers[name].copy]:
+            apart = frozenset((*apart, *coming))  # sent in parts while the rest is copied
         if self._has_run and self._can_record and apart not in self._graphs:
             self._record(apart)  # before anything is put on the stream, which must be idle
         for name in self._engine.input_names:
             if name in ahead:
                 continue
-            if name in given:
+            if name in given or name in coming:
                 self._bring(name)
             else:
                 self._buffers[name].fill()
@@ -256,8 +260,7 @@ class Slot:
         """Put the copy of an input to the GPU on the stream, from where it lies or from the slot's own memory."""
         buffer, array = self._buffers[name], self._given.get(name)
         if array is None:
-            buffer.fill()
-            cuda.copy_to_device(buffer.device, buffer.pinned, buffer.array.nbytes, self._stream)
+            buffer.send(self._stream)
         else:
             array.order(self._stream)
             array.copy_to(buffer.device, len(buffer.array), self._stream)
@@ -321,7 +324,7 @@ class _Buffer:
             self.pinned.grow(size)
         self.array = self.pinned.array[:size].view(self._dtype).reshape(shape)
 
-    def begin(self, source: Array | copying.Rows, threads: int) -> None:
+    def begin(self, source: Array | copying.Rows, threads: int, each: int) -> None:
         """Begin to copy rows to pinned memory by so many threads; what a single one copies is copied at once."""
         self.finish()  # there is a copy where a second Ctrl-C kept it from that
         self._rows = len(source)
@@ -329,7 +332,7 @@ class _Buffer:
         if target.nbytes <= ONE_THREADS:
             copying.put(target, source)
         else:
-            self.copy = copying.Copy(target, source, threads)
+            self.copy = copying.Copy(target, source, threads, each)
             self.copy.begin()
 
     def finish(self) -> None:
@@ -344,6 +347,22 @@ class _Buffer:
             self.finish()
         if self._rows < len(self.array):
             self.array[self._rows :] = self.array[self._rows - 1]  # a real row cannot overflow where the others do not
+
+    def send(self, stream: cuda.Stream) -> None:
+        """Put the copy of its rows to the GPU on the stream: of those that are there, while others are still copied."""
+        row, sent = self.array.nbytes // len(self.array), 0
+
+        def arrived(rows: int) -> None:
+            nonlocal sent
+            cuda.copy_to_device(self.device, self.pinned, (rows - sent) * row, stream, start=sent * row)
+            sent = rows
+
+        if self.copy is not None:
+            self.copy.finish(arrived)
+            self.copy = None
+        self.fill()
+        if sent < len(self.array):
+            arrived(len(self.array))
 
     def close(self) -> None:
         self.array = np.empty(0, self._dtype)

@@ -60,15 +60,82 @@ def test_rows_of_several_arrays_are_as_those_of_one(sizes: list[int], pieces: in
     np.testing.assert_array_equal(target, whole[rows])
 
 
-@pytest.mark.parametrize(("mib", "threads", "pieces"), [(1, 16, 1), (3, 16, 3), (19, 4, 4), (19, 16, 16)])
-def test_each_thread_has_something_to_do(monkeypatch: pytest.MonkeyPatch, mib: int, threads: int, pieces: int) -> None:
+@pytest.mark.parametrize(
+    ("mib", "threads", "each", "helpers", "pieces"),
+    [(1, 16, 1, 0, 0), (3, 16, 1, 3, 3), (19, 4, 1, 4, 4), (19, 16, 1, 16, 16), (19, 4, 4, 4, 16), (9, 4, 4, 4, 9)],
+)
+def test_each_thread_has_something_to_do(
+    monkeypatch: pytest.MonkeyPatch, mib: int, threads: int, each: int, helpers: int, pieces: int
+) -> None:
     target, begun = np.empty((64, mib << 14), np.uint8), list[int]()
     monkeypatch.setattr(copying, "_help_with", lambda _, count: begun.append(count))
-    one = copying.Copy(target, np.ones(target.shape, np.uint8), threads)
+    one = copying.Copy(target, np.ones(target.shape, np.uint8), threads, each)
     one.begin()
     one.finish()
-    assert (begun or [1]) == [pieces]
+    assert (sum(begun), len(one._pieces)) == (helpers, pieces)
     assert target.all()
+
+
+@given(rows=st.integers(1, 40), threads=st.integers(1, 4), each=st.integers(1, 5), late=st.integers(0, 15))
+@settings(max_examples=30, deadline=None)
+def test_rows_are_told_as_they_arrive(rows: int, threads: int, each: int, late: int) -> None:
+    """In their order, however late a piece is, and the last of them when all are there."""
+    source, target, told = np.arange(1.0, rows + 1), np.zeros(rows), [0]
+    run = copying._Piece.run
+
+    def slow(piece: copying._Piece) -> None:
+        if piece.source[0] == source[late % rows]:
+            time.sleep(0.01)
+        run(piece)
+
+    def there(count: int) -> None:
+        assert count > told[-1]
+        told.append(count)
+        np.testing.assert_array_equal(target[:count], source[:count])
+
+    with mock.patch.object(copying, "PIECE", 1), mock.patch.object(copying._Piece, "run", slow):
+        one = copying.Copy(target, source, threads, each)
+        one.begin()
+        one.finish(there)
+    assert told[-1] == rows
+
+
+def test_rows_arrive_before_all_are_copied(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(copying, "PIECE", 1)
+    monkeypatch.setattr(copying, "_help_with", lambda *_: None)
+    source, target, told = np.arange(1.0, 9.0), np.zeros(8), list[tuple[int, int]]()
+    one = copying.Copy(target, source, 2, each=4)
+    one.begin()
+    one.finish(lambda count: told.append((count, np.count_nonzero(target))))
+    assert told == [(count, count) for count in range(1, 9)]
+
+
+def test_rows_behind_those_that_cannot_be_copied_do_not_arrive(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(copying, "PIECE", 1)
+    source, target, told = np.array(["1", "2", "x", "4"], object), np.zeros(4), list[int]()
+    for _ in range(2):
+        one = copying.Copy(target, source, 2, each=2)
+        one.begin()
+        with pytest.raises(ValueError, match="could not convert"):
+            one.finish(told.append)
+        assert max(told, default=0) <= 2
+        assert target[3] == 4  # all the same: no thread is left that writes
+
+
+def test_who_cannot_be_told_may_finish_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As when CUDA cannot send the first rows: others may still be written, and are waited for."""
+    monkeypatch.setattr(copying, "PIECE", 1)
+
+    def there(_: int) -> None:
+        raise RuntimeError("no")
+
+    source, target = np.arange(1.0, 5.0), np.zeros(4)
+    one = copying.Copy(target, source, 2)
+    one.begin()
+    with pytest.raises(RuntimeError, match="no"):
+        one.finish(there)
+    one.finish()
+    np.testing.assert_array_equal(target, source)
 
 
 def test_scalars_and_errors_of_a_copy() -> None:

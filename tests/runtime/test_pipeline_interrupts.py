@@ -13,6 +13,7 @@ import pytest
 
 from keras_trt.errors import CudaError
 from keras_trt.runtime import SLOTS, copying, slots
+from keras_trt.runtime.gpu import PIECES
 from keras_trt.runtime.pool import SlotPool
 from keras_trt.runtime.results import Results
 from keras_trt.runtime.slots import Slot
@@ -56,11 +57,11 @@ def test_ctrl_c_in_front_of_the_end_of_a_copy_leaves_nothing_copying(
         unfinished.add(id(self._target.base))
         begin(self)
 
-    def finished(self: copying.Copy) -> None:
-        finish(self)
+    def finished(self: copying.Copy, *there: Any) -> None:
+        finish(self, *there)
         unfinished.discard(id(self._target.base))
 
-    def interrupted(_: copying.Copy) -> None:
+    def interrupted(_: copying.Copy, *there: Any) -> None:  # noqa: ARG001
         monkeypatch.setattr(copying.Copy, "finish", finished)
         raise KeyboardInterrupt
 
@@ -98,7 +99,7 @@ def test_an_alarm_during_a_copy_is_raised_once_and_leaves_nothing_copying(
     monkeypatch.setattr(copying._Piece, "run", alarmed)
     with pytest.raises(ValueError, match="no number"):
         one.run(inputs(64))
-    assert len(ended) == 2
+    assert len(ended) == PIECES * copying.THREADS
     monkeypatch.setattr(copying._Piece, "run", run)
     for rows in (3, 64):  # the few are copied at once
         assert_right(one, inputs(rows))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import itertools
 from collections import Counter
 from types import SimpleNamespace
@@ -19,6 +20,7 @@ from keras_trt.specs import Measured, Pipelining
 from .helpers import assert_right, inputs, session
 from .host_cuda import HostCuda, installed
 from .host_engine import HostEngineOnDevice
+from .host_parts import Copy
 
 
 @given(
@@ -68,6 +70,31 @@ def test_large_rows_are_on_the_gpu_when_their_batch_is_launched(
     for seed in range(20):  # batches that are alone have a graph with all copies, beside the other
         assert_right(one, inputs(8 if seed % 2 else 16, seed=seed))
     assert len(host_cuda.executables) <= 2 * SLOTS
+    one.close()
+
+
+def test_rows_of_a_batch_that_is_alone_are_sent_while_others_are_copied(
+    host_cuda: HostCuda, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("keras_trt.runtime.slots.ONE_THREADS", 16)  # bytes: `x` has more
+    monkeypatch.setattr("keras_trt.runtime.copying.PIECE", 16)
+    monkeypatch.setattr("keras_trt.runtime.copying._help_with", lambda *_: None)  # the caller copies row by row
+    memcpy, sent = host_cuda.cudaMemcpyAsync, list[bytes]()
+
+    def noted(to: int, source: int, size: int, kind: Any, stream: Any) -> Any:
+        if kind == Copy.cudaMemcpyHostToDevice and stream.captured is None:
+            sent.append(ctypes.string_at(source, size))
+        return memcpy(to, source, size, kind, stream)
+
+    monkeypatch.setattr(host_cuda, "cudaMemcpyAsync", noted)
+    one = session(HostEngineOnDevice(host_cuda))
+    for rows, launched in ((8, 0), (8, 1), (8, 2), (6, 2), (8, 3)):
+        given = inputs(rows, seed=launched)
+        sent.clear()
+        assert_right(one, given)
+        x = [part for part in sent if len(part) == given[0][0].nbytes]
+        assert x[:rows] == [row.tobytes() for row in given[0]]
+        assert host_cuda.calls["cudaGraphLaunch"] == launched
     one.close()
 
 
