@@ -81,11 +81,11 @@ def copy(target: Array, source: Array) -> None:
 class _Piece:
     """A part of a copy, which one thread does."""
 
-    __slots__ = ("done", "error", "ran", "source", "taker", "target")
+    __slots__ = ("done", "error", "ran", "source", "taken", "target")
 
     def __init__(self, target: Array, source: Array | Rows) -> None:
         self.target, self.source = target, source
-        self.taker: int | None = None  # the thread that does it
+        self.taken = False  # by a thread that does it
         self.error: BaseException | None = None
         self.ran = False
         self.done = threading.Lock()  # held until it has; then by whoever waits for that, for a moment
@@ -109,14 +109,14 @@ class Copy:
 
     Args:
         target, source: of one shape.
-        threads: how many others do it at most, in pieces of at least one row and of `PIECE` bytes.
-        each: how many pieces each of them does; of one, all are there at about the same time.
+        threads: how many do it at most, beside whoever calls `finish`.
+        pieces_a_thread: into how many pieces it is cut for each of them, of at least one row and of `PIECE` bytes.
     """
 
-    def __init__(self, target: Array, source: Array | Rows, threads: int = THREADS, each: int = 1) -> None:
+    def __init__(self, target: Array, source: Array | Rows, threads: int = THREADS, pieces_a_thread: int = 1) -> None:
         self._target, self._source = target, source
         self._threads = threads
-        count = max(min(target.nbytes // PIECE, len(target), threads * each), 1) if target.ndim else 1
+        count = max(min(target.nbytes // PIECE, len(target), threads * pieces_a_thread), 1) if target.ndim else 1
         self._bounds = [len(target) * i // count for i in range(count + 1)] if count > 1 else []
         self._pieces: list[_Piece] = []
         self._taking = threading.Lock()
@@ -148,15 +148,14 @@ class Copy:
         """Do what no other thread has begun, and wait until all is copied. May be called again.
 
         Args:
-            there: is told how many rows are copied, from the first on, whenever they are more.
+            there: is told how many rows are copied, from the first on, as more of several pieces are. Whoever finishes
+                a copy does pieces of it, and tells between them.
 
         Raises:
             ValueError: if the shapes differ. What a piece has raised is raised once.
         """
         if not self._pieces:
             put(self._target, self._source)
-            if there:
-                there(len(self._target))
             return
         with deferred():  # Ctrl-C must not leave a thread behind that still writes
             done, failed = 0, False
@@ -178,20 +177,23 @@ class Copy:
 
     def help(self) -> bool:
         """Do a piece that no thread has begun, and return whether there was one."""
-        me = threading.get_ident()
-        with self._taking:
-            for piece in self._pieces:
-                # One's own is one that could not be done, as a handler of a signal has raised.
-                if piece.taker is None or (piece.taker == me and not piece.ran):
-                    piece.taker = me
-                    break
-            else:
-                return False
-        piece.run()
-        return True
+        mine = None
+        try:
+            with self._taking:
+                for piece in self._pieces:
+                    if not piece.taken:
+                        mine, piece.taken = piece, True
+                        break
+            if mine:
+                mine.run()
+        except BaseException:  # of a handler of a signal: whoever finishes does it
+            if mine and not mine.ran:
+                mine.taken = False
+            raise
+        return mine is not None
 
 
-_starting = threading.Lock()
+_starting = threading.RLock()  # a handler of a signal may copy something meanwhile
 _started: list[threading.Thread] = []
 _jobs: SimpleQueue[Copy] = SimpleQueue()
 
@@ -220,7 +222,7 @@ def _help(under_way: Copy) -> None:  # by a name of its own, which keeps no arra
 
 def _forget() -> None:
     global _starting, _jobs
-    _starting, _jobs = threading.Lock(), SimpleQueue()
+    _starting, _jobs = threading.RLock(), SimpleQueue()
     _started.clear()
 
 

@@ -25,9 +25,9 @@ from .steady import Steady
 #: Rows are copied, on their way or computed, and copied back: a call of a few batches that has so many slots lets the
 #: others keep their shapes. To change them takes longer than it gains, also for whose shapes they were.
 ENOUGH, FEW = 3, 8
-#: Pieces that each thread copies of a batch that is alone: the GPU is sent those that are there meanwhile. 32 images of
-#: 600 kB took ResNet50 2.5 ms then, and 2.9; beside other batches, which overlap anyway, they cost 2 % (on an H200).
-PIECES = 4
+#: Of a call of one batch, so that the GPU is sent what is there while the rest is copied: 32 images of 600 kB took
+#: ResNet50 2.5 ms for 2.9 with one piece. Several batches overlap anyway, and had 2 % less throughput so (on an H200).
+PIECES_A_THREAD = 4
 
 Feed = Array | InPlace | copying.Rows
 Feeds = Mapping[str, Feed]
@@ -126,7 +126,8 @@ class GpuRunner:
         """Run a single batch, with as little as can be between the rows and the GPU."""
         slot = self._pool.take(self._shapes(feeds, batch), wait=True, nested=nested)
         try:
-            slot.stage(feeds, results.targets(batch, wanted), threads=self._threads, each=PIECES)
+            targets = results.targets(batch, wanted)
+            slot.stage(feeds, targets, threads=self._threads, pieces_a_thread=PIECES_A_THREAD)
             slot.launch()
             slot.wait()
             outputs = slot.outputs

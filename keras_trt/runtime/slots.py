@@ -88,7 +88,7 @@ class Slot:
         targets: Mapping[str, cuda.DeviceArray] | None = None,
         *,
         threads: int = copying.THREADS,
-        each: int = 1,
+        pieces_a_thread: int = 1,
     ) -> None:
         """Begin to bring in the rows of one inference. `launch` and `wait` must follow; after an error `wait` alone.
 
@@ -98,7 +98,8 @@ class Slot:
             feeds: rows for each input. One with fewer rows than its shape is padded by its last.
             targets: where on a GPU the rows of an output go; all others go to the host.
             threads: how many copy a large input.
-            each: in how many pieces each of them does.
+            pieces_a_thread: into how many pieces it is cut for each. The GPU is sent those that are there, while the
+                others are copied.
         """
         self._given = {name: one for name, one in feeds.items() if isinstance(one, InPlace)}
         self._targets = targets or {}
@@ -107,7 +108,7 @@ class Slot:
             self._check_types()
         for name, array in feeds.items():
             if not isinstance(array, InPlace):
-                self._buffers[name].begin(array, threads, each)
+                self._buffers[name].begin(array, threads, pieces_a_thread)
 
     @property
     def is_staged(self) -> bool:
@@ -128,16 +129,16 @@ class Slot:
             self._bring(name)
 
     def launch(self) -> None:
-        """Put the inference on the stream, once its rows are there."""
+        """Put the inference on the stream, with the copies of its rows that were not sent, as they are there."""
         given, targets, ahead = self._given, self._targets, self._ahead
         if ahead:
             self._stream.synchronize()
-        apart = frozenset((*given, *targets, *ahead)) if given or targets or ahead else _NOTHING
-        if coming := [name for name in self._engine.input_names if self._buffers[name].copy]:
-            apart = frozenset((*apart, *coming))  # sent in parts while the rest is copied
+        names = self._engine.input_names
+        coming = [name for name in names if self._buffers[name].comes_in_pieces]
+        apart = frozenset((*given, *targets, *ahead, *coming)) if given or targets or ahead or coming else _NOTHING
         if self._has_run and self._can_record and apart not in self._graphs:
             self._record(apart)  # before anything is put on the stream, which must be idle
-        for name in self._engine.input_names:
+        for name in names:
             if name in ahead:
                 continue
             if name in given or name in coming:
@@ -260,7 +261,7 @@ class Slot:
         """Put the copy of an input to the GPU on the stream, from where it lies or from the slot's own memory."""
         buffer, array = self._buffers[name], self._given.get(name)
         if array is None:
-            buffer.send(self._stream)
+            buffer.bring(self._stream)
         else:
             array.order(self._stream)
             array.copy_to(buffer.device, len(buffer.array), self._stream)
@@ -318,25 +319,31 @@ class _Buffer:
 
     def take(self, shape: tuple[int, ...]) -> None:
         """Take a shape, which the device memory has room for."""
+        self.finish()
         size = math.prod(shape) * self._dtype.itemsize
         self.array = np.empty(0, self._dtype)
         with _exclusive:
             self.pinned.grow(size)
         self.array = self.pinned.array[:size].view(self._dtype).reshape(shape)
 
-    def begin(self, source: Array | copying.Rows, threads: int, each: int) -> None:
+    def begin(self, source: Array | copying.Rows, threads: int, pieces_a_thread: int) -> None:
         """Begin to copy rows to pinned memory by so many threads; what a single one copies is copied at once."""
-        self.finish()  # there is a copy where a second Ctrl-C kept it from that
+        self.finish()
         self._rows = len(source)
         target = self.array[: self._rows]
         if target.nbytes <= ONE_THREADS:
             copying.put(target, source)
         else:
-            self.copy = copying.Copy(target, source, threads, each)
+            self.copy = copying.Copy(target, source, threads, pieces_a_thread)
             self.copy.begin()
 
+    @property
+    def comes_in_pieces(self) -> bool:
+        """Whether other threads may still copy rows of it, in several pieces."""
+        return self.copy is not None and self.copy.begun
+
     def finish(self) -> None:
-        """Wait until the rows are there."""
+        """Wait until the rows are there; those of the call before, where a second Ctrl-C kept that from it."""
         if self.copy is not None:
             self.copy.finish()
             self.copy = None  # not before: whoever is interrupted here finishes again
@@ -348,8 +355,8 @@ class _Buffer:
         if self._rows < len(self.array):
             self.array[self._rows :] = self.array[self._rows - 1]  # a real row cannot overflow where the others do not
 
-    def send(self, stream: cuda.Stream) -> None:
-        """Put the copy of its rows to the GPU on the stream: of those that are there, while others are still copied."""
+    def bring(self, stream: cuda.Stream) -> None:
+        """Wait until the rows are there, and put their copy to the GPU on the stream: of each piece as it is there."""
         row, sent = self.array.nbytes // len(self.array), 0
 
         def arrived(rows: int) -> None:
@@ -365,6 +372,8 @@ class _Buffer:
             arrived(len(self.array))
 
     def close(self) -> None:
-        self.array = np.empty(0, self._dtype)
-        self.device.close()
-        self.pinned.close()
+        with ExitStack() as closing:
+            closing.callback(self.pinned.close)
+            closing.callback(self.device.close)
+            closing.callback(self.finish)
+            self.array = np.empty(0, self._dtype)

@@ -128,7 +128,7 @@ def test_large_rows_are_sent_ahead(tmp_path: Path) -> None:
             assert Measured.from_json(measured.to_json()) == measured
 
 
-def test_a_large_batch_alone_is_sent_in_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_call_of_one_large_batch_is_sent_in_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """While others are still copied: one that is sent too soon would have rows of the call before."""
     model = models.cnn(96)
     rows = models.random_rows(model, 600, seed=10)
@@ -142,11 +142,13 @@ def test_a_large_batch_alone_is_sent_in_parts(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setattr(cuda, "copy_to_device", noted_copy)
     options: dict[str, Any] = {"backend": "tensorrt", "optimization_level": 0, "precision": "fp32", "verbose": 0}
     with keras_trt.accelerate(model, cache=tmp_path, batch_sizes=(1, 128, 128), fallback="raise", **options) as fast:
-        starts.clear()
+        in_pieces = 0
         for first in range(0, 450, 9):
             for count in (128, 101):
+                starts.clear()
                 assert_right(fast.predict_on_batch(rows[first : first + count]), wanted[first : first + count])
-    assert len([start for start in starts if start]) > 100
+                in_pieces += count == 128 and any(starts)
+    assert in_pieces > 25  # of 50; of some, all may be there before the first is looked for
 
 
 def test_calls_like_the_one_before(made: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -76,9 +76,9 @@ def test_each_thread_has_something_to_do(
     assert target.all()
 
 
-@given(rows=st.integers(1, 40), threads=st.integers(1, 4), each=st.integers(1, 5), late=st.integers(0, 15))
+@given(rows=st.integers(1, 40), threads=st.integers(1, 4), pieces=st.integers(1, 5), late=st.integers(0, 15))
 @settings(max_examples=30, deadline=None)
-def test_rows_are_told_as_they_arrive(rows: int, threads: int, each: int, late: int) -> None:
+def test_rows_are_told_as_they_arrive(rows: int, threads: int, pieces: int, late: int) -> None:
     """In their order, however late a piece is, and the last of them when all are there."""
     source, target, told = np.arange(1.0, rows + 1), np.zeros(rows), [0]
     run = copying._Piece.run
@@ -93,18 +93,28 @@ def test_rows_are_told_as_they_arrive(rows: int, threads: int, each: int, late: 
         told.append(count)
         np.testing.assert_array_equal(target[:count], source[:count])
 
-    with mock.patch.object(copying, "PIECE", 1), mock.patch.object(copying._Piece, "run", slow):
-        one = copying.Copy(target, source, threads, each)
+    with mock.patch.object(copying, "PIECE", 8), mock.patch.object(copying._Piece, "run", slow):
+        one = copying.Copy(target, source, threads, pieces)
         one.begin()
         one.finish(there)
-    assert told[-1] == rows
+    np.testing.assert_array_equal(target, source)
+    assert told[-1] == (rows if one.begun else 0)  # of a single piece nothing is there before the rest
+
+
+def test_threads_copy_all_pieces_by_themselves(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(copying, "PIECE", 1)
+    source, target = np.arange(1.0, 17.0), np.zeros(16)
+    one = copying.Copy(target, source, 2, pieces_a_thread=8)
+    one.begin()
+    until(lambda: not one.is_under_way)
+    np.testing.assert_array_equal(target, source)
 
 
 def test_rows_arrive_before_all_are_copied(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(copying, "PIECE", 1)
     monkeypatch.setattr(copying, "_help_with", lambda *_: None)
     source, target, told = np.arange(1.0, 9.0), np.zeros(8), list[tuple[int, int]]()
-    one = copying.Copy(target, source, 2, each=4)
+    one = copying.Copy(target, source, 2, pieces_a_thread=4)
     one.begin()
     one.finish(lambda count: told.append((count, np.count_nonzero(target))))
     assert told == [(count, count) for count in range(1, 9)]
@@ -114,7 +124,7 @@ def test_rows_behind_those_that_cannot_be_copied_do_not_arrive(monkeypatch: pyte
     monkeypatch.setattr(copying, "PIECE", 1)
     source, target, told = np.array(["1", "2", "x", "4"], object), np.zeros(4), list[int]()
     for _ in range(2):
-        one = copying.Copy(target, source, 2, each=2)
+        one = copying.Copy(target, source, 2, pieces_a_thread=2)
         one.begin()
         with pytest.raises(ValueError, match="could not convert"):
             one.finish(told.append)
@@ -178,8 +188,10 @@ def test_ctrl_c_during_a_copy_waits_for_all_its_threads(monkeypatch: pytest.Monk
     monkeypatch.setattr(copying._Piece, "run", late)
     monkeypatch.setattr(copying, "PIECE", 1)
     source, target = np.array([1.0, 2.0]), np.zeros(2)
+    one = copying.Copy(target, source, 2)
+    one.begin()
     with pytest.raises(KeyboardInterrupt):
-        copying.copy(target, source)
+        one.finish()
     np.testing.assert_array_equal(target, source)
 
 
@@ -199,8 +211,35 @@ def test_a_handler_that_raises_loses_no_piece(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(copying._Piece, "run", terminated)
     with pytest.raises(SystemExit):
         one.finish()
-    one.finish()
+    finishing = threading.Thread(target=one.finish, daemon=True)  # of another call, which got the slot
+    finishing.start()
+    finishing.join(20)
+    assert not finishing.is_alive()
     np.testing.assert_array_equal(target, source)
+
+
+def test_a_handler_may_copy_while_threads_are_started() -> None:
+    """As one that calls a model: it waited for ever for the thread that it had interrupted, its own."""
+    code = """
+import signal, threading, numpy as np
+from keras_trt.runtime import copying
+copying.PIECE, start = 1, threading.Thread.start
+def started(thread):
+    start(thread)
+    if thread.name == "keras_trt-copy" and not handled:
+        signal.raise_signal(signal.SIGTERM)
+threading.Thread.start, handled = started, []
+def copy():
+    source, target = np.ones(4), np.zeros(4)
+    one = copying.Copy(target, source, 2)
+    one.begin()
+    one.finish()
+    return (target == source).all()
+signal.signal(signal.SIGTERM, lambda *_: (handled.append(1), print(copy())))
+print(copy())
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=50)
+    assert (done.stdout, done.stderr) == ("True\nTrue\n", "")
 
 
 def test_a_thread_that_outlives_the_main_one_still_copies() -> None:

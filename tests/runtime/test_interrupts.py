@@ -60,6 +60,24 @@ def test_a_call(rows: int, ahead: int, moments: int, monkeypatch: pytest.MonkeyP
             return
 
 
+@pytest.mark.parametrize("rows", [8, 5])
+def test_a_call_whose_rows_are_sent_in_pieces(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(slots, "ONE_THREADS", 16)
+    monkeypatch.setattr("keras_trt.runtime.copying.PIECE", 16)
+    for moment in itertools.count():
+        with installed() as cuda:
+            one = session_of(HostEngineOnDevice(cuda), costs=one_by_one({8: 1e-4}))
+            for _ in range(2):
+                assert_right(one, inputs(rows))
+            interrupted = interrupted_at(moment, lambda one=one: one.run(inputs(rows, seed=1)), slots, memory)  # type: ignore[misc]
+            assert not any(stream.pending for stream in cuda.live_streams())
+            in_threads([lambda one=one: assert_right(one, inputs(rows))], 10)  # type: ignore[misc]
+            in_threads([one.close], 10)
+        if not interrupted:
+            assert moment > 30
+            return
+
+
 @pytest.mark.long
 def test_a_call_with_batches_under_way(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of several slots, with rows on their way while others are computed, and the thread asleep meanwhile."""

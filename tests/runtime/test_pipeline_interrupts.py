@@ -13,7 +13,7 @@ import pytest
 
 from keras_trt.errors import CudaError
 from keras_trt.runtime import SLOTS, copying, slots
-from keras_trt.runtime.gpu import PIECES
+from keras_trt.runtime.gpu import PIECES_A_THREAD
 from keras_trt.runtime.pool import SlotPool
 from keras_trt.runtime.results import Results
 from keras_trt.runtime.slots import Slot
@@ -99,7 +99,7 @@ def test_an_alarm_during_a_copy_is_raised_once_and_leaves_nothing_copying(
     monkeypatch.setattr(copying._Piece, "run", alarmed)
     with pytest.raises(ValueError, match="no number"):
         one.run(inputs(64))
-    assert len(ended) == PIECES * copying.THREADS
+    assert len(ended) == PIECES_A_THREAD * copying.THREADS
     monkeypatch.setattr(copying._Piece, "run", run)
     for rows in (3, 64):  # the few are copied at once
         assert_right(one, inputs(rows))
@@ -117,13 +117,13 @@ def test_rows_of_a_call_that_was_interrupted_twice_do_not_come_back(
     finish, run, left = copying.Copy.finish, copying._Piece.run, 2
     begun, go_on, main = threading.Event(), threading.Event(), threading.main_thread()
 
-    def interrupted(copy: copying.Copy) -> None:
+    def interrupted(copy: copying.Copy, *there: Any) -> None:
         nonlocal left
         left -= 1
         if left >= 0:
             assert piece == 1 << 20 or begun.wait(20)
             raise KeyboardInterrupt
-        finish(copy)
+        finish(copy, *there)
 
     def late(piece: copying._Piece) -> None:
         if threading.current_thread() is not main and not go_on.is_set():
@@ -139,6 +139,48 @@ def test_rows_of_a_call_that_was_interrupted_twice_do_not_come_back(
     for seed in range(3):
         assert_right(one, inputs(3, seed=seed))
     one.close()
+
+
+@pytest.mark.parametrize("closes", [False, True])
+def test_memory_of_a_call_that_was_interrupted_is_not_freed_under_a_copy(
+    host_cuda: HostCuda, monkeypatch: pytest.MonkeyPatch, closes: bool
+) -> None:
+    """When the slot's next rows are larger, or it is closed, while a thread still copies those of before."""
+    monkeypatch.setattr("keras_trt.runtime.pool.SLOTS", 1)
+    monkeypatch.setattr("keras_trt.runtime.slots.ONE_THREADS", 100)
+    monkeypatch.setattr(copying, "PIECE", 300)
+    one = session(HostEngineOnDevice(host_cuda), largest=128)
+    assert_right(one, inputs(64))
+    finish, run, left = copying.Copy.finish, copying._Piece.run, 3
+    begun, go_on, main = threading.Event(), threading.Event(), threading.main_thread()
+    freed = list[bool]()
+
+    def interrupted(copy: copying.Copy, *there: Any) -> None:
+        nonlocal left
+        left -= 1
+        if left >= 0:
+            assert begun.wait(20)
+            raise KeyboardInterrupt
+        finish(copy, *there)
+
+    def late(piece: copying._Piece) -> None:
+        if threading.current_thread() is not main and not go_on.is_set():
+            begun.set()
+            go_on.wait(20)
+            at = piece.target.ctypes.data
+            freed.extend(one.freed for start, one in host_cuda.memory.items() if start <= at < start + one.size)
+        run(piece)
+
+    monkeypatch.setattr(copying.Copy, "finish", interrupted)
+    monkeypatch.setattr(copying._Piece, "run", late)
+    with pytest.raises(KeyboardInterrupt):
+        one.run(inputs(64))
+    threading.Timer(0.2, go_on.set).start()
+    if not closes:
+        assert_right(one, inputs(100))
+    one.close()
+    assert freed
+    assert not any(freed)
 
 
 def test_a_second_ctrl_c_loses_no_slot(host_cuda: HostCuda, monkeypatch: pytest.MonkeyPatch) -> None:

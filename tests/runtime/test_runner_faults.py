@@ -44,6 +44,29 @@ def test_a_cuda_call_fails(
         assert_right(runner, feeds(rows))
 
 
+@pytest.mark.parametrize("runs_before", [0, 1, 2])
+@pytest.mark.parametrize("passed", range(7))
+def test_a_piece_cannot_be_sent(
+    runner: GpuRunner, host_cuda: HostCuda, monkeypatch: pytest.MonkeyPatch, runs_before: int, passed: int
+) -> None:
+    """Others are copied and sent meanwhile: none may come into the rows of the next call."""
+    monkeypatch.setattr("keras_trt.runtime.slots.ONE_THREADS", 16)
+    monkeypatch.setattr("keras_trt.runtime.copying.PIECE", 1)
+    for seed in range(runs_before):
+        assert_right(runner, feeds(8, seed=seed))
+    host_cuda.fail("cudaMemcpyAsync", *[Status.cudaSuccess] * passed, OUT_OF_MEMORY)
+    failed = 0
+    for seed in range(6):
+        try:
+            assert_right(runner, feeds(8, seed=seed))
+        except CudaError:
+            failed += 1
+    assert failed <= 1  # in a capture it costs no more than the graph
+    assert not host_cuda.injected["cudaMemcpyAsync"]
+    for rows in (3, 8, 3):
+        assert_right(runner, feeds(rows))
+
+
 @pytest.mark.parametrize("function", ["cudaStreamBeginCapture", "cudaStreamEndCapture", "cudaGraphInstantiate"])
 def test_a_capture_that_fails_costs_no_answer(runner: GpuRunner, host_cuda: HostCuda, function: str) -> None:
     host_cuda.fail(function, Status.cudaErrorStreamCaptureUnsupported)

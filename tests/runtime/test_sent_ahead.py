@@ -4,22 +4,25 @@ from __future__ import annotations
 
 import ctypes
 import itertools
+import math
 from collections import Counter
 from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from keras_trt.runtime import SLOTS
 from keras_trt.runtime.results import Results
+from keras_trt.runtime.slots import _Buffer
 from keras_trt.specs import Measured, Pipelining
 
-from .helpers import assert_right, inputs, session
+from .helpers import assert_right, inputs, one_by_one, runner_of, session
 from .host_cuda import HostCuda, installed
-from .host_engine import HostEngineOnDevice
+from .host_engine import HostContext, HostEngineOnDevice
 from .host_parts import Copy
 
 
@@ -73,10 +76,10 @@ def test_large_rows_are_on_the_gpu_when_their_batch_is_launched(
     one.close()
 
 
-def test_rows_of_a_batch_that_is_alone_are_sent_while_others_are_copied(
+def test_rows_of_a_call_of_one_batch_are_sent_while_others_are_copied(
     host_cuda: HostCuda, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("keras_trt.runtime.slots.ONE_THREADS", 16)  # bytes: `x` has more
+    monkeypatch.setattr("keras_trt.runtime.slots.ONE_THREADS", 32)  # bytes: `x` alone has more
     monkeypatch.setattr("keras_trt.runtime.copying.PIECE", 16)
     monkeypatch.setattr("keras_trt.runtime.copying._help_with", lambda *_: None)  # the caller copies row by row
     memcpy, sent = host_cuda.cudaMemcpyAsync, list[bytes]()
@@ -88,13 +91,74 @@ def test_rows_of_a_batch_that_is_alone_are_sent_while_others_are_copied(
 
     monkeypatch.setattr(host_cuda, "cudaMemcpyAsync", noted)
     one = session(HostEngineOnDevice(host_cuda))
-    for rows, launched in ((8, 0), (8, 1), (8, 2), (6, 2), (8, 3)):
+    for rows, launched, records in ((8, 0, False), (8, 1, True), (8, 2, True), (6, 2, False), (8, 3, True)):
         given = inputs(rows, seed=launched)
         sent.clear()
         assert_right(one, given)
-        x = [part for part in sent if len(part) == given[0][0].nbytes]
-        assert x[:rows] == [row.tobytes() for row in given[0]]
+        x, k = [row.tobytes() for row in given[0]], given[1].tobytes()
+        assert sent == (x if records else [*x, k])  # the graph copies what is small
         assert host_cuda.calls["cudaGraphLaunch"] == launched
+    one.close()
+
+
+@pytest.mark.parametrize("rows", [5, 6])
+@pytest.mark.parametrize("ahead", [0, 1 << 20])
+@pytest.mark.parametrize("batches", [1, 2])
+def test_rows_that_are_sent_in_pieces_are_padded_by_the_last(
+    host_cuda: HostCuda, monkeypatch: pytest.MonkeyPatch, rows: int, ahead: int, batches: int
+) -> None:
+    """By whatever was there before a row might overflow, or be an index out of range."""
+    monkeypatch.setattr("keras_trt.runtime.slots.ONE_THREADS", 16)
+    monkeypatch.setattr("keras_trt.runtime.slots.AHEAD", ahead)
+    monkeypatch.setattr("keras_trt.runtime.copying.PIECE", 16)
+    infer, seen = HostContext._infer, list[Any]()
+
+    def noted(context: HostContext, shapes: Any, addresses: Any) -> None:
+        size = 4 * math.prod(shapes["x"])
+        seen.append(host_cuda.view(addresses["x"], size, "device").view("float32").reshape(shapes["x"]).copy())
+        infer(context, shapes, addresses)
+
+    monkeypatch.setattr(HostContext, "_infer", noted)
+    one = session(HostEngineOnDevice(host_cuda), costs=one_by_one({8: 1.0}))
+    for seed, count in enumerate((8, rows, 7, rows)):
+        given = inputs(8 * (batches - 1) + count, seed=seed)
+        seen.clear()
+        assert_right(one, given)
+        assert len(seen) == batches
+        np.testing.assert_array_equal(seen[-1][:count], given[0][-count:])
+        np.testing.assert_array_equal(seen[-1][count:], np.repeat(given[0][-1:], 8 - count, axis=0))
+    one.close()
+
+
+@pytest.mark.parametrize(("batches", "pieces"), [(1, 8), (3, 2)])
+def test_rows_of_many_batches_are_not_cut_finer(
+    host_cuda: HostCuda, monkeypatch: pytest.MonkeyPatch, batches: int, pieces: int
+) -> None:
+    monkeypatch.setattr("keras_trt.runtime.slots.ONE_THREADS", 100)  # bytes: `x` alone has more
+    monkeypatch.setattr("keras_trt.runtime.copying.PIECE", 16)
+    begin, begun = _Buffer.begin, list[int]()
+
+    def noted(buffer: _Buffer, *arguments: Any) -> None:
+        begin(buffer, *arguments)
+        if buffer.copy:
+            begun.append(len(buffer.copy._pieces))
+
+    monkeypatch.setattr(_Buffer, "begin", noted)
+    one = session(HostEngineOnDevice(host_cuda), measured=Measured({}, Pipelining(3, 2)))
+    assert_right(one, inputs(8 * batches))
+    assert begun == [pieces] * batches
+    one.close()
+
+
+def test_one_large_row_is_part_of_its_graph(host_cuda: HostCuda, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing of it can be sent before the rest."""
+    monkeypatch.setattr("keras_trt.runtime.slots.ONE_THREADS", 16)
+    monkeypatch.setattr("keras_trt.runtime.copying.PIECE", 8)
+    one = session(HostEngineOnDevice(host_cuda))
+    for seed in range(3):
+        assert_right(one, inputs(1, seed=seed))
+    (slot,) = runner_of(one)._pool._idle
+    assert list(slot._graphs) == [frozenset()]
     one.close()
 
 
