@@ -116,8 +116,8 @@ class Copy:
     def __init__(self, target: Array, source: Array | Rows, threads: int = THREADS, pieces_a_thread: int = 1) -> None:
         self._target, self._source = target, source
         self._threads = threads
-        count = max(min(target.nbytes // PIECE, len(target), threads * pieces_a_thread), 1) if target.ndim else 1
-        self._bounds = [len(target) * i // count for i in range(count + 1)] if count > 1 else []
+        most = threads * pieces_a_thread
+        self._count = max(min(target.nbytes // PIECE, len(target), most), 1) if target.ndim else 1
         self._pieces: list[_Piece] = []
         self._taking = threading.Lock()
 
@@ -127,12 +127,13 @@ class Copy:
         Raises:
             ValueError: if the shapes differ.
         """
-        if self._bounds:
-            target, source = self._target, self._source
+        if self._count > 1:
+            target, source, count = self._target, self._source, self._count
             if source.shape != target.shape:
                 raise ValueError(f"A source of shape {source.shape} does not fit {target.shape}: no broadcast.")
-            self._pieces = [_Piece(target[i:j], source[i:j]) for i, j in itertools.pairwise(self._bounds)]
-            _help_with(self, min(len(self._pieces), self._threads))
+            bounds = [len(target) * i // count for i in range(count + 1)]
+            self._pieces = [_Piece(target[i:j], source[i:j]) for i, j in itertools.pairwise(bounds)]
+            _help_with(self, min(count, self._threads))
 
     @property
     def begun(self) -> bool:
@@ -158,17 +159,18 @@ class Copy:
             put(self._target, self._source)
             return
         with deferred():  # Ctrl-C must not leave a thread behind that still writes
-            done, failed = 0, False
-            while done < len(self._pieces):
-                while not self._pieces[done].ran and self.help():
+            pieces, rows, failed = self._pieces, 0, False
+            while pieces:
+                while not pieces[0].ran and self.help():
                     pass
-                with self._pieces[done].done:
+                with pieces[0].done:
                     pass
-                while done < len(self._pieces) and self._pieces[done].ran:
-                    failed = failed or self._pieces[done].error is not None
-                    done += 1
+                ended = list(itertools.takewhile(lambda piece: piece.ran, pieces))
+                pieces = pieces[len(ended) :]
+                rows += sum(len(piece.target) for piece in ended)
+                failed = failed or any(piece.error for piece in ended)
                 if there and not failed:
-                    there(self._bounds[done])
+                    there(rows)
         errors = [piece.error for piece in self._pieces if piece.error is not None]
         for piece in self._pieces:
             piece.error = None

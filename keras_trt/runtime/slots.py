@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import threading
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Callable, Mapping, Sequence, Set
 from contextlib import ExitStack
 from functools import partial
 from typing import Any
@@ -141,7 +141,7 @@ class Slot:
         for name in names:
             if name in ahead:
                 continue
-            if name in given or name in coming:
+            if name in apart:
                 self._bring(name)
             else:
                 self._buffers[name].fill()
@@ -342,10 +342,10 @@ class _Buffer:
         """Whether other threads may still copy rows of it, in several pieces."""
         return self.copy is not None and self.copy.begun
 
-    def finish(self) -> None:
-        """Wait until the rows are there; those of the call before, where a second Ctrl-C kept that from it."""
+    def finish(self, there: Callable[[int], None] | None = None) -> None:
+        """Wait until the rows are there: also those of a call that a second Ctrl-C kept from it. See `Copy.finish`."""
         if self.copy is not None:
-            self.copy.finish()
+            self.copy.finish(there)
             self.copy = None  # not before: whoever is interrupted here finishes again
 
     def fill(self) -> None:
@@ -364,9 +364,7 @@ class _Buffer:
             cuda.copy_to_device(self.device, self.pinned, (rows - sent) * row, stream, start=sent * row)
             sent = rows
 
-        if self.copy is not None:
-            self.copy.finish(arrived)
-            self.copy = None
+        self.finish(arrived)
         self.fill()
         if sent < len(self.array):
             arrived(len(self.array))

@@ -6,6 +6,7 @@ import itertools
 import signal
 import threading
 import time
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -106,6 +107,45 @@ def test_an_alarm_during_a_copy_is_raised_once_and_leaves_nothing_copying(
     one.close()
 
 
+def interrupt_ends_of_copies(
+    monkeypatch: pytest.MonkeyPatch,
+    count: int,
+    *,
+    in_pieces: bool = True,
+    seconds: float = 20.0,
+    look: Callable[[copying._Piece], None] = lambda _: None,
+) -> threading.Event:
+    """Let Ctrl-C come as so many copies are to be finished, and other threads be at pieces until the event is set.
+
+    Args:
+        count: how many.
+        in_pieces: whether other threads copy.
+        seconds: how long they wait for the event at most.
+        look: looks at a piece that another thread then copies late.
+    """
+    finish, run, main = copying.Copy.finish, copying._Piece.run, threading.main_thread()
+    begun, go_on, left = threading.Event(), threading.Event(), count
+
+    def interrupted(copy: copying.Copy, *there: Any) -> None:
+        nonlocal left
+        left -= 1
+        if left >= 0:
+            assert not in_pieces or begun.wait(20)
+            raise KeyboardInterrupt
+        finish(copy, *there)
+
+    def late(piece: copying._Piece) -> None:
+        if threading.current_thread() is not main and not go_on.is_set():
+            begun.set()
+            go_on.wait(seconds)
+            look(piece)
+        run(piece)
+
+    monkeypatch.setattr(copying.Copy, "finish", interrupted)
+    monkeypatch.setattr(copying._Piece, "run", late)
+    return go_on
+
+
 @pytest.mark.parametrize("piece", [1 << 20, 300])
 def test_rows_of_a_call_that_was_interrupted_twice_do_not_come_back(
     host_cuda: HostCuda, monkeypatch: pytest.MonkeyPatch, piece: int
@@ -114,25 +154,7 @@ def test_rows_of_a_call_that_was_interrupted_twice_do_not_come_back(
     monkeypatch.setattr("keras_trt.runtime.slots.ONE_THREADS", 100)
     monkeypatch.setattr(copying, "PIECE", piece)
     one = session(HostEngineOnDevice(host_cuda), largest=64, costs=one_by_one({64: 1.0}))
-    finish, run, left = copying.Copy.finish, copying._Piece.run, 2
-    begun, go_on, main = threading.Event(), threading.Event(), threading.main_thread()
-
-    def interrupted(copy: copying.Copy, *there: Any) -> None:
-        nonlocal left
-        left -= 1
-        if left >= 0:
-            assert piece == 1 << 20 or begun.wait(20)
-            raise KeyboardInterrupt
-        finish(copy, *there)
-
-    def late(piece: copying._Piece) -> None:
-        if threading.current_thread() is not main and not go_on.is_set():
-            begun.set()
-            go_on.wait(1)
-        run(piece)
-
-    monkeypatch.setattr(copying.Copy, "finish", interrupted)
-    monkeypatch.setattr(copying._Piece, "run", late)
+    go_on = interrupt_ends_of_copies(monkeypatch, 2, in_pieces=piece < 1 << 20, seconds=1.0)
     with pytest.raises(KeyboardInterrupt):
         one.run(inputs(64))
     threading.Timer(0.1, go_on.set).start()  # while the next call is at its rows, or waits for those of the last
@@ -151,28 +173,13 @@ def test_memory_of_a_call_that_was_interrupted_is_not_freed_under_a_copy(
     monkeypatch.setattr(copying, "PIECE", 300)
     one = session(HostEngineOnDevice(host_cuda), largest=128)
     assert_right(one, inputs(64))
-    finish, run, left = copying.Copy.finish, copying._Piece.run, 3
-    begun, go_on, main = threading.Event(), threading.Event(), threading.main_thread()
     freed = list[bool]()
 
-    def interrupted(copy: copying.Copy, *there: Any) -> None:
-        nonlocal left
-        left -= 1
-        if left >= 0:
-            assert begun.wait(20)
-            raise KeyboardInterrupt
-        finish(copy, *there)
+    def look(piece: copying._Piece) -> None:
+        at = piece.target.ctypes.data
+        freed.extend(one.freed for start, one in host_cuda.memory.items() if start <= at < start + one.size)
 
-    def late(piece: copying._Piece) -> None:
-        if threading.current_thread() is not main and not go_on.is_set():
-            begun.set()
-            go_on.wait(20)
-            at = piece.target.ctypes.data
-            freed.extend(one.freed for start, one in host_cuda.memory.items() if start <= at < start + one.size)
-        run(piece)
-
-    monkeypatch.setattr(copying.Copy, "finish", interrupted)
-    monkeypatch.setattr(copying._Piece, "run", late)
+    go_on = interrupt_ends_of_copies(monkeypatch, 3, look=look)
     with pytest.raises(KeyboardInterrupt):
         one.run(inputs(64))
     threading.Timer(0.2, go_on.set).start()

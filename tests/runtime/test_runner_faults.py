@@ -21,6 +21,17 @@ from .runners import assert_right, feeds, infer, running
 OUT_OF_MEMORY = Status.cudaErrorMemoryAllocation
 
 
+def failures(runner: GpuRunner, rows: int) -> int:
+    """Return how many of six calls CUDA fails; the others must be right."""
+    failed = 0
+    for seed in range(6):
+        try:
+            assert_right(runner, feeds(rows, seed=seed))
+        except CudaError:
+            failed += 1
+    return failed
+
+
 @pytest.mark.parametrize("runs_before", [0, 1, 2])
 @pytest.mark.parametrize(
     "function", ["cudaMemcpyAsync", "cudaGraphLaunch", "cudaStreamSynchronize", "cudaMalloc", "cudaHostAlloc"]
@@ -32,13 +43,7 @@ def test_a_cuda_call_fails(
     for seed in range(runs_before):
         assert_right(runner, feeds(3, seed=seed))
     host_cuda.fail(function, *[Status.cudaSuccess] * passed, OUT_OF_MEMORY)
-    failed = 0
-    for seed in range(6):
-        try:
-            assert_right(runner, feeds(3, seed=seed))
-        except CudaError:
-            failed += 1
-    assert failed <= 1
+    assert failures(runner, rows=3) <= 1
     host_cuda.injected.clear()
     for rows in (3, 8, 3):
         assert_right(runner, feeds(rows))
@@ -55,13 +60,7 @@ def test_a_piece_cannot_be_sent(
     for seed in range(runs_before):
         assert_right(runner, feeds(8, seed=seed))
     host_cuda.fail("cudaMemcpyAsync", *[Status.cudaSuccess] * passed, OUT_OF_MEMORY)
-    failed = 0
-    for seed in range(6):
-        try:
-            assert_right(runner, feeds(8, seed=seed))
-        except CudaError:
-            failed += 1
-    assert failed <= 1  # in a capture it costs no more than the graph
+    assert failures(runner, rows=8) <= 1  # in a capture it costs no more than the graph
     assert not host_cuda.injected["cudaMemcpyAsync"]
     for rows in (3, 8, 3):
         assert_right(runner, feeds(rows))
